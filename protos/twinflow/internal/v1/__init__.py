@@ -1,0 +1,1 @@
+"""Generated stubs and the .proto files they come from."""

@@ -1,0 +1,1 @@
+"""Model families: one file per variant, made by `create_model`."""

@@ -1,0 +1,64 @@
+"""The unit of work of an engine: a flat list of row groups.
+
+There is no prefill phase and no decode phase. A prefill chunk, a decode token, a speculative
+verify run and one layer group of a layered prefill are all rows of one request in one range of
+layers. Schedulers make plans, runners execute them; a plan holds no tensors.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class RowKind(str, Enum):
+    """Why a row group is computed."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Consecutive tokens of one request that cross a contiguous range of layers in one step.
+
+    Attributes:
+        request_id: whose tokens.
+        token_start: position of the first token in the sequence.
+        token_count: number of tokens, at least one.
+        layer_start: first layer of the range.
+        layer_end: one behind the last layer.
+        kind: why they are computed.
+        samples: the last row yields the next token of the request.
+    """
+
+    request_id: str
+    token_start: int
+    token_count: int
+    layer_start: int
+    layer_end: int
+    kind: RowKind
+    samples: bool
+
+    @property
+    def token_end(self) -> int:
+        """One behind the position of the last token."""
+        return self.token_start + self.token_count
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Everything one engine step executes.
+
+    Attributes:
+        row_groups: the rows, decode groups first.
+        receive: requests whose blocks are reserved and whose KV another worker shall send.
+        preempted: requests that lost their blocks to make room; they are computed again later.
+    """
+
+    row_groups: tuple[RowGroup, ...] = ()
+    receive: tuple[str, ...] = ()
+    preempted: tuple[str, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the flat batch."""
+        return sum(group.token_count for group in self.row_groups)

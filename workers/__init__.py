@@ -1,0 +1,1 @@
+"""Worker processes: thin shells round runtime objects, and their gRPC service."""
