@@ -1,10 +1,10 @@
 """What an engine gives back: token deltas on the way, completions at the end."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 
-class FinishReason(str, Enum):
+class FinishReason(StrEnum):
     """Why a completion ended; the values are OpenAI's."""
 
     STOP = "stop"

@@ -6,10 +6,10 @@ layers. Schedulers make plans, runners execute them; a plan holds no tensors.
 """
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 
-class RowKind(str, Enum):
+class RowKind(StrEnum):
     """Why a row group is computed."""
 
     PREFILL = "prefill"

@@ -1,0 +1,50 @@
+"""Configuration of an engine, filled in: no `auto`, no None that someone resolves later.
+
+The command line's configuration is `twinflow.cluster.config`; this is what it comes down to.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How one engine schedules and how much memory it has.
+
+    Attributes:
+        max_model_len: longest sequence, prompt and output together.
+        num_blocks: blocks of the KV cache, the null block included.
+        block_size: token slots of a block, a power of two.
+        max_num_seqs: requests that hold blocks at the same time.
+        max_num_batched_tokens: rows of a step: decode rows first, prefill chunks fill the rest.
+        enable_prefix_caching: reuse the KV of prompts that begin alike.
+        scheduler: name of the scheduling policy.
+        watermark: share of the blocks that admission leaves idle, so that running requests can
+            grow for a while before one must be preempted.
+        max_step_failures: consecutive failed steps after which the engine gives up.
+    """
+
+    max_model_len: int
+    num_blocks: int
+    block_size: int = 16
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 1024
+    enable_prefix_caching: bool = True
+    scheduler: str = "chunked"
+    watermark: float = 0.01
+    max_step_failures: int = 3
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1 or self.block_size & (self.block_size - 1):
+            raise ValueError(f"block_size must be a power of two, not {self.block_size}")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
+                f"max_num_seqs ({self.max_num_seqs}): every running request decodes in every step"
+            )
+        capacity = (self.num_blocks - 1) * self.block_size
+        if capacity < self.max_model_len:
+            raise ValueError(
+                f"{self.num_blocks - 1} KV blocks of {self.block_size} tokens hold {capacity} "
+                f"tokens, less than max_model_len ({self.max_model_len}): lower --max-model-len "
+                f"or raise the KV memory"
+            )

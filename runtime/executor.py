@@ -1,0 +1,81 @@
+"""What an engine needs from the side that computes: rows in, sampled tokens out.
+
+The engine holds no tensors and the executor holds no queues. `ModelExecutor` runs a model;
+tests run fakes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from twinflow.runtime.outputs import TokenLogprobs
+from twinflow.runtime.request import Request
+from twinflow.runtime.step_plan import RowGroup
+
+# Called with [first, end) when the KV of these layers is written for all rows of the step.
+LayersDone = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One row group with what is needed to compute it.
+
+    Attributes:
+        request: whose rows.
+        group: which rows.
+        blocks: the request's block table, covering at least `group.token_end` tokens.
+    """
+
+    request: Request
+    group: RowGroup
+    blocks: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The next token of a request.
+
+    Attributes:
+        token_id: the token.
+        logprobs: if the request asked for them.
+    """
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A request whose logits cannot be sampled, such as NaN; its neighbours are not affected.
+
+    Attributes:
+        reason: one sentence.
+    """
+
+    reason: str
+
+
+class Executor(Protocol):
+    """Computes row groups and keeps the sampling state of the requests it was told of."""
+
+    def admit(self, request: Request) -> None:
+        """Prepare sampling for a request, whose output so far is taken into account."""
+        ...
+
+    def accept(self, request_id: str, token_id: int) -> None:
+        """A token was appended to the request."""
+        ...
+
+    def forget(self, request_id: str) -> None:
+        """The request is over."""
+        ...
+
+    def execute(
+        self, work: Sequence[Work], on_layers: LayersDone | None
+    ) -> Sequence[Sampled | Fault]:
+        """Compute all rows, sample where asked.
+
+        Returns:
+            One result for each work whose group samples, in order.
+        """
+        ...

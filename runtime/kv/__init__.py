@@ -1,0 +1,1 @@
+"""Paged KV memory: the blocks, who holds them, and the prefixes that can be shared."""

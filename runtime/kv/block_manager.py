@@ -1,0 +1,172 @@
+"""Which blocks hold which sequence.
+
+    tokens    0 ....... cached prefix ....... | ... computed ... | scheduled | to come
+    blocks    [ shared, found in the index    ][ own, allocated on admission and while decoding ]
+    names     [ published ................................ ]  only full, computed blocks
+
+A table's blocks are held from `open` to `free`. Blocks are published as soon as every token in
+them is computed in all layers, never earlier. The manager knows no tensors and makes no policy:
+schedulers ask what fits, the engine carries out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from twinflow.runtime.kv.block_pool import BlockPool
+from twinflow.runtime.kv.prefix_hash import extend_chain, prefix_root
+from twinflow.runtime.request import Request
+
+
+@dataclass(slots=True)
+class BlockTable:
+    """The blocks of one sequence.
+
+    Attributes:
+        blocks: block numbers, in token order.
+        published: leading blocks that are in the prefix index.
+    """
+
+    blocks: list[int]
+    published: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixMatch:
+    """What the prefix index has of a sequence.
+
+    Attributes:
+        blocks: cached blocks, in token order.
+        num_tokens: tokens they hold.
+        num_idle: how many of them are idle: holding them uses up that many idle blocks.
+    """
+
+    blocks: tuple[int, ...] = ()
+    num_tokens: int = 0
+    num_idle: int = 0
+
+
+@dataclass(slots=True)
+class PrefixCounters:
+    """Tokens that admissions looked for in the prefix index, and tokens it had."""
+
+    queries: int = 0
+    hits: int = 0
+
+
+class BlockManager:
+    """Block tables over one pool.
+
+    Args:
+        num_blocks: blocks of the KV cache, the null block included.
+        block_size: token slots of a block.
+        model_fingerprint: part of every prefix's name.
+        layout_digest: part of every prefix's name.
+        enable_prefix_caching: whether finished blocks can be found again.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        model_fingerprint: str,
+        layout_digest: str,
+        enable_prefix_caching: bool = True,
+    ) -> None:
+        self._pool = BlockPool(num_blocks)
+        self._tables: dict[str, BlockTable] = {}
+        self._identity = (model_fingerprint, layout_digest)
+        self._caching = enable_prefix_caching
+        self.block_size = block_size
+        self.counters = PrefixCounters()
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that sequences can hold."""
+        return self._pool.num_blocks
+
+    @property
+    def num_idle(self) -> int:
+        """Blocks that can be allocated now."""
+        return self._pool.num_idle
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that `num_tokens` tokens fill, the last one perhaps in part."""
+        return -(-num_tokens // self.block_size)
+
+    def blocks(self, request_id: str) -> Sequence[int]:
+        """The block table of a sequence; empty if it has none."""
+        table = self._tables.get(request_id)
+        return table.blocks if table else ()
+
+    def num_held(self, request_id: str) -> int:
+        """Length of a sequence's block table."""
+        return len(self.blocks(request_id))
+
+    def num_reclaimable(self, request_id: str) -> int:
+        """Blocks that go idle when the sequence is freed: those nobody else holds."""
+        return sum(self._pool.references(block) == 1 for block in self.blocks(request_id))
+
+    def match(self, request: Request) -> PrefixMatch:
+        """The longest cached prefix, short of the last token: its logits must be computed."""
+        if not self._caching or request.probe:
+            return PrefixMatch()
+        num_full = (request.num_tokens - 1) // self.block_size
+        self._name(request, num_full)
+        blocks = tuple(self._pool.find(request.prefix_names[:num_full]))
+        num_idle = self._pool.num_idle_among(blocks)
+        return PrefixMatch(blocks, len(blocks) * self.block_size, num_idle)
+
+    def open(self, request: Request, match: PrefixMatch) -> None:
+        """Start the table of a sequence with the blocks of a match made in the same step."""
+        if request.request_id in self._tables:
+            raise ValueError(f"request {request.request_id} already has a block table")
+        self._pool.retain(match.blocks)
+        self._tables[request.request_id] = BlockTable(list(match.blocks), len(match.blocks))
+        self.counters.queries += request.num_tokens
+        self.counters.hits += match.num_tokens
+
+    def grow(self, request_id: str, num_tokens: int) -> None:
+        """Make room for the first `num_tokens` tokens of a sequence.
+
+        Raises:
+            ValueError: there are not enough idle blocks; nothing was allocated.
+        """
+        table = self._tables[request_id]
+        missing = self.blocks_for(num_tokens) - len(table.blocks)
+        if missing > 0:
+            table.blocks.extend(self._pool.allocate(missing))
+
+    def publish(self, request: Request) -> None:
+        """Make findable every full block among the computed tokens of a sequence."""
+        table = self._tables[request.request_id]
+        num_full = request.num_computed // self.block_size
+        if not self._caching or request.probe or num_full <= table.published:
+            return
+        self._name(request, num_full)
+        for index in range(table.published, num_full):
+            self._pool.publish(table.blocks[index], request.prefix_names[index])
+        table.published = num_full
+
+    def free(self, request_id: str) -> None:
+        """Give back every block of a sequence; a sequence without a table is fine."""
+        table = self._tables.pop(request_id, None)
+        if table is not None:
+            self._pool.release(table.blocks)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix; held blocks stay held."""
+        self._pool.clear_names()
+
+    def check_integrity(self) -> None:
+        """Recount all blocks; raises AssertionError with the first disagreement."""
+        self._pool.check_integrity(table.blocks for table in self._tables.values())
+
+    def _name(self, request: Request, num_blocks: int) -> None:
+        extend_chain(
+            prefix_root(*self._identity, request.cache_salt),
+            request.prefix_names,
+            request.tokens,
+            num_blocks=num_blocks,
+            block_size=self.block_size,
+        )

@@ -1,0 +1,129 @@
+"""Blocks by number: reference counts, the free list, and the index of cached prefixes.
+
+Every block is in exactly one of three states:
+
+    held     reference count > 0
+    cached   reference count 0, has a name: can be found and taken back, or evicted
+    free     reference count 0, no name
+
+Cached and free blocks form one list in order of release, so the least recently used cached block
+is evicted first. Block 0 is the null block: padding rows write to it, nobody ever holds it. The
+pool knows neither requests nor tokens.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+NULL_BLOCK = 0
+
+
+class BlockPool:
+    """Reference counts and prefix index of `num_blocks` blocks, the null block included."""
+
+    def __init__(self, num_blocks: int) -> None:
+        if num_blocks < 2:
+            raise ValueError(f"a pool needs at least 2 blocks, not {num_blocks}")
+        self._references = [0] * num_blocks
+        self._idle: OrderedDict[int, None] = OrderedDict((b, None) for b in range(1, num_blocks))
+        self._names: dict[int, bytes] = {}
+        self._blocks: dict[bytes, int] = {}
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that can be held."""
+        return len(self._references) - 1
+
+    @property
+    def num_idle(self) -> int:
+        """Blocks that `allocate` could hand out now: free ones and cached ones."""
+        return len(self._idle)
+
+    def references(self, block: int) -> int:
+        """How many holders a block has."""
+        return self._references[block]
+
+    def allocate(self, count: int) -> list[int]:
+        """Take `count` idle blocks, evicting the cached prefixes that were unused longest.
+
+        Raises:
+            ValueError: there are fewer idle blocks.
+        """
+        if count > len(self._idle):
+            raise ValueError(f"{count} blocks wanted, {len(self._idle)} are idle")
+        taken = [self._idle.popitem(last=False)[0] for _ in range(count)]
+        for block in taken:
+            self._forget(block)
+            self._references[block] = 1
+        return taken
+
+    def retain(self, blocks: Iterable[int]) -> None:
+        """Add a holder to each block; cached blocks come back from the idle list."""
+        for block in blocks:
+            if self._references[block] == 0:
+                del self._idle[block]
+            self._references[block] += 1
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Remove a holder from each block of a sequence.
+
+        The end of the sequence goes idle first: a prefix is worth more than what follows it.
+        """
+        for block in reversed(blocks):
+            if self._references[block] <= 0:
+                raise ValueError(f"block {block} has no holder")
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                self._idle[block] = None
+
+    def publish(self, block: int, name: bytes) -> None:
+        """Make a held block findable. If another block already has the name, that one stays."""
+        if name not in self._blocks and block not in self._names:
+            self._blocks[name] = block
+            self._names[block] = name
+
+    def find(self, chain: Iterable[bytes]) -> list[int]:
+        """The blocks of the longest cached prefix of a chain of names."""
+        found: list[int] = []
+        for name in chain:
+            block = self._blocks.get(name)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def num_idle_among(self, blocks: Iterable[int]) -> int:
+        """How many of the blocks are idle, so that holding them uses up idle blocks."""
+        return sum(self._references[block] == 0 for block in blocks)
+
+    def clear_names(self) -> None:
+        """Forget every cached prefix."""
+        self._names.clear()
+        self._blocks.clear()
+
+    def _forget(self, block: int) -> None:
+        name = self._names.pop(block, None)
+        if name is not None:
+            del self._blocks[name]
+
+    def check_integrity(self, holders: Iterable[Sequence[int]]) -> None:
+        """Recount everything.
+
+        Args:
+            holders: the block lists of everyone who holds blocks.
+
+        Raises:
+            AssertionError: counts, lists or index disagree; the message says where.
+        """
+        counts = [0] * len(self._references)
+        for blocks in holders:
+            for block in blocks:
+                counts[block] += 1
+        for block, (counted, kept) in enumerate(zip(counts, self._references, strict=True)):
+            if counted != kept:
+                raise AssertionError(f"block {block}: {counted} holders, count says {kept}")
+            if block != NULL_BLOCK and (kept == 0) != (block in self._idle):
+                raise AssertionError(f"block {block}: count {kept}, idle {block in self._idle}")
+        if counts[NULL_BLOCK] or NULL_BLOCK in self._idle or NULL_BLOCK in self._names:
+            raise AssertionError("the null block is in use")
+        if {name: block for block, name in self._names.items()} != self._blocks:
+            raise AssertionError("names and blocks of the prefix index differ")

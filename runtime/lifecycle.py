@@ -1,0 +1,217 @@
+"""What happens to one request: admitted, extended by a token, preempted, received, ended.
+
+Every transition of a request's state is here and keeps queues, blocks, sampling state and outputs
+together. When a transition happens is the engine's business, and the scheduler's.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from twinflow.protos.errors import EngineError, TwinflowError
+from twinflow.runtime.executor import Executor, Sampled
+from twinflow.runtime.kv.block_manager import BlockManager
+from twinflow.runtime.outputs import FinishReason, PhaseTime, TokenDelta
+from twinflow.runtime.queues import RequestQueues
+from twinflow.runtime.request import Request, RequestStatus, Stopwatch
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveOrder:
+    """Blocks are reserved for a request whose KV another worker shall compute and send.
+
+    Attributes:
+        request: whose prompt.
+        first_block: blocks of the sequence before this one are here already.
+        blocks: the whole block table; `blocks[first_block:]` are to be written.
+    """
+
+    request: Request
+    first_block: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class EngineOutputs:
+    """What happened since it was last asked for.
+
+    Attributes:
+        deltas: (request id, new tokens); the last delta of a request has a finish reason.
+        failures: (request id, error) of requests that ended without one.
+        receives: orders to receive KV.
+    """
+
+    deltas: list[tuple[str, TokenDelta]] = field(default_factory=list)
+    failures: list[tuple[str, TwinflowError]] = field(default_factory=list)
+    receives: list[ReceiveOrder] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.deltas or self.failures or self.receives)
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """Totals since the engine started."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    preemptions: int = 0
+
+
+class RequestLifecycle:
+    """State transitions of the requests of one engine.
+
+    Args:
+        executor: keeps the sampling state.
+        blocks: keeps the block tables.
+        max_model_len: longest sequence.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        blocks: BlockManager,
+        *,
+        max_model_len: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._executor = executor
+        self._blocks = blocks
+        self._max_model_len = max_model_len
+        self._clock = clock
+        self.queues = RequestQueues()
+        self.outputs = EngineOutputs()
+        self.counters = EngineCounters()
+
+    def require(self, request_id: str) -> Request:
+        """The live request with this id, which a plan has just named."""
+        request = self.queues.get(request_id)
+        if request is None:
+            raise EngineError(f"the plan names request {request_id}, which is not here")
+        return request
+
+    def enqueue(self, request: Request) -> None:
+        """Take in a new request."""
+        request.stopwatch = Stopwatch("queue", self._clock())
+        self.queues.add(request)
+        self._executor.admit(request)
+
+    def admit(self, requests: Iterable[Request], receiving: Sequence[str]) -> None:
+        """Give block tables to waiting requests that a plan admits.
+
+        All tables are opened before any of them grows: growing evicts cached blocks, and the
+        plan counts on those that it has matched.
+        """
+        admitted = [r for r in requests if r.status is RequestStatus.WAITING]
+        for request in admitted:
+            match = self._blocks.match(request)
+            self._blocks.open(request, match)
+            request.num_computed = match.num_tokens
+            if request.cached_tokens is None:
+                request.cached_tokens = match.num_tokens
+        for request in admitted:
+            if request.request_id in receiving:
+                self._order_receive(request)
+            else:
+                self.queues.move(request, RequestStatus.RUNNING)
+                request.stopwatch.enter("prefill", self._clock())
+
+    def _order_receive(self, request: Request) -> None:
+        self.queues.move(request, RequestStatus.RECEIVING)
+        request.stopwatch.enter("transfer", self._clock())
+        self._blocks.grow(request.request_id, request.num_tokens)
+        blocks = tuple(self._blocks.blocks(request.request_id))
+        first = request.num_computed // self._blocks.block_size
+        self.outputs.receives.append(ReceiveOrder(request, first, blocks))
+
+    def append(self, request: Request, sampled: Sampled, *, phase: str) -> None:
+        """Add a token, report it, and end the request if the token ends it.
+
+        Args:
+            request: running or receiving.
+            sampled: the token.
+            phase: what the request's time goes to from now on.
+        """
+        request.output_token_ids.append(sampled.token_id)
+        self._executor.accept(request.request_id, sampled.token_id)
+        now = self._clock()
+        request.stopwatch.enter(phase, now)
+        reason = None if request.hold else self._finish_reason(request, sampled.token_id)
+        delta = TokenDelta(
+            token_ids=(sampled.token_id,),
+            logprobs=(sampled.logprobs,) if sampled.logprobs else (),
+            finish_reason=reason,
+            stop_token_id=sampled.token_id if reason is FinishReason.STOP else None,
+            cached_tokens=request.cached_tokens or 0,
+            phases=request.stopwatch.total(now) if reason or request.hold else (),
+        )
+        self.outputs.deltas.append((request.request_id, delta))
+        if request.hold:
+            self.queues.move(request, RequestStatus.HELD)
+            return
+        self.counters.generation_tokens += 1
+        if reason is not None:
+            self.close(request)
+
+    def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
+        num_outputs = len(request.output_token_ids)
+        if num_outputs >= request.params.min_tokens and token_id in request.ending_token_ids:
+            return FinishReason.STOP
+        if request.num_tokens >= min(request.max_total_tokens, self._max_model_len):
+            return FinishReason.LENGTH
+        return None
+
+    def preempt(self, request: Request) -> None:
+        """Take a request's blocks; it is computed again, with what it has generated so far."""
+        self.counters.preemptions += 1
+        self._restart(request, "preempted")
+
+    def _restart(self, request: Request, phase: str) -> None:
+        self._blocks.free(request.request_id)
+        request.num_computed = 0
+        request.fetch = False
+        request.stopwatch.enter(phase, self._clock())
+        self.queues.move(request, RequestStatus.WAITING)
+
+    def fail(self, request: Request, error: TwinflowError) -> None:
+        """End a request with an error."""
+        self.outputs.failures.append((request.request_id, error))
+        self.close(request)
+
+    def close(self, request: Request) -> None:
+        """Give everything back; blocks that still receive are given back when that is over."""
+        if request.status is RequestStatus.RECEIVING:
+            request.doomed = True
+            return
+        self._blocks.free(request.request_id)
+        self._executor.forget(request.request_id)
+        self.queues.move(request, RequestStatus.FINISHED)
+
+    def first_token_received(
+        self, request: Request, sampled: Sampled, phases: Sequence[PhaseTime], cached_tokens: int
+    ) -> None:
+        """The worker that computes the prompt has sampled its first token; KV may still come."""
+        request.stopwatch.insert(phases, self._clock())
+        request.cached_tokens = max(cached_tokens, request.cached_tokens or 0)
+        self.append(request, sampled, phase="transfer")
+
+    def received(self, request: Request) -> None:
+        """Every block arrived and was proved right, and so did the first token."""
+        self.queues.move(request, RequestStatus.RUNNING)
+        if request.doomed:
+            self.close(request)
+            return
+        request.num_computed = request.num_tokens - 1
+        request.stopwatch.enter("first_decode", self._clock())
+        self._blocks.publish(request)
+
+    def receive_failed(self, request: Request, error: TwinflowError) -> None:
+        """The KV will not come, and nothing writes to the blocks any more: compute it here."""
+        self.queues.move(request, RequestStatus.RUNNING)
+        if request.doomed:
+            self.close(request)
+        elif request.probe:
+            self.fail(request, error)
+        else:
+            self._restart(request, "recompute")

@@ -1,0 +1,211 @@
+"""Engines without a model: an executor with behaviour, and builders with few arguments."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from twinflow.runtime.config import EngineConfig
+from twinflow.runtime.engine import Engine, KVProgress
+from twinflow.runtime.executor import Fault, LayersDone, Sampled, Work
+from twinflow.runtime.kv.block_manager import BlockManager
+from twinflow.runtime.outputs import TokenDelta
+from twinflow.runtime.request import Request
+from twinflow.runtime.sampling_params import SamplingParams
+from twinflow.runtime.schedulers import create_scheduler
+from twinflow.runtime.schedulers.base import SchedulerLimits
+
+NUM_LAYERS = 4
+VOCAB = 997
+EOS = 0
+
+
+def next_token(token_ids: Sequence[int]) -> int:
+    """The token that the fake model puts behind a sequence; depends on every token of it."""
+    value = 1469598103934665603
+    for token in token_ids:
+        value = (value ^ (token + 1)) * 1099511628211 % 2**64
+    return 1 + value % (VOCAB - 1)
+
+
+class FakeExecutor:
+    """Computes `next_token`, but only from what the block tables really lead to.
+
+    Each computed row writes its token to its slot; sampling reads the whole sequence back through
+    the block table. A wrong block, a missing row or a row computed twice changes the output or
+    raises.
+    """
+
+    def __init__(self, block_size: int, *, fail: Callable[[Work], bool] | None = None) -> None:
+        self.block_size = block_size
+        self.cells: dict[tuple[int, int], int] = {}
+        self.admitted: set[str] = set()
+        self.batches: list[list[tuple[str, int, int]]] = []
+        self._fail = fail
+
+    def admit(self, request: Request) -> None:
+        self.admitted.add(request.request_id)
+
+    def accept(self, request_id: str, token_id: int) -> None:
+        assert request_id in self.admitted
+
+    def forget(self, request_id: str) -> None:
+        self.admitted.discard(request_id)
+
+    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[Sampled | Fault]:
+        self.batches.append(
+            [(w.request.request_id, w.group.token_start, w.group.token_count) for w in work]
+        )
+        results: list[Sampled | Fault] = []
+        for item in work:
+            if self._fail is not None and self._fail(item):
+                raise RuntimeError("planted failure")
+            self._write(item)
+        if on_layers is not None:
+            on_layers(0, NUM_LAYERS // 2)
+            on_layers(NUM_LAYERS // 2, NUM_LAYERS)
+        for item in work:
+            if item.group.samples:
+                results.append(Sampled(next_token(self.read(item.blocks, item.group.token_end))))
+        return results
+
+    def _write(self, item: Work) -> None:
+        start, count = item.group.token_start, item.group.token_count
+        for position, token in enumerate(item.request.tokens(start, count), start):
+            self.cells[self._cell(item.blocks, position)] = token
+
+    def _cell(self, blocks: Sequence[int], position: int) -> tuple[int, int]:
+        return blocks[position // self.block_size], position % self.block_size
+
+    def read(self, blocks: Sequence[int], count: int) -> list[int]:
+        """The tokens behind the first `count` slots of a block table."""
+        return [self.cells[self._cell(blocks, position)] for position in range(count)]
+
+    def copy_blocks(
+        self, source: "FakeExecutor", source_blocks: Sequence[int], blocks: Sequence[int]
+    ) -> None:
+        """Receive blocks from another executor."""
+        for theirs, ours in zip(source_blocks, blocks, strict=True):
+            for slot in range(self.block_size):
+                if (theirs, slot) in source.cells:
+                    self.cells[ours, slot] = source.cells[theirs, slot]
+
+
+class ManualClock:
+    """A clock that only moves when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """A small engine; defaults suit most tests."""
+
+    num_blocks: int = 64
+    block_size: int = 4
+    max_num_seqs: int = 8
+    max_num_batched_tokens: int = 16
+    max_model_len: int = 128
+    enable_prefix_caching: bool = True
+
+
+def create_engine(
+    spec: EngineSpec | None = None,
+    *,
+    executor: FakeExecutor | None = None,
+    clock: Callable[[], float] | None = None,
+    on_kv: Callable[[KVProgress], None] | None = None,
+) -> tuple[Engine, FakeExecutor]:
+    """An engine over a fake executor."""
+    spec = spec or EngineSpec()
+    config = EngineConfig(
+        max_model_len=min(spec.max_model_len, (spec.num_blocks - 1) * spec.block_size),
+        num_blocks=spec.num_blocks,
+        block_size=spec.block_size,
+        max_num_seqs=spec.max_num_seqs,
+        max_num_batched_tokens=spec.max_num_batched_tokens,
+        enable_prefix_caching=spec.enable_prefix_caching,
+    )
+    blocks = BlockManager(
+        spec.num_blocks,
+        spec.block_size,
+        model_fingerprint="model",
+        layout_digest="layout",
+        enable_prefix_caching=spec.enable_prefix_caching,
+    )
+    limits = SchedulerLimits(spec.max_num_seqs, spec.max_num_batched_tokens, NUM_LAYERS, 1)
+    fake = executor or FakeExecutor(spec.block_size)
+    engine = Engine(
+        config,
+        fake,
+        blocks,
+        create_scheduler("chunked", limits),
+        clock=clock or ManualClock(),
+        on_kv=on_kv,
+    )
+    return engine, fake
+
+
+_ids = itertools.count()
+
+
+def create_request(
+    prompt: Sequence[int] | int = 10, max_tokens: int = 4, **changes: object
+) -> Request:
+    """A greedy request; an int prompt is that many tokens no other request has."""
+    number = next(_ids)
+    if isinstance(prompt, int):
+        prompt = [(number * 131 + index * 7) % VOCAB for index in range(prompt)]
+    params = changes.pop("params", None) or SamplingParams(temperature=0, max_tokens=max_tokens)
+    assert isinstance(params, SamplingParams)
+    request = Request(request_id=f"r{number}", prompt_token_ids=list(prompt), params=params)
+    for name, value in changes.items():
+        setattr(request, name, value)
+    return request
+
+
+def expected_output(prompt: Sequence[int], max_tokens: int) -> list[int]:
+    """What the fake model generates, computed in one go."""
+    tokens = list(prompt)
+    for _ in range(max_tokens):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+@dataclass
+class Collected:
+    """The outputs of an engine, by request."""
+
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+    last: dict[str, TokenDelta] = field(default_factory=dict)
+    failures: dict[str, Exception] = field(default_factory=dict)
+
+    def take(self, engine: Engine) -> None:
+        """Add what the engine has put out."""
+        outputs = engine.take_outputs()
+        for request_id, delta in outputs.deltas:
+            assert request_id not in self.failures
+            assert request_id not in self.last or self.last[request_id].finish_reason is None
+            self.tokens.setdefault(request_id, []).extend(delta.token_ids)
+            self.last[request_id] = delta
+        for request_id, error in outputs.failures:
+            assert request_id not in self.failures
+            self.failures[request_id] = error
+
+
+def run(engine: Engine, collected: Collected | None = None, max_steps: int = 2000) -> Collected:
+    """Step an engine until it has nothing to do, checking its integrity after every step."""
+    collected = collected or Collected()
+    for _ in range(max_steps):
+        progressed = engine.runnable and engine.step()
+        collected.take(engine)
+        engine.check_integrity()
+        if not progressed:
+            return collected
+    raise AssertionError(f"the engine still runs after {max_steps} steps")
