@@ -33,7 +33,7 @@ ROPE_SCALINGS = {
 }
 
 # What `transformers` builds for each architecture, whatever config.json says.
-_FIXED: dict[str, dict[str, bool]] = {
+_FIXED: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {},
     "MistralForCausalLM": {},
     "Qwen2ForCausalLM": {"attention_bias": True},
