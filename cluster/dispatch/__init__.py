@@ -1,0 +1,1 @@
+"""The gateway's side of the workers: sessions, routing, retries, admission, readiness."""

@@ -1,0 +1,257 @@
+"""One worker, as a gateway sees it: a session that carries all requests to it.
+
+The client keeps the session open, tells every request when it is lost, and connects again. It
+makes no routing decision and never retries a request.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+
+import grpc
+import structlog
+
+from twinflow.cluster.router.snapshot import Role, WorkerView
+from twinflow.protos.errors import DeadlineExceeded, TwinflowError, Unavailable, WorkerLost
+from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
+from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
+from twinflow.runtime.outputs import TokenDelta
+from twinflow.workers.convert import ROLE_NAMES, delta_from_pb
+from twinflow.workers.rpc import call_metadata, open_channel
+
+# A worker reports twice a second; one that is silent for longer is dead or frozen.
+SILENCE_LIMIT_S = 5.0
+_DESCRIBE_TIMEOUT_S = 5.0
+_RECONNECT_S = 0.5
+
+# What arrived for a request and was not read yet.
+_Stream = asyncio.Queue[TokenDelta | TwinflowError]
+StatsListener = Callable[[str, str, pb.WorkerStats], None]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAddress:
+    """Where a worker is and who it says it is.
+
+    Attributes:
+        worker_id: unique in the deployment.
+        address: host and port of its gRPC server.
+    """
+
+    worker_id: str
+    address: str
+
+
+@dataclass(slots=True)
+class _Assigned:
+    """What was sent since the worker last reported, so that a burst does not pile up on one."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
+class WorkerClient:
+    """Keeps a session with a worker.
+
+    Args:
+        where: the worker.
+        token: the deployment's secret.
+        on_stats: hears every load report.
+        on_change: called when the worker comes up or goes down.
+    """
+
+    def __init__(
+        self,
+        where: WorkerAddress,
+        token: str,
+        *,
+        on_stats: StatsListener,
+        on_change: Callable[["WorkerClient"], None],
+    ) -> None:
+        self.where = where
+        self.description: pb.DescribeResponse | None = None
+        self._metadata = call_metadata(token)
+        self._on_stats = on_stats
+        self._on_change = on_change
+        self._streams: dict[tuple[str, int], _Stream] = {}
+        self._outgoing: asyncio.Queue[pb.AttachRequest] = asyncio.Queue()
+        self._stats = pb.WorkerStats()
+        self._assigned = _Assigned()
+        self._up = False
+        self._task: asyncio.Task[None] | None = None
+        self._problem = "not connected yet"
+
+    @property
+    def num_live(self) -> int:
+        """Requests that are neither finished nor aborted."""
+        return len(self._streams)
+
+    @property
+    def running(self) -> bool:
+        """Whether the client still tries to keep the session open."""
+        return self._task is not None and not self._task.done()
+
+    @property
+    def up(self) -> bool:
+        """Whether the session is open."""
+        return self._up
+
+    @property
+    def problem(self) -> str:
+        """Why the session is not open."""
+        return "" if self._up else self._problem
+
+    @property
+    def role(self) -> Role:
+        """The worker's role; `mixed` until it is known."""
+        name = ROLE_NAMES.get(self.description.role) if self.description else None
+        return name if name in ("prefill", "decode") else "mixed"
+
+    def view(self) -> WorkerView:
+        """The worker at this moment, for routing."""
+        description = self.description or pb.DescribeResponse()
+        stats = self._stats
+        return WorkerView(
+            worker_id=self.where.worker_id,
+            epoch=description.epoch,
+            address=self.where.address,
+            role=self.role,
+            up=self._up,
+            draining=stats.draining,
+            block_size=description.block_size or 1,
+            free_blocks=stats.free_blocks,
+            num_requests=stats.num_running + stats.num_waiting + stats.num_receiving,
+            queued_tokens=stats.waiting_tokens,
+            assigned_requests=self._assigned.requests,
+            assigned_tokens=self._assigned.tokens,
+        )
+
+    def start(self) -> None:
+        """Connect, and stay connected until `close`."""
+        self._task = asyncio.create_task(self._run(), name=f"worker-{self.where.worker_id}")
+
+    async def close(self) -> None:
+        """End the session; live requests fail with WorkerLost."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._down("the gateway closed the session")
+
+    def note_assigned(self, num_tokens: int) -> None:
+        """Prompt tokens are on their way there, through this session or through a peer."""
+        self._assigned.requests += 1
+        self._assigned.tokens += num_tokens
+
+    async def generate(self, submission: pb.Submission) -> AsyncGenerator[TokenDelta, None]:
+        """Submit a request and stream its tokens; closing the iterator aborts it.
+
+        Raises:
+            WorkerLost: the session broke; what was yielded before remains true.
+            TwinflowError: what the worker reports.
+        """
+        if not self._up:
+            raise Unavailable(f"worker {self.where.worker_id} is not connected: {self._problem}")
+        key = (submission.request_id, submission.attempt)
+        stream = self._streams[key] = asyncio.Queue()
+        self._outgoing.put_nowait(pb.AttachRequest(submit=submission))
+        # The worker keeps the deadline; this is for one that forgets.
+        late = DeadlineExceeded(
+            f"worker {self.where.worker_id} did not end the request at its deadline"
+        )
+        patience = submission.deadline_ms / 1000 + SILENCE_LIMIT_S
+        timer = asyncio.get_running_loop().call_later(patience, stream.put_nowait, late)
+        finished = False
+        try:
+            while not finished:
+                item = await stream.get()
+                if isinstance(item, TwinflowError):
+                    finished = item is not late
+                    raise item
+                finished = item.finish_reason is not None
+                yield item
+        finally:
+            timer.cancel()
+            del self._streams[key]
+            if not finished and self._up:
+                abort = pb.Abort(request_id=key[0], attempt=key[1])
+                self._outgoing.put_nowait(pb.AttachRequest(abort=abort))
+
+    async def _run(self) -> None:
+        """Connect, serve the session, and again when it is lost."""
+        while True:
+            channel = open_channel(self.where.address)
+            try:
+                await self._session(rpc.WorkerStub(channel))  # type: ignore[no-untyped-call]
+            except (grpc.aio.AioRpcError, TwinflowError, TimeoutError) as error:
+                self._down(_describe(error))
+            finally:
+                await channel.close()
+            await asyncio.sleep(_RECONNECT_S)
+
+    async def _session(self, stub: rpc.WorkerStub) -> None:
+        self.description = await stub.Describe(
+            pb.DescribeRequest(), metadata=self._metadata, timeout=_DESCRIBE_TIMEOUT_S
+        )
+        if self.description.worker_id != self.where.worker_id:
+            raise Unavailable(
+                f"{self.where.address} is worker {self.description.worker_id}, "
+                f"not {self.where.worker_id}"
+            )
+        self._outgoing = asyncio.Queue()
+        call = stub.Attach(metadata=self._metadata)
+        sender = asyncio.create_task(self._send(call))
+        try:
+            while True:
+                message = await asyncio.wait_for(call.read(), SILENCE_LIMIT_S)
+                if message is grpc.aio.EOF:
+                    raise Unavailable("the worker ended the session")
+                self._receive(message)
+        except TimeoutError as error:
+            raise Unavailable(f"no sign of life for {SILENCE_LIMIT_S:.0f} s") from error
+        finally:
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+            call.cancel()
+
+    async def _send(
+        self, call: "grpc.aio.StreamStreamCall[pb.AttachRequest, pb.AttachResponse]"
+    ) -> None:
+        while True:
+            await call.write(await self._outgoing.get())
+
+    def _receive(self, message: pb.AttachResponse) -> None:
+        if message.HasField("stats"):
+            self._stats = message.stats
+            self._assigned = _Assigned()
+            self._on_stats(self.where.worker_id, self.role, message.stats)
+        if not self._up:
+            self._up = True
+            self._on_change(self)
+        for output in message.outputs:
+            stream = self._streams.get((output.request_id, output.attempt))
+            if stream is not None:
+                stream.put_nowait(_delta_or_error(output))
+
+    def _down(self, problem: str) -> None:
+        was_up, self._up, self._problem = self._up, False, problem
+        for stream in self._streams.values():
+            error = WorkerLost(f"worker {self.where.worker_id} was lost: {problem}")
+            stream.put_nowait(error)
+        if was_up:
+            structlog.get_logger().warning(
+                "worker lost", worker=self.where.worker_id, problem=problem
+            )
+            self._on_change(self)
+
+
+def _delta_or_error(output: pb.RequestOutput) -> TokenDelta | TwinflowError:
+    try:
+        return delta_from_pb(output)
+    except TwinflowError as error:
+        return error
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name.lower()}: {error.details()}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,1 @@
+"""Which workers serve a request: filters, scorers and a policy over one snapshot."""

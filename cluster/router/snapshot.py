@@ -1,0 +1,77 @@
+"""What a routing decision looks at: all workers at one moment.
+
+Values only. Whoever keeps the connections makes the snapshot; everything below it is a pure
+function of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["prefill", "decode", "mixed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerView:
+    """One worker.
+
+    Attributes:
+        worker_id: unique in the deployment.
+        epoch: which life of the worker.
+        address: host and port of its gRPC server.
+        role: which flow it is meant for.
+        up: the session with it is open.
+        draining: it takes no new requests.
+        block_size: token slots of a KV block.
+        free_blocks: blocks it could allocate when it last reported.
+        num_requests: requests it had when it last reported, in any state.
+        queued_tokens: tokens it had still to compute when it last reported.
+        assigned_requests: requests this gateway has sent it since then.
+        assigned_tokens: their prompt tokens.
+    """
+
+    worker_id: str
+    epoch: int = 0
+    address: str = ""
+    role: Role = "mixed"
+    up: bool = True
+    draining: bool = False
+    block_size: int = 16
+    free_blocks: int = 0
+    num_requests: int = 0
+    queued_tokens: int = 0
+    assigned_requests: int = 0
+    assigned_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRequest:
+    """What routing needs to know of a request.
+
+    Attributes:
+        num_tokens: tokens whose KV is needed before it can decode.
+        max_new_tokens: tokens it may generate.
+        prefix_hits: tokens of its prefix that a worker probably has cached, by worker id.
+        excluded: workers that it must not be sent to again.
+    """
+
+    num_tokens: int
+    max_new_tokens: int = 0
+    prefix_hits: dict[str, int] = field(default_factory=dict)
+    excluded: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes.
+
+    Attributes:
+        decode: the worker that it is submitted to.
+        prefill: the worker that computes its prompt; None if `decode` does.
+    """
+
+    decode: WorkerView
+    prefill: WorkerView | None = None
+
+
+Workers = Sequence[WorkerView]

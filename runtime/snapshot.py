@@ -1,0 +1,67 @@
+"""An engine's load and totals at one moment, safe to read from any thread."""
+
+from dataclasses import dataclass
+
+from twinflow.runtime.engine import Engine
+from twinflow.runtime.request import RequestStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSnapshot:
+    """Figures of one engine between two steps.
+
+    Attributes:
+        num_running: requests whose rows are scheduled.
+        num_waiting: requests without blocks.
+        num_receiving: requests whose KV is on its way.
+        num_held: requests whose blocks another worker still reads.
+        waiting_tokens: tokens that no step has computed yet, of waiting and running requests.
+        free_blocks: blocks that can be allocated.
+        total_blocks: blocks that requests can hold.
+        leased_blocks: blocks of held requests.
+        prompt_tokens: prompt tokens computed since the start.
+        generation_tokens: tokens generated since the start.
+        preemptions: since the start.
+        prefix_queries: tokens looked for in the prefix cache since the start.
+        prefix_hits: tokens found there since the start.
+        steps: since the start.
+    """
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_receiving: int = 0
+    num_held: int = 0
+    waiting_tokens: int = 0
+    free_blocks: int = 0
+    total_blocks: int = 0
+    leased_blocks: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    steps: int = 0
+
+
+def take_snapshot(engine: Engine) -> EngineSnapshot:
+    """The figures of an engine now; call it on the engine's thread."""
+    queues, blocks, counters = engine.queues, engine.blocks, engine.counters
+    held = [request for request in queues if request.status is RequestStatus.HELD]
+    receiving = sum(request.status is RequestStatus.RECEIVING for request in queues)
+    scheduled = (*queues.waiting, *queues.running)
+    return EngineSnapshot(
+        num_running=len(queues.running),
+        num_waiting=len(queues.waiting),
+        num_receiving=receiving,
+        num_held=len(held),
+        waiting_tokens=sum(r.num_uncomputed for r in scheduled if not r.fetch),
+        free_blocks=blocks.num_idle,
+        total_blocks=blocks.num_blocks,
+        leased_blocks=sum(blocks.num_held(request.request_id) for request in held),
+        prompt_tokens=counters.prompt_tokens,
+        generation_tokens=counters.generation_tokens,
+        preemptions=counters.preemptions,
+        prefix_queries=blocks.counters.queries,
+        prefix_hits=blocks.counters.hits,
+        steps=counters.steps,
+    )

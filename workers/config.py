@@ -1,0 +1,69 @@
+"""Configuration of one worker process, and how it travels to it.
+
+A launcher builds it, sends it as JSON and the worker reads it back: nothing is inherited from the
+environment, nothing is unpickled.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+Role = Literal["prefill", "decode", "mixed"]
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything a worker needs to know before it starts.
+
+    Attributes:
+        worker_id: unique within the deployment.
+        epoch: grows with every start of this worker id; messages of older lives are refused.
+        role: which flow requests are sent here for; every worker can do both.
+        model: directory of the checkpoint.
+        dtype: `auto` or a torch dtype name.
+        device: `cpu` or `cuda`.
+        max_model_len: longest sequence; None for the model's own limit.
+        max_num_seqs: requests that hold blocks at the same time.
+        max_num_batched_tokens: rows of a step.
+        block_size: token slots of a KV block.
+        num_kv_blocks: KV blocks; None derives them from `kv_cache_memory`.
+        kv_cache_memory: bytes for KV blocks.
+        enable_prefix_caching: reuse the KV of prompts that begin alike.
+        scheduler: scheduling policy.
+        threads: torch threads; None leaves torch's choice.
+        host: address that the worker's gRPC server and its links bind to.
+        token: shared secret that every internal call carries.
+        kv_transfer_timeout_s: longest wait for the next sign of life in a hand-off.
+        lease_s: how long blocks are kept for a decode worker that says nothing.
+        max_session_backlog: messages a gateway may leave unread before its session is cut.
+    """
+
+    worker_id: str
+    epoch: int
+    role: Role
+    model: Path
+    dtype: str = "auto"
+    device: str = "cpu"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 1024
+    block_size: int = 16
+    num_kv_blocks: int | None = None
+    kv_cache_memory: int = 1 << 30
+    enable_prefix_caching: bool = True
+    scheduler: str = "chunked"
+    threads: int | None = None
+    host: str = "127.0.0.1"
+    token: str = ""
+    kv_transfer_timeout_s: float = 10.0
+    lease_s: float = 30.0
+    max_session_backlog: int = 4096
+
+    def encode(self) -> bytes:
+        """As JSON, on one line."""
+        return msgspec.json.encode(self, enc_hook=str)
+
+    @classmethod
+    def decode(cls, data: bytes) -> "WorkerConfig":
+        """From JSON; unknown or ill-typed fields raise msgspec.ValidationError."""
+        return msgspec.json.decode(data, type=cls, dec_hook=lambda kind, value: kind(value))

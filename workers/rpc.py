@@ -1,0 +1,92 @@
+"""How internal gRPC channels and servers are set up: limits, liveness, the shared secret.
+
+Gateways and workers speak `worker.proto` over these and nothing else. The secret is made by the
+launcher for each deployment; without it every call is refused.
+"""
+
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+# A frozen peer answers no HTTP/2 ping: its calls fail this long after it stopped.
+KEEPALIVE_INTERVAL_S = 2.0
+KEEPALIVE_TIMEOUT_S = 3.0
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+_TOKEN_KEY = "authorization"
+
+_CHANNEL_OPTIONS = [
+    ("grpc.keepalive_time_ms", int(KEEPALIVE_INTERVAL_S * 1000)),
+    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.enable_retries", 0),
+    # Each worker is one address; sharing subchannels would hide that a peer was replaced.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
+_SERVER_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.http2.min_ping_interval_without_data_ms", int(KEEPALIVE_INTERVAL_S * 500)),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_time_ms", int(KEEPALIVE_INTERVAL_S * 1000)),
+    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0),
+]
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A channel to a worker at `host:port`."""
+    return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+
+
+def call_metadata(token: str) -> tuple[tuple[str, str], ...]:
+    """The metadata that every internal call carries."""
+    return ((_TOKEN_KEY, f"Bearer {token}"),)
+
+
+class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
+    """Refuses calls that do not carry the deployment's secret."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Let the call through, or answer UNAUTHENTICATED whatever its shape."""
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        offered = metadata.get(_TOKEN_KEY, "")
+        offered = offered if isinstance(offered, bytes) else offered.encode()
+        handler = await continuation(handler_call_details)
+        if handler is None or hmac.compare_digest(offered, self._expected):
+            return handler
+        return _refuse_like(handler)
+
+
+def _refuse_like(handler: Any) -> Any:
+    """A handler with the shape of another one that refuses every call."""
+
+    async def unary(_request: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong or missing deployment token")
+
+    async def stream(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong or missing deployment token")
+        yield None
+
+    if handler.request_streaming:
+        return grpc.stream_stream_rpc_method_handler(stream)
+    return grpc.unary_unary_rpc_method_handler(unary)
+
+
+def create_server(token: str) -> grpc.aio.Server:
+    """A server for `worker.proto` that checks the secret."""
+    return grpc.aio.server(interceptors=[TokenInterceptor(token)], options=_SERVER_OPTIONS)
