@@ -93,6 +93,7 @@ class RequestOutput:
         prompt_token_ids: what the model was fed.
         outputs: n completions, by index.
         cached_tokens: prompt tokens found in the prefix cache.
+        phases: where the time went, if that was asked for.
     """
 
     request_id: str
@@ -100,3 +101,4 @@ class RequestOutput:
     prompt_token_ids: tuple[int, ...]
     outputs: tuple[CompletionOutput, ...]
     cached_tokens: int = 0
+    phases: tuple[PhaseTime, ...] = ()
