@@ -1,0 +1,200 @@
+"""A backend with behaviour, for tests of what stands before it.
+
+The backend produces deterministic tokens at a set pace, can fail in the middle, be full or be
+draining, and accounts for every sequence, so that a test can demand that none is left. A token is
+one byte of UTF-8.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo, Readiness
+from twinflow.protos.errors import InvalidRequest, Overloaded, TwinflowError
+from twinflow.runtime.outputs import FinishReason, PhaseTime, TokenDelta, TokenLogprobs
+
+EOS = 257
+VOCAB_SIZE = 258
+
+
+def fake_model(max_model_len: int = 256) -> ModelInfo:
+    """A model whose tokens are bytes; 256 stands for nothing and 257 ends the text."""
+    return ModelInfo(
+        name="tiny",
+        aliases=("tiny-alias",),
+        root="/models/tiny",
+        max_model_len=max_model_len,
+        vocab_size=VOCAB_SIZE,
+        dtype="float32",
+        block_size=16,
+        created=1_700_000_000,
+    )
+
+
+def hashed_reply(spec: GenerationSpec) -> bytes:
+    """48 letters that depend on the prompt and, unless greedy, on the seed."""
+    seed = 0 if spec.params.greedy else spec.params.seed
+    digest = hashlib.sha256(repr((spec.prompt_token_ids, seed)).encode()).hexdigest()
+    return digest[:48].translate(str.maketrans("0123456789", "ghijklmnop")).encode()
+
+
+@dataclass
+class Behaviour:
+    """How the sequences of a `FakeBackend` go.
+
+    Attributes:
+        reply: the bytes a sequence produces before its end of text.
+        tokens_per_delta: tokens that arrive together.
+        first_delay_s: time before the first token.
+        delay_s: time before every later delta.
+        fail_after: raise `error` instead of token number `fail_after`.
+        error: what `fail_after` raises.
+        cached_tokens: prompt tokens reported as found in a prefix cache.
+    """
+
+    reply: Callable[[GenerationSpec], bytes] = hashed_reply
+    tokens_per_delta: int = 1
+    first_delay_s: float = 0.0
+    delay_s: float = 0.0
+    fail_after: int | None = None
+    error: TwinflowError = field(default_factory=lambda: TwinflowError("unset"))
+    cached_tokens: int = 0
+
+
+class FakeBackend:
+    """Implements `twinflow.cluster.gateway.backend.Backend` without workers.
+
+    Attributes:
+        behaviour: may be replaced between requests.
+        max_sequences: admission raises Overloaded above this many reserved or live ones.
+        max_prompt_tokens: admission refuses longer prompts, as a pool without enough blocks does.
+        refusal: admission raises this, if set (draining, starting).
+        specs: every admitted sequence.
+        reserved: admitted, neither generating nor released yet.
+        live: generating.
+        outcomes: how the others ended: finished, aborted, failed, released.
+    """
+
+    def __init__(self, behaviour: Behaviour | None = None, model: ModelInfo | None = None) -> None:
+        self.behaviour = behaviour or Behaviour()
+        self.max_sequences = 10_000
+        self.max_prompt_tokens = 10**9
+        self.refusal: TwinflowError | None = None
+        self.ready = Readiness(ready=True, pairs=("prefill-0→decode-0: ok",))
+        self.is_alive = True
+        self.specs: list[GenerationSpec] = []
+        self.reserved: set[str] = set()
+        self.live: set[str] = set()
+        self.outcomes: Counter[str] = Counter()
+        self._model = model or fake_model()
+
+    @property
+    def model(self) -> ModelInfo:
+        return self._model
+
+    def admit(self, specs: tuple[GenerationSpec, ...]) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        if any(len(spec.prompt_token_ids) > self.max_prompt_tokens for spec in specs):
+            raise InvalidRequest("The prompt needs more KV blocks than the pool has.", "prompt")
+        if len(self.reserved) + len(self.live) + len(specs) > self.max_sequences:
+            raise Overloaded(f"{self.max_sequences} sequences are queued.", retry_after_s=2.0)
+        self.reserved.update(spec.request_id for spec in specs)
+        self.specs.extend(specs)
+
+    def release(self, spec: GenerationSpec) -> None:
+        self.reserved.remove(spec.request_id)
+        self.outcomes["released"] += 1
+
+    async def generate(self, spec: GenerationSpec) -> AsyncIterator[TokenDelta]:
+        self.reserved.remove(spec.request_id)
+        self.live.add(spec.request_id)
+        outcome = "aborted"
+        try:
+            async for delta in self._deltas(spec):
+                if delta.finish_reason is not None:
+                    outcome = "finished"
+                yield delta
+        except TwinflowError:
+            outcome = "failed"
+            raise
+        finally:
+            self.live.remove(spec.request_id)
+            self.outcomes[outcome] += 1
+
+    async def readiness(self) -> Readiness:
+        return self.ready
+
+    def alive(self) -> bool:
+        return self.is_alive
+
+    def check_integrity(self) -> None:
+        """Assert that every admitted sequence had exactly one outcome and none is left."""
+        assert not self.reserved, self.reserved
+        assert not self.live, self.live
+        assert sum(self.outcomes.values()) == len(self.specs), (self.outcomes, len(self.specs))
+
+    async def _deltas(self, spec: GenerationSpec) -> AsyncIterator[TokenDelta]:
+        behaviour = self.behaviour
+        started = time.monotonic()
+        await asyncio.sleep(behaviour.first_delay_s)
+        first_token = time.monotonic()
+        tokens, end, stop = _plan(behaviour.reply(spec), spec)
+        step = behaviour.tokens_per_delta
+        for position in range(0, len(tokens), step):
+            if behaviour.fail_after is not None and position >= behaviour.fail_after:
+                raise behaviour.error
+            if position:
+                await asyncio.sleep(behaviour.delay_s)
+            chunk = tuple(tokens[position : position + step])
+            last = position + step >= len(tokens)
+            yield TokenDelta(
+                token_ids=chunk,
+                logprobs=_logprobs(chunk, spec.params.logprobs),
+                finish_reason=end if last else None,
+                stop_token_id=stop if last else None,
+                cached_tokens=behaviour.cached_tokens if position == 0 else 0,
+                phases=_phases(started, first_token) if last else (),
+            )
+
+
+def _plan(reply: bytes, spec: GenerationSpec) -> tuple[list[int], FinishReason, int | None]:
+    """The tokens of a sequence, why they end, and the stop token if one ended them."""
+    params = spec.params
+    assert params.max_tokens is not None and params.n == 1 and params.seed is not None
+    tokens: list[int] = []
+    while True:
+        for token in (*reply, EOS):
+            if token == EOS and params.ignore_eos:
+                continue
+            tokens.append(token)
+            if len(tokens) > params.min_tokens:
+                if token == EOS:
+                    return tokens, FinishReason.STOP, None
+                if token in params.stop_token_ids:
+                    return tokens, FinishReason.STOP, token
+            if len(tokens) == params.max_tokens:
+                return tokens, FinishReason.LENGTH, None
+
+
+def _logprobs(tokens: Sequence[int], top: int | None) -> tuple[TokenLogprobs, ...]:
+    if top is None:
+        return ()
+    return tuple(
+        TokenLogprobs(
+            token, -0.5, tuple(((token + rank) % 256, -0.5 - rank) for rank in range(top))
+        )
+        for token in tokens
+    )
+
+
+def _phases(started: float, first_token: float) -> tuple[PhaseTime, ...]:
+    prefill = first_token - started
+    return (
+        PhaseTime("queue", 0.0),
+        PhaseTime("prefill", prefill),
+        PhaseTime("decode", time.monotonic() - first_token),
+    )
