@@ -1,0 +1,188 @@
+"""The one way into the gRPC server: every call of every service passes here.
+
+    bytes ─ who calls? ─ is there room? ─ Endpoint ─ is the answer read? ─► bytes
+                         every error becomes a status with details ─┘
+
+Calls without a valid key are refused before their message is read, unknown methods included;
+only the health service is open. Errors that are not ours are logged and reported as an internal
+error without a word of their text.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import grpc
+import structlog
+from grpc_status.rpc_status import to_status as to_grpc_status
+
+from twinflow.cluster import rpc_status
+from twinflow.cluster.gateway.grpc_door.config import GrpcConfig
+from twinflow.cluster.gateway.grpc_door.endpoint import Call, Endpoint, RawContext
+from twinflow.protos.errors import (
+    DeadlineExceeded,
+    Overloaded,
+    ServerError,
+    TwinflowError,
+    Unauthenticated,
+    Unavailable,
+)
+
+DRAINING = "The server is shutting down; send the request to another one."
+
+
+class Authenticator(Protocol):
+    """Knows the keys."""
+
+    def check(self, header: str | None) -> str:
+        """The id of the key in an `authorization` header; Unauthenticated if it has none."""
+        ...
+
+
+class _Room:
+    """A bound on what goes on at the same time."""
+
+    def __init__(self, limit: int, what: str) -> None:
+        self._limit = limit
+        self.what = what
+        self.taken = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Take room for one; Overloaded if there is none."""
+        if self.taken >= self._limit:
+            raise Overloaded(f"The server has too many {self.what} in progress; try again later.")
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+
+class Entrance(grpc.GenericRpcHandler):
+    """Serves endpoints by path.
+
+    Args:
+        endpoints: by path, `/package.Service/Method`.
+        authenticator: decides who may call.
+        config: limits and time-outs.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, Endpoint[Any, Any]],
+        authenticator: Authenticator,
+        config: GrpcConfig,
+    ) -> None:
+        self._endpoints = endpoints
+        self._authenticator = authenticator
+        self._config = config
+        self._draining = False
+        self._calls = _Room(config.max_calls, "calls")
+        self._health_checks = _Room(config.max_health_checks, "health checks")
+
+    @property
+    def calls(self) -> int:
+        """Calls in progress, health checks apart."""
+        return self._calls.taken
+
+    def drain(self) -> None:
+        """Refuse new calls, health checks apart; those in progress go on."""
+        self._draining = True
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError unless every call that came in has left."""
+        for room in (self._calls, self._health_checks):
+            if room.taken:
+                raise RuntimeError(f"{room.taken} {room.what} are left")
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler of a call that begins; None (UNIMPLEMENTED) for unknown methods."""
+        endpoint = self._endpoints.get(handler_call_details.method)
+        try:
+            key_id = ""
+            if endpoint is None or not endpoint.health:
+                key_id = self._authenticate(handler_call_details.invocation_metadata)
+        except Unauthenticated as error:
+            return grpc.stream_stream_rpc_method_handler(partial(self._refuse, error))
+        if endpoint is None:
+            return None
+        return grpc.stream_stream_rpc_method_handler(partial(self._serve, endpoint, key_id))
+
+    def _authenticate(self, metadata: rpc_status.Metadata) -> str:
+        headers = [value for key, value in metadata if key == "authorization"]
+        header = headers[0] if len(headers) == 1 else None
+        return self._authenticator.check(header if isinstance(header, str) else None)
+
+    async def _refuse(self, error: TwinflowError, _unread: object, context: RawContext) -> None:
+        await self._abort(context, error, _new_request_id())
+
+    async def _serve(
+        self, endpoint: Endpoint[Any, Any], key_id: str, _unread: object, context: RawContext
+    ) -> None:
+        call = Call(_new_request_id(), key_id, self._deadline_s(context))
+        error: TwinflowError
+        try:
+            if self._draining and not endpoint.health:
+                raise Unavailable(DRAINING)
+            with (self._health_checks if endpoint.health else self._calls).one():
+                return await self._exchange(endpoint, call, context)
+        except TwinflowError as known:
+            error = known
+        except grpc.aio.BaseError:  # the call ended under us: nobody is left to tell
+            raise
+        except Exception:  # noqa: BLE001 - the fence of a call: no error of one reaches others
+            structlog.get_logger().exception("gRPC call failed", request_id=call.request_id)
+            error = ServerError("The server failed to serve the request.")
+        await self._abort(context, error, call.request_id)
+
+    def _deadline_s(self, context: RawContext) -> float:
+        # None without a deadline, whatever the stubs say.
+        remaining: float | None = context.time_remaining()
+        longest = self._config.max_deadline_s
+        return longest if remaining is None else min(remaining, longest)
+
+    async def _exchange(
+        self, endpoint: Endpoint[Any, Any], call: Call, context: RawContext
+    ) -> None:
+        try:
+            async with asyncio.timeout(None if endpoint.health else call.deadline_s):
+                responses: Any = endpoint.serve(endpoint.messages(context), call)
+                async with aclosing(responses):
+                    await self._answer(responses, context)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"The request was not finished within its deadline of {call.deadline_s:.3g} s."
+            ) from None
+
+    async def _answer(self, responses: Any, context: RawContext) -> None:
+        """Write responses, each when the one before has been taken.
+
+        A write that is given up stays with gRPC, which drops it when the connection ends; what
+        produced it is closed by then.
+        """
+        begun = False
+        async for response in responses:
+            if not begun:
+                # Apart from the first message, so that a blocked message blocks no status.
+                await context.send_initial_metadata(())
+                begun = True
+            try:
+                async with asyncio.timeout(self._config.write_timeout_s):
+                    await context.write(response.SerializeToString())
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"The caller did not read the answer for {self._config.write_timeout_s:g} s."
+                ) from None
+
+    async def _abort(self, context: RawContext, error: TwinflowError, request_id: str) -> None:
+        await context.abort_with_status(to_grpc_status(rpc_status.to_status(error, request_id)))
+
+
+def _new_request_id() -> str:
+    return str(uuid.uuid4())
