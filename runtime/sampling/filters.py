@@ -16,7 +16,12 @@ from twinflow.runtime.sampling.softmax import softmax_weights, weight_bits
 from twinflow.runtime.sampling_params import SamplingParams
 
 
-def keep_threshold(scaled: Tensor, params: Sequence[SamplingParams]) -> Tensor | None:
+def filters(params: SamplingParams, vocab_size: int) -> bool:
+    """Whether a row with these parameters may lose tokens to a filter."""
+    return params.min_p > 0.0 or 0 < params.top_k < vocab_size or params.top_p < 1.0
+
+
+def keep_threshold(scaled: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """Smallest logit that may still be sampled.
 
     Args:
@@ -24,14 +29,12 @@ def keep_threshold(scaled: Tensor, params: Sequence[SamplingParams]) -> Tensor |
         params: one per row.
 
     Returns:
-        fp32 [R, 1], or None if no row filters. It never exceeds the row's maximum.
+        fp32 [R, 1], at most the row's maximum; -inf where nothing filters.
     """
     vocab_size = scaled.shape[-1]
     by_min_p = [row for row, p in enumerate(params) if p.min_p > 0.0]
     by_top_k = [row for row, p in enumerate(params) if 0 < p.top_k < vocab_size]
     by_top_p = [row for row, p in enumerate(params) if p.top_p < 1.0]
-    if not (by_min_p or by_top_k or by_top_p):
-        return None
     threshold = scaled.new_full((scaled.shape[0], 1), -math.inf)
     _raise_rows(threshold, by_min_p, lambda rows: _min_p(scaled, params, rows))
     _raise_rows(threshold, by_top_k, lambda rows: _top_k(scaled, params, rows))
@@ -66,14 +69,15 @@ def _top_p(
 ) -> Tensor:
     """The logit at which the mass of what the other filters keep reaches top_p of the whole."""
     ordered = largest(_take(scaled, rows), scaled.shape[-1])
-    weights = softmax_weights(ordered, ordered[:, :1], weight_bits(scaled.shape[-1]))
-    weights.mul_(ordered >= _take(threshold, rows))
-    mass = weights.cumsum(dim=-1)
+    mass = softmax_weights(ordered, ordered[:, :1], weight_bits(scaled.shape[-1])).cumsum(dim=-1)
+    # searchsorted wants ascending values: of the negated logits, those up to -threshold are kept.
+    kept = torch.searchsorted(-ordered, -_take(threshold, rows), right=True)
     top_p = torch.tensor([[params[row].top_p] for row in rows], dtype=torch.float64)
-    target = (mass[:, -1:].double() * top_p.to(scaled.device)).to(torch.int64)
-    # Tokens in front of the one that reaches the target; fp64 rounding must not push it out.
-    index = (mass < target).sum(dim=-1, keepdim=True).clamp_(max=scaled.shape[-1] - 1)
-    return ordered.gather(1, index)
+    target = mass.gather(1, kept - 1).double() * top_p.to(scaled.device)
+    # The first token at which the running sum reaches the target. fp64 rounding may push the
+    # target past the last kept token, which then is the answer.
+    index = torch.searchsorted(mass, target.to(torch.int64))
+    return ordered.gather(1, torch.minimum(index, kept - 1))
 
 
 def _take(values: Tensor, rows: Sequence[int]) -> Tensor:

@@ -56,12 +56,12 @@ def stream_key(seed: int, position: int) -> int:
 
 
 class NoiseSource:
-    """Noise for blocks of rows over one vocabulary; owns its scratch memory.
+    """Noise over one vocabulary, for whole rows or for some of their tokens.
 
     Args:
         vocab_size: columns of a row.
         device: where the noise is made.
-        max_rows: most rows asked for at once.
+        max_rows: most whole rows asked for at once; scratch memory is kept for them.
     """
 
     def __init__(self, vocab_size: int, device: torch.device, max_rows: int) -> None:
@@ -80,24 +80,49 @@ class NoiseSource:
         Returns:
             int64 [len(keys), vocab_size]; overwritten by the next call.
         """
-        rows = torch.tensor([_signed(key) for key in keys], dtype=torch.int64, device=self._device)
-        state, scratch = self._state[: len(keys)], self._scratch[: len(keys)]
-        torch.add(rows.unsqueeze(1), self._offsets, out=state)
-        for shift, multiplier in _ROUNDS:
-            _xor_shifted(state, shift, scratch)
-            state.mul_(_signed(multiplier))
-        return _xor_shifted(state, _LAST_SHIFT, scratch)
-
-    def uniform(self, keys: Sequence[int]) -> Tensor:
-        """Uniform values strictly between 0 and 1, fp32 [len(keys), vocab_size]."""
-        upper = _shift_right(self.bits(keys), 64 - _UNIFORM_BITS, self._scratch[: len(keys)])
-        uniform = upper.to(torch.float32).add_(0.5).mul_(2.0**-_UNIFORM_BITS)
-        return uniform.clamp_(max=_LARGEST_BELOW_ONE)
+        state = self._state[: len(keys)]
+        torch.add(self._on_device(keys).unsqueeze(1), self._offsets, out=state)
+        return _mix(state, self._scratch[: len(keys)])
 
     def gumbel(self, keys: Sequence[int]) -> Tensor:
-        """Standard Gumbel noise, fp32 [len(keys), vocab_size]."""
-        exponential = self.uniform(keys).neg_().log1p_().neg_()
-        return exponential.log_().neg_()
+        """Standard Gumbel noise for whole rows, fp32 [len(keys), vocab_size]."""
+        return gumbel_from_bits(self.bits(keys), self._scratch[: len(keys)])
+
+    def gumbel_at(self, keys: Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:
+        """The values of `gumbel(keys)` at [rows[i], columns[i]], without making the others.
+
+        Args:
+            keys: a `stream_key` per row.
+            rows: int64 [n], indices of `keys`.
+            columns: int64 [n], vocabulary indices.
+        """
+        state = self._on_device(keys).index_select(0, rows)
+        state.add_(self._offsets.index_select(0, columns))
+        scratch = torch.empty_like(state)
+        return gumbel_from_bits(_mix(state, scratch), scratch)
+
+    def _on_device(self, keys: Sequence[int]) -> Tensor:
+        return torch.tensor([_signed(key) for key in keys], dtype=torch.int64, device=self._device)
+
+
+def uniform_from_bits(bits: Tensor, scratch: Tensor) -> Tensor:
+    """Uniform values strictly between 0 and 1, fp32; `scratch` is int64 like `bits`."""
+    upper = _shift_right(bits, 64 - _UNIFORM_BITS, scratch)
+    uniform = upper.to(torch.float32).add_(0.5).mul_(2.0**-_UNIFORM_BITS)
+    return uniform.clamp_(max=_LARGEST_BELOW_ONE)
+
+
+def gumbel_from_bits(bits: Tensor, scratch: Tensor) -> Tensor:
+    """Standard Gumbel values, fp32; `scratch` is int64 like `bits`."""
+    exponential = uniform_from_bits(bits, scratch).neg_().log1p_().neg_()
+    return exponential.log_().neg_()
+
+
+def _mix(state: Tensor, scratch: Tensor) -> Tensor:
+    """`mix64` of every element, in place."""
+    for shift, multiplier in _ROUNDS:
+        _xor_shifted(state, shift, scratch).mul_(_signed(multiplier))
+    return _xor_shifted(state, _LAST_SHIFT, scratch)
 
 
 def _signed(value: int) -> int:

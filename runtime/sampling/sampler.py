@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from twinflow.runtime.outputs import TokenLogprobs
-from twinflow.runtime.sampling.filters import keep_threshold
+from twinflow.runtime.sampling.filters import filters, keep_threshold
 from twinflow.runtime.sampling.logprobs import RawLogprobs
 from twinflow.runtime.sampling.modifiers import LOGIT_LIMIT, apply_modifiers
 from twinflow.runtime.sampling.noise import NoiseSource
@@ -83,7 +83,7 @@ class Sampler:
         self._check(logits, states)
         if not states:
             return []
-        healthy = (logits.amax(dim=-1) <= LOGIT_LIMIT) & (logits.amin(dim=-1) >= -LOGIT_LIMIT)
+        faults = _clear_faults(logits)
         asked = {
             row: state.params.logprobs
             for row, state in enumerate(states)
@@ -94,15 +94,16 @@ class Sampler:
         self._add_noise(logits, states)
         tokens = first_argmax(logits)
         logprobs = raw.of(tokens) if raw is not None else {}
-        rows = enumerate(zip(tokens.tolist(), healthy.tolist(), states, strict=True))
         return [
-            SampledToken(token, logprobs.get(row)) if ok else NumericalFault(state.position)
-            for row, (token, ok, state) in rows
+            NumericalFault(states[row].position)
+            if row in faults
+            else SampledToken(token, logprobs.get(row))
+            for row, token in enumerate(tokens.tolist())
         ]
 
     def _check(self, logits: Tensor, states: Sequence[SamplingState]) -> None:
         if logits.dtype != torch.float32 or not logits.is_contiguous():
-            raise ValueError(f"logits must be contiguous fp32, not {logits.dtype}")
+            raise ValueError(f"logits must be contiguous float32, not {logits.dtype}")
         if logits.shape != (len(states), self._vocab_size):
             raise ValueError(
                 f"logits have shape {tuple(logits.shape)}, "
@@ -112,18 +113,42 @@ class Sampler:
     def _add_noise(self, logits: Tensor, states: Sequence[SamplingState]) -> None:
         """Turn the logits of rows that are not greedy into the scores of their race."""
         rows = [row for row, state in enumerate(states) if not state.params.greedy]
-        for start in range(0, len(rows), self._block_rows):
-            block = rows[start : start + self._block_rows]
-            index = torch.tensor(block, device=self._device)
-            scores = self._scores(logits.index_select(0, index), [states[row] for row in block])
-            logits.index_copy_(0, index, scores)
+        filtered = [row for row in rows if filters(states[row].params, self._vocab_size)]
+        whole = sorted(set(rows) - set(filtered))
+        for race, members in ((self._race, whole), (self._filtered_race, filtered)):
+            for start in range(0, len(members), self._block_rows):
+                block = members[start : start + self._block_rows]
+                index = torch.tensor(block, device=self._device)
+                scores = race(logits.index_select(0, index), [states[row] for row in block])
+                logits.index_copy_(0, index, scores)
 
-    def _scores(self, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
-        params = [state.params for state in states]
-        temperature = torch.tensor([[p.temperature] for p in params], dtype=torch.float32)
-        # A tensor, because dividing by a number is a rounded multiplication on GPUs.
-        scaled = logits.div_(temperature.to(self._device))
-        threshold = keep_threshold(scaled, params)
-        if threshold is not None:
-            scaled.masked_fill_(scaled < threshold, -torch.inf)
-        return scaled.add_(self._noise.gumbel([state.noise_key for state in states]))
+    def _race(self, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+        """Scores [R, V] of rows that keep every token."""
+        noise = self._noise.gumbel([state.noise_key for state in states])
+        return self._scale(logits, states).add_(noise)
+
+    def _filtered_race(self, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+        """Scores [R, V] of rows with filters; most tokens drop out and need no noise."""
+        scaled = self._scale(logits, states)
+        threshold = keep_threshold(scaled, [state.params for state in states])
+        rows, columns = (scaled >= threshold).nonzero(as_tuple=True)
+        noise = self._noise.gumbel_at([state.noise_key for state in states], rows, columns)
+        kept = scaled[rows, columns].add_(noise)
+        scaled.fill_(-torch.inf)
+        scaled[rows, columns] = kept
+        return scaled
+
+    def _scale(self, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+        temperature = [[state.params.temperature] for state in states]
+        # A tensor, because GPUs divide by a number through its rounded reciprocal.
+        return logits.div_(torch.tensor(temperature, dtype=torch.float32, device=self._device))
+
+
+def _clear_faults(logits: Tensor) -> frozenset[int]:
+    """Find rows that are not numbers, and zero them so that no later step has to bear them."""
+    # Comparisons with NaN are false, and amax and amin hand a NaN on.
+    healthy = (logits.amax(dim=-1) <= LOGIT_LIMIT) & (logits.amin(dim=-1) >= -LOGIT_LIMIT)
+    faults = [row for row, ok in enumerate(healthy.tolist()) if not ok]
+    if faults:
+        logits.index_fill_(0, torch.tensor(faults, device=logits.device), 0.0)
+    return frozenset(faults)

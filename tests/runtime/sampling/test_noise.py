@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from twinflow.runtime.sampling.noise import GOLDEN, NoiseSource, mix64, stream_key
+from twinflow.runtime.sampling.noise import (
+    GOLDEN,
+    NoiseSource,
+    gumbel_from_bits,
+    mix64,
+    stream_key,
+    uniform_from_bits,
+)
 
 VOCAB = 4096
 
@@ -15,7 +22,8 @@ def source(vocab_size: int = VOCAB, max_rows: int = 64) -> NoiseSource:
 
 
 def uniforms(keys: list[int], vocab_size: int = VOCAB) -> torch.Tensor:
-    return source(vocab_size, len(keys)).uniform(keys).double()
+    bits = source(vocab_size, len(keys)).bits(keys)
+    return uniform_from_bits(bits, torch.empty_like(bits)).double()
 
 
 def test_the_stream_never_changes() -> None:
@@ -41,19 +49,26 @@ def test_a_row_does_not_depend_on_the_other_rows() -> None:
         assert torch.equal(source(1001, 1).gumbel([key])[0], together[row])
 
 
+def test_single_values_are_those_of_the_whole_row() -> None:
+    keys = [stream_key(6, position) for position in range(5)]
+    whole = source(1001, 5).gumbel(keys)
+    rows, columns = (whole > 2.0).nonzero(as_tuple=True)
+    assert len(rows) > 100
+    assert torch.equal(source(1001, 1).gumbel_at(keys, rows, columns), whole[rows, columns])
+
+
 def test_uniform_values_stay_inside_the_open_interval() -> None:
     values = uniforms([stream_key(1, position) for position in range(64)])
-    assert 0.0 < values.min() and values.max() < 1.0
+    assert values.min() > 0.0 and values.max() < 1.0
     gumbel = source().gumbel([stream_key(1, position) for position in range(64)])
     assert torch.isfinite(gumbel).all()
 
 
-def test_extreme_bits_give_finite_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    noise = source(2, 1)
-    extremes = torch.tensor([[0, -1]])  # all bits clear, all bits set
-    monkeypatch.setattr(noise, "bits", lambda keys: extremes)
-    assert noise.uniform([0]).tolist() == [[2.0**-53, 1.0 - 2.0**-24]]
-    largest, smallest = noise.gumbel([0])[0].tolist()
+def test_extreme_bits_give_finite_noise() -> None:
+    extremes = torch.tensor([0, -1])  # all bits clear, all bits set
+    scratch = torch.empty_like(extremes)
+    assert uniform_from_bits(extremes, scratch).tolist() == [2.0**-53, 1.0 - 2.0**-24]
+    largest, smallest = gumbel_from_bits(extremes, scratch).tolist()
     assert largest == pytest.approx(53 * math.log(2))
     assert smallest == pytest.approx(-math.log(24 * math.log(2)))
 
