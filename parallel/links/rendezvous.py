@@ -1,0 +1,112 @@
+"""How the two ranks of a link find each other through a `StoreBackend`.
+
+First they greet each other, which tells a missing or a mismatched peer from a broken connection;
+then torch exchanges its addresses through `LinkStore`. Connects nothing itself.
+"""
+
+from datetime import timedelta
+
+from torch.distributed.distributed_c10d import Store
+
+from twinflow.parallel.links.config import LinkConfig
+from twinflow.parallel.links.deadline import Deadline
+from twinflow.parallel.links.store import StoreBackend
+from twinflow.protos.errors import LinkError
+
+LINK_PROTOCOL = "twinflow-link/1"
+
+
+def describe(config: LinkConfig) -> str:
+    """The link and its peer, for error messages."""
+    return f"link {config.link_id} to {config.peer}"
+
+
+def meet(config: LinkConfig, backend: StoreBackend, deadline: Deadline) -> None:
+    """Learn that the peer is there and means the same kind of link, before torch is involved.
+
+    Raises:
+        LinkError: the peer did not come in time, or means another kind of link.
+    """
+    hello = f"{LINK_PROTOCOL} {config.backend}".encode()
+    backend.set(f"hello/{config.rank}", hello)
+    theirs = backend.get(f"hello/{config.peer_rank}", deadline.remaining())
+    if theirs is None:
+        raise LinkError(
+            f"{describe(config)}: rendezvous failed: no sign of the peer within "
+            f"{config.deadline_s:g} s"
+        )
+    if theirs != hello:
+        raise LinkError(
+            f"{describe(config)}: rendezvous failed: we speak {hello.decode()!r}, the peer "
+            f"{theirs[:64].decode(errors='replace')!r}"
+        )
+
+
+class LinkStore(Store):
+    """Shows a `StoreBackend` to torch, with a deadline on every wait.
+
+    Torch keeps only the C++ half of a store. Whoever makes a process group from a `LinkStore` keeps
+    this object as long as the group lives; a collected one fails with "Not implemented".
+
+    Args:
+        backend: where the values are.
+        describe: names a link and its peer in errors, such as `link 7 to prefill-0 (epoch 2)`.
+        timeout_s: longest wait; a longer one asked for by torch is cut to this.
+    """
+
+    def __init__(self, backend: StoreBackend, describe: str, timeout_s: float) -> None:
+        super().__init__()
+        self._backend = backend
+        self._describe = describe
+        self._timeout_s = timeout_s
+
+    def set(self, key: str, value: str | bytes) -> None:
+        self._backend.set(key, _as_bytes(value))
+
+    def get(self, key: str) -> bytes:
+        return self._await(key, self._timeout_s)
+
+    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
+        limit = self._timeout_s if timeout is None else self._bounded(timeout)
+        for key in keys:
+            self._await(key, limit)
+
+    def add(self, key: str, value: int) -> int:
+        return self._backend.add(key, value)
+
+    def check(self, keys: list[str]) -> bool:
+        return self._backend.check(keys)
+
+    def compare_set(
+        self, key: str, expected_value: str | bytes, desired_value: str | bytes
+    ) -> bytes:
+        return self._backend.compare_set(key, _as_bytes(expected_value), _as_bytes(desired_value))
+
+    def delete_key(self, key: str) -> bool:
+        return self._backend.delete(key)
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        self._timeout_s = self._bounded(timeout)
+
+    def has_extended_api(self) -> bool:
+        return False
+
+    def clone(self) -> "LinkStore":
+        return self
+
+    def _bounded(self, timeout: timedelta) -> float:
+        """The asked time, at most ours; torch's zero means no limit."""
+        asked = timeout.total_seconds()
+        return min(self._timeout_s, asked) if asked > 0 else self._timeout_s
+
+    def _await(self, key: str, timeout_s: float) -> bytes:
+        value = self._backend.get(key, timeout_s)
+        if value is None:
+            raise LinkError(
+                f"{self._describe}: no value for rendezvous key {key!r} within {timeout_s:g} s"
+            )
+        return value
+
+
+def _as_bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else bytes(value)
