@@ -20,7 +20,7 @@ RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
 
 # Bytes in, bytes out, whatever the method.
-RawContext: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
+RawContext: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ error without a word of their text.
 import asyncio
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from twinflow.cluster import rpc_status
 from twinflow.cluster.gateway.grpc_door.config import GrpcConfig
 from twinflow.cluster.gateway.grpc_door.endpoint import Call, Endpoint, RawContext
 from twinflow.protos.errors import (
+    Cancelled,
     DeadlineExceeded,
     Overloaded,
     ServerError,
@@ -101,7 +102,7 @@ class Entrance(grpc.GenericRpcHandler):
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """The handler of a call that begins; None (UNIMPLEMENTED) for unknown methods."""
         endpoint = self._endpoints.get(handler_call_details.method)
         try:
@@ -134,7 +135,9 @@ class Entrance(grpc.GenericRpcHandler):
                 return await self._exchange(endpoint, call, context)
         except TwinflowError as known:
             error = known
-        except grpc.aio.BaseError:  # the call ended under us: nobody is left to tell
+        except grpc.aio.InternalError:  # reading or writing failed, because the call has ended
+            error = Cancelled("The caller went away.")
+        except grpc.aio.BaseError:
             raise
         except Exception:  # noqa: BLE001 - the fence of a call: no error of one reaches others
             structlog.get_logger().exception("gRPC call failed", request_id=call.request_id)
@@ -181,7 +184,9 @@ class Entrance(grpc.GenericRpcHandler):
                 ) from None
 
     async def _abort(self, context: RawContext, error: TwinflowError, request_id: str) -> None:
-        await context.abort_with_status(to_grpc_status(rpc_status.to_status(error, request_id)))
+        status = to_grpc_status(rpc_status.to_status(error, request_id))
+        with suppress(grpc.aio.InternalError):  # the connection ended before the status was taken
+            await context.abort_with_status(status)
 
 
 def _new_request_id() -> str:
