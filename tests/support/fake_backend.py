@@ -171,10 +171,8 @@ def _plan(reply: bytes, spec: GenerationSpec) -> tuple[list[int], FinishReason, 
             if token == EOS and params.ignore_eos:
                 continue
             tokens.append(token)
-            if len(tokens) > params.min_tokens:
-                if token == EOS:
-                    return tokens, FinishReason.STOP, None
-                if token in params.stop_token_ids:
+            if len(tokens) >= params.min_tokens:
+                if token == EOS or token in params.stop_token_ids:
                     return tokens, FinishReason.STOP, token
             if len(tokens) == params.max_tokens:
                 return tokens, FinishReason.LENGTH, None

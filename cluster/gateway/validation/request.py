@@ -196,9 +196,15 @@ def check_model(served: ModelInfo, model: str) -> None:
 
 
 def fit_to_context(
-    params: SamplingParams, prompt_tokens: int, max_model_len: int
+    params: SamplingParams, prompt_tokens: int, max_model_len: int, field: str = "prompt"
 ) -> SamplingParams:
     """Fill in `max_tokens` for a prompt, or refuse what does not fit.
+
+    Args:
+        params: of the request.
+        prompt_tokens: length of the prompt.
+        max_model_len: length of the context.
+        field: where the prompt came from, for the error.
 
     Raises:
         ContextLengthExceeded: the prompt leaves no room for a token, or not for `max_tokens`.
@@ -209,7 +215,7 @@ def fit_to_context(
         raise ContextLengthExceeded(
             f"The model's context is {max_model_len} tokens and the prompt has {prompt_tokens}; "
             "shorten it so that at least one token can follow.",
-            "prompt",
+            field,
         )
     if params.max_tokens is None:
         return replace(params, max_tokens=room)

@@ -1,0 +1,110 @@
+"""The workers' load and counters, as their latest `WorkerStats` tell them.
+
+Counters live in the workers; a scrape reads the last value that each of them sent. A worker that
+restarts begins at zero, which Prometheus takes for the counter reset that it is.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from twinflow.protos.twinflow.internal.v1.worker_pb2 import WorkerStats
+
+_LABELS = ("model_name", "worker", "role")
+
+
+@dataclass(frozen=True, slots=True)
+class _Metric:
+    family: type[GaugeMetricFamily] | type[CounterMetricFamily]
+    name: str
+    text: str
+    value: Callable[[WorkerStats], float]
+
+
+def _kv_usage(stats: WorkerStats) -> float:
+    return 1.0 - stats.free_blocks / stats.total_blocks if stats.total_blocks else 0.0
+
+
+def _gauge(name: str, text: str, value: Callable[[WorkerStats], float]) -> _Metric:
+    return _Metric(GaugeMetricFamily, name, text, value)
+
+
+def _counter(name: str, text: str, value: Callable[[WorkerStats], float]) -> _Metric:
+    return _Metric(CounterMetricFamily, name, text, value)
+
+
+_METRICS = (
+    _gauge("vllm:num_requests_running", "Sequences in the batch.", lambda s: s.num_running),
+    _gauge("vllm:num_requests_waiting", "Sequences in the queue.", lambda s: s.num_waiting),
+    _gauge("vllm:kv_cache_usage_perc", "KV blocks in use, 1 is all of them.", _kv_usage),
+    _counter("vllm:prefix_cache_queries", "Prompt tokens looked up.", lambda s: s.prefix_queries),
+    _counter("vllm:prefix_cache_hits", "Prompt tokens found.", lambda s: s.prefix_hits),
+    _counter("vllm:num_preemptions", "Sequences preempted.", lambda s: s.preemptions),
+    _gauge(
+        "twinflow:num_requests_receiving",
+        "Sequences whose KV is on its way.",
+        lambda s: s.num_receiving,
+    ),
+    _gauge(
+        "twinflow:waiting_prompt_tokens",
+        "Prompt tokens that no step has computed yet.",
+        lambda s: s.waiting_tokens,
+    ),
+    _gauge("twinflow:kv_blocks_free", "Free KV blocks.", lambda s: s.free_blocks),
+    _gauge("twinflow:kv_blocks_total", "KV blocks.", lambda s: s.total_blocks),
+    _gauge(
+        "twinflow:kv_blocks_leased",
+        "KV blocks kept for a decode worker.",
+        lambda s: s.leased_blocks,
+    ),
+    _gauge("twinflow:worker_draining", "1 while the worker drains.", lambda s: s.draining),
+    _counter("twinflow:worker_steps", "Engine steps.", lambda s: s.steps),
+    _counter("twinflow:worker_prompt_tokens", "Prompt tokens computed.", lambda s: s.prompt_tokens),
+    _counter(
+        "twinflow:worker_generation_tokens", "Tokens generated.", lambda s: s.generation_tokens
+    ),
+    _counter("twinflow:handoff_bytes", "KV bytes handed off.", lambda s: s.handoff_bytes),
+    _counter("twinflow:handoff_seconds", "Time of KV hand-offs.", lambda s: s.handoff_seconds),
+    _counter(
+        "twinflow:handoffs_completed", "Hand-offs that were proved.", lambda s: s.handoffs_completed
+    ),
+    _counter(
+        "twinflow:handoffs_failed", "Hand-offs that were given up.", lambda s: s.handoffs_failed
+    ),
+    _counter(
+        "twinflow:handoff_digests_refused",
+        "KV blocks whose digest was wrong.",
+        lambda s: s.digests_refused,
+    ),
+)
+
+
+class WorkerCollector(Collector):
+    """Reports the latest stats of every known worker at a scrape.
+
+    Args:
+        model_name: value of the label of the same name.
+    """
+
+    def __init__(self, model_name: str) -> None:
+        self._model = model_name
+        self._latest: dict[str, tuple[str, WorkerStats]] = {}
+
+    def observe(self, worker_id: str, role: str, stats: WorkerStats) -> None:
+        """Replace what is known of a worker."""
+        self._latest[worker_id] = (role, stats)
+
+    def forget(self, worker_id: str) -> None:
+        """Stop reporting a worker; unknown ones are no error."""
+        self._latest.pop(worker_id, None)
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """One family per metric, one sample per worker."""
+        latest = sorted(self._latest.items())
+        for metric in _METRICS:
+            family = metric.family(metric.name, metric.text, labels=_LABELS)
+            for worker_id, (role, stats) in latest:
+                family.add_metric((self._model, worker_id, role), metric.value(stats))
+            yield family
