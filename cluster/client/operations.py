@@ -104,5 +104,5 @@ class Operations:
         if wanted.options.model is not None:
             return wanted.options.model
         if self._model is None:
-            self._model = (yield from self.model_info(wanted.options.timeout_s)).name
+            self._model = (yield from self.model_info(wanted.options.timeout_s)).model
         return self._model

@@ -62,7 +62,7 @@ class ServedModel:
     """What a server says of its model.
 
     Attributes:
-        name: the name that requests use.
+        model: the name that requests use.
         root: checkpoint that it was loaded from.
         max_model_len: longest sequence, prompt and output together.
         vocab_size: tokens of the vocabulary.
@@ -71,7 +71,7 @@ class ServedModel:
         version: the server's version of twinflow.
     """
 
-    name: str
+    model: str
     root: str
     max_model_len: int
     vocab_size: int
@@ -139,7 +139,7 @@ def request_output(response: pb.GenerateResponse, prompt: str | None) -> Request
 def served_model(response: pb.GetModelInfoResponse) -> ServedModel:
     """The description of the model."""
     return ServedModel(
-        name=response.model,
+        model=response.model,
         root=response.root,
         max_model_len=response.max_model_len,
         vocab_size=response.vocab_size,

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from twinflow.cluster.gateway.text_pipeline import Call
 from twinflow.protos.errors import DeadlineExceeded, InvalidRequest
 
 RequestT = TypeVar("RequestT", bound=Message)
@@ -21,21 +22,6 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 # Bytes in, bytes out, whatever the method.
 RawContext: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What a method may know of the call it serves.
-
-    Attributes:
-        request_id: made by this server; errors and log lines carry it.
-        api_key_id: who calls; empty without authentication.
-        deadline_s: time the call may take, from its arrival.
-    """
-
-    request_id: str
-    api_key_id: str
-    deadline_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,18 +10,20 @@ error without a word of their text.
 
 import asyncio
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import structlog
 from grpc_status.rpc_status import to_status as to_grpc_status
 
 from twinflow.cluster import rpc_status
+from twinflow.cluster.gateway.auth import Authenticator
 from twinflow.cluster.gateway.grpc_door.config import GrpcConfig
-from twinflow.cluster.gateway.grpc_door.endpoint import Call, Endpoint, RawContext
+from twinflow.cluster.gateway.grpc_door.endpoint import Endpoint, RawContext
+from twinflow.cluster.gateway.text_pipeline import Call
 from twinflow.protos.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -32,15 +34,9 @@ from twinflow.protos.errors import (
     Unavailable,
 )
 
+# Pipeline and backend end what is late and know why; this much later their call is ended for them.
+LATENESS_S = 10.0
 DRAINING = "The server is shutting down; send the request to another one."
-
-
-class Authenticator(Protocol):
-    """Knows the keys."""
-
-    def check(self, header: str | None) -> str:
-        """The id of the key in an `authorization` header; Unauthenticated if it has none."""
-        ...
 
 
 class _Room:
@@ -70,6 +66,7 @@ class Entrance(grpc.GenericRpcHandler):
         endpoints: by path, `/package.Service/Method`.
         authenticator: decides who may call.
         config: limits and time-outs.
+        clock: seconds, monotonic; stamps the arrival of calls.
     """
 
     def __init__(
@@ -77,7 +74,9 @@ class Entrance(grpc.GenericRpcHandler):
         endpoints: Mapping[str, Endpoint[Any, Any]],
         authenticator: Authenticator,
         config: GrpcConfig,
+        clock: Callable[[], float],
     ) -> None:
+        self._clock = clock
         self._endpoints = endpoints
         self._authenticator = authenticator
         self._config = config
@@ -126,7 +125,7 @@ class Entrance(grpc.GenericRpcHandler):
     async def _serve(
         self, endpoint: Endpoint[Any, Any], key_id: str, _unread: object, context: RawContext
     ) -> None:
-        call = Call(_new_request_id(), key_id, self._deadline_s(context))
+        call = Call(_new_request_id(), self._clock(), key_id, self._deadline_s(context))
         error: TwinflowError
         try:
             if self._draining and not endpoint.health:
@@ -153,8 +152,9 @@ class Entrance(grpc.GenericRpcHandler):
     async def _exchange(
         self, endpoint: Endpoint[Any, Any], call: Call, context: RawContext
     ) -> None:
+        limit_s = None if endpoint.health else call.deadline_s + LATENESS_S
         try:
-            async with asyncio.timeout(None if endpoint.health else call.deadline_s):
+            async with asyncio.timeout(limit_s):
                 responses: Any = endpoint.serve(endpoint.messages(context), call)
                 async with aclosing(responses):
                     await self._answer(responses, context)

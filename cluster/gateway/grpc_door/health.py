@@ -12,7 +12,8 @@ import structlog
 from grpc_health.v1 import health_pb2 as pb
 
 from twinflow.cluster.gateway.backend import Backend
-from twinflow.cluster.gateway.grpc_door.endpoint import Call, Endpoint, Single
+from twinflow.cluster.gateway.grpc_door.endpoint import Endpoint, Single
+from twinflow.cluster.gateway.text_pipeline import Call
 from twinflow.protos.errors import ClientError, Unavailable
 
 SERVICE = "grpc.health.v1.Health"
