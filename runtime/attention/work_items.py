@@ -1,0 +1,294 @@
+"""The work of tiled attention for one step: which query tile meets which KV tile.
+
+    keys      0 ......... 127 | 128 ....... 255 | 256 ...       KV tiles, from position 0
+    queries   row  row  row  row  row  row  row  row  row       of one sequence
+              └─ 4 rows ───────┘ └─ 4 rows ───────┘ └ 1 ┘       query tiles
+
+A query tile and a KV tile are an item: one small matrix product per KV head. Items of the same
+shape are computed together, a slab at a time, so that the memory in use is bounded. Tiles lie at
+absolute positions and every sum follows their order, so that a row's result does not depend on how
+the rows were cut into steps.
+
+    span      SPAN_TILES KV tiles that share one running maximum
+    slab      items of some query tiles and one span, sorted by KV tile, then by query tile
+    segment   the items of a slab with the same KV tile
+
+Query tiles are sorted by position, the longest context first: those with a k-th KV tile in the
+span are then a prefix, and segments add up without an index.
+
+This module is arithmetic on integers (numpy); `tiled` computes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinflow.runtime.attention.rows import FlatRows, IntArray
+
+QUERY_TILES = (64, 16, 4, 1)
+KV_TILE_TOKENS = 128
+SPAN_TILES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TileShape:
+    """Sizes that all steps of a kernel share.
+
+    Attributes:
+        num_heads: query heads.
+        kv_heads: KV heads.
+        head_dim: elements of a head.
+        block_size: token slots of a block.
+        head_rows_per_block: distance of two blocks in the rows of a layer's keys.
+        row_tile: the rows of a matrix are a multiple of this.
+        slab_elements: bound of what a slab holds in memory, unless a query tile and one span of
+            its context alone exceed it.
+    """
+
+    num_heads: int
+    kv_heads: int
+    head_dim: int
+    block_size: int
+    head_rows_per_block: int
+    row_tile: int
+    slab_elements: int
+
+    @property
+    def queries_per_kv_head(self) -> int:
+        """Query heads that share a KV head."""
+        return self.num_heads // self.kv_heads
+
+    @property
+    def kv_tile_tokens(self) -> int:
+        """Token slots of a KV tile, whole blocks."""
+        return max(KV_TILE_TOKENS, self.block_size)
+
+    def matrix_rows(self, query_rows: int) -> int:
+        """Rows of the matrix of one query tile and KV head, padding included."""
+        rows = query_rows * self.queries_per_kv_head
+        return -(-rows // self.row_tile) * self.row_tile
+
+    def max_items(self, query_rows: int) -> int:
+        """Items of such query tiles that fill a slab."""
+        keys_values = 2 * self.kv_tile_tokens * self.head_dim
+        per_row = 2 * self.head_dim + self.kv_tile_tokens  # query, result and scores
+        item = self.kv_heads * (keys_values + self.matrix_rows(query_rows) * per_row)
+        return self.slab_elements // item
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Keys behind the diagonal.
+
+    Attributes:
+        items: which items of the slab.
+        hidden: bool [items, matrix rows, KV tile tokens], true for keys a row must not see.
+    """
+
+    items: slice
+    hidden: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """Items that are computed together; M matrix rows each.
+
+    Attributes:
+        matrix_rows: M.
+        num_tiles: query tiles.
+        state_start: place of the first query tile's rows among those of all slabs.
+        is_first_span: the query tiles have no result yet.
+        query_rows: [items, kv_heads, M] rows of the queries seen as [rows * num_heads, head_dim].
+        key_rows: [items, kv_heads, blocks of a tile] rows of `KVCache.keys`.
+        item_tiles: [items] query tile of each item.
+        segments: the items of each KV tile; the k-th item of a segment is of query tile k.
+        masks: what is hidden from which items.
+    """
+
+    matrix_rows: int
+    num_tiles: int
+    state_start: int
+    is_first_span: bool
+    query_rows: IntArray
+    key_rows: IntArray
+    item_tiles: IntArray
+    segments: tuple[slice, ...]
+    masks: tuple[Mask, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkList:
+    """All slabs of a step, in the order in which they are computed.
+
+    Attributes:
+        slabs: the work.
+        num_state_rows: rows of the state, [kv_heads, M] for each query tile.
+        output_rows: [rows * num_heads] state row that ends up in each output row.
+    """
+
+    slabs: tuple[Slab, ...]
+    num_state_rows: int
+    output_rows: IntArray
+
+
+def plan_work(rows: FlatRows, shape: TileShape) -> WorkList:
+    """Cut the rows of a step into query tiles, and these into slabs of items."""
+    slabs: list[Slab] = []
+    output_rows = np.empty(rows.num_rows * shape.num_heads, dtype=np.int64)
+    num_state_rows = 0
+    for tiles in _query_tiles(rows, shape):
+        query_rows = tiles.query_rows()
+        state_rows = np.arange(query_rows.size).reshape(query_rows.shape) + num_state_rows
+        used = tiles.rows * shape.queries_per_kv_head
+        output_rows[query_rows[:, :, :used]] = state_rows[:, :, :used]
+        slabs.extend(_slabs(rows, tiles, query_rows, num_state_rows))
+        num_state_rows += query_rows.size
+    return WorkList(tuple(slabs), num_state_rows, output_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _QueryTiles:
+    """Query tiles of the same number of rows, the longest context first.
+
+    Attributes:
+        shape: of the kernel.
+        rows: rows of each tile.
+        first_rows: flat row of the first row.
+        positions: position of the first row.
+        sequences: whose rows.
+    """
+
+    shape: TileShape
+    rows: int
+    first_rows: IntArray
+    positions: IntArray
+    sequences: IntArray
+
+    def __getitem__(self, tiles: slice) -> "_QueryTiles":
+        return _QueryTiles(
+            self.shape,
+            self.rows,
+            self.first_rows[tiles],
+            self.positions[tiles],
+            self.sequences[tiles],
+        )
+
+    @property
+    def kv_tiles(self) -> IntArray:
+        """KV tiles that each query tile can see some of."""
+        return (self.positions + self.rows - 1) // self.shape.kv_tile_tokens + 1
+
+    @property
+    def matrix_positions(self) -> IntArray:
+        """[tiles, M] position of each matrix row; padding repeats the last row."""
+        return self.positions[:, None] + self._matrix_row_index // self.shape.queries_per_kv_head
+
+    def query_rows(self) -> IntArray:
+        """[tiles, kv_heads, M] rows of the queries seen as [rows * num_heads, head_dim]."""
+        group = self.shape.queries_per_kv_head
+        index = self._matrix_row_index
+        in_row = index // group * self.shape.num_heads + index % group
+        heads = np.arange(self.shape.kv_heads) * group
+        first = self.first_rows * self.shape.num_heads
+        return first[:, None, None] + heads[:, None] + in_row
+
+    @property
+    def _matrix_row_index(self) -> IntArray:
+        last = self.rows * self.shape.queries_per_kv_head - 1
+        return np.minimum(np.arange(self.shape.matrix_rows(self.rows)), last)
+
+
+def _query_tiles(rows: FlatRows, shape: TileShape) -> Iterator[_QueryTiles]:
+    """Cut the rows of each sequence into the largest tiles that fit, from its first row on."""
+    taken = np.zeros_like(rows.counts)
+    for size in QUERY_TILES:
+        counts = (rows.counts - taken) // size
+        if not counts.any():
+            continue
+        sequences = np.repeat(np.arange(len(counts)), counts)
+        within = np.arange(len(sequences)) - np.repeat(np.cumsum(counts) - counts, counts)
+        offsets = taken[sequences] + within * size
+        positions = rows.starts[sequences] + offsets
+        order = np.argsort(-positions, kind="stable")
+        first_rows = rows.first_rows[sequences] + offsets
+        yield _QueryTiles(shape, size, first_rows[order], positions[order], sequences[order])
+        taken += counts * size
+
+
+def _slabs(
+    rows: FlatRows, tiles: _QueryTiles, query_rows: IntArray, first_state_row: int
+) -> Iterator[Slab]:
+    """Spans in order; in each span, query tiles until the slab is full."""
+    max_items = tiles.shape.max_items(tiles.rows)
+    depths = tiles.kv_tiles
+    state_rows_per_tile = query_rows[0].size
+    for first_kv_tile in range(0, int(depths[0]), SPAN_TILES):
+        active = int(np.count_nonzero(depths > first_kv_tile))
+        start = 0
+        while start < active:
+            depth = min(int(depths[start]) - first_kv_tile, SPAN_TILES)
+            end = min(active, start + max(1, max_items // depth))
+            yield _slab(
+                rows,
+                tiles[start:end],
+                query_rows[start:end],
+                first_kv_tile,
+                first_state_row + start * state_rows_per_tile,
+            )
+            start = end
+
+
+def _slab(
+    rows: FlatRows,
+    tiles: _QueryTiles,
+    query_rows: IntArray,
+    first_kv_tile: int,
+    state_start: int,
+) -> Slab:
+    depths = np.minimum(tiles.kv_tiles - first_kv_tile, SPAN_TILES)
+    counts = np.count_nonzero(depths[:, None] > np.arange(depths[0]), axis=0)
+    ends = np.cumsum(counts)
+    item_tiles = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+    kv_tiles = np.repeat(np.arange(len(counts)), counts) + first_kv_tile
+    segments = tuple(
+        slice(int(end - count), int(end)) for end, count in zip(ends, counts, strict=True)
+    )
+    return Slab(
+        matrix_rows=query_rows.shape[2],
+        num_tiles=len(depths),
+        state_start=state_start,
+        is_first_span=first_kv_tile == 0,
+        query_rows=query_rows[item_tiles],
+        key_rows=_key_rows(rows, tiles.sequences[item_tiles], kv_tiles, tiles.shape),
+        item_tiles=item_tiles,
+        segments=segments,
+        masks=tuple(_masks(tiles, segments, first_kv_tile)),
+    )
+
+
+def _key_rows(
+    rows: FlatRows, sequences: IntArray, kv_tiles: IntArray, shape: TileShape
+) -> IntArray:
+    """Rows of the blocks of each KV tile. Behind the last block of a sequence that block is
+    repeated, so that a sequence reads no blocks but its own; these keys are masked."""
+    per_tile = shape.kv_tile_tokens // shape.block_size
+    wanted = kv_tiles[:, None] * per_tile + np.arange(per_tile)
+    in_table = np.minimum(wanted, rows.block_counts[sequences][:, None] - 1)
+    blocks = rows.blocks[rows.first_blocks[sequences][:, None] + in_table]
+    heads = np.arange(shape.kv_heads)
+    key_rows: IntArray = blocks[:, None, :] * shape.head_rows_per_block + heads[:, None]
+    return key_rows
+
+
+def _masks(tiles: _QueryTiles, segments: tuple[slice, ...], first_kv_tile: int) -> Iterator[Mask]:
+    """Query tiles are sorted by position, so those that see only a part are the last ones."""
+    positions = tiles.matrix_positions
+    for kv_tile, segment in enumerate(segments, first_kv_tile):
+        keys = np.arange(tiles.shape.kv_tile_tokens) + kv_tile * tiles.shape.kv_tile_tokens
+        count = segment.stop - segment.start
+        whole = int(np.count_nonzero(tiles.positions[:count] >= keys[-1]))
+        if whole < count:
+            hidden = keys > positions[whole:count, :, None]
+            yield Mask(slice(segment.start + whole, segment.stop), hidden)

@@ -1,0 +1,152 @@
+"""Runs a model over the rows of a step, whatever they are: prompts, chunks of them, decode tokens.
+
+The runner owns the KV cache and the attention kernel. It knows no requests, samples nothing and
+decides nothing: whoever calls it says which tokens go where.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinflow.parallel.kv_layout import KVLayout
+from twinflow.runtime.attention.registry import create_attention
+from twinflow.runtime.attention.rows import FlatRows, IntArray
+from twinflow.runtime.kv.cache import KVCache
+from twinflow.runtime.models.base import Model, RowBatch
+from twinflow.runtime.row_tile import find_row_tile
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRows:
+    """Consecutive tokens of one sequence, to be computed in one step.
+
+    Attributes:
+        token_ids: tokens of the rows.
+        start: position of the first row in its sequence; what comes before is in the KV cache.
+        block_ids: block table covering the sequence up to the last row.
+        samples: logits of the last row are wanted.
+    """
+
+    token_ids: Sequence[int]
+    start: int
+    block_ids: Sequence[int]
+    samples: bool
+
+
+class ModelRunner:
+    """A model with its KV cache.
+
+    Args:
+        model: what to run.
+        layout: of the KV blocks; must fit the model.
+        num_blocks: blocks, the null block included.
+        max_num_tokens: most rows of a step.
+        device: where the cache and the model are.
+
+    Attributes:
+        kv_cache: the blocks; pages may be read and written between steps.
+        batch_invariant: a token's KV and logits do not depend, bit by bit, on what else is
+            computed with it. Measured when the runner is built.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        layout: KVLayout,
+        num_blocks: int,
+        max_num_tokens: int,
+        device: torch.device,
+    ) -> None:
+        _check_layout(model, layout)
+        self.kv_cache = KVCache(layout, num_blocks, device)
+        self._model = model
+        self._max_num_tokens = max_num_tokens
+        self._device = device
+        self._attention = create_attention("tiled", self.kv_cache, model.config.num_heads)
+        self._row_tile = find_row_tile(model.kernels())
+        self.batch_invariant = self._row_tile.batch_invariant and self._attention.batch_invariant
+        size = self._row_tile.round_up(max_num_tokens)
+        self._token_ids = torch.zeros(size, dtype=torch.int64, device=device)
+        self._positions = torch.zeros(size, dtype=torch.int64, device=device)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        rows: Sequence[SequenceRows],
+        on_layers: Callable[[int, int], None] | None = None,
+        layers_per_unit: int = 0,
+    ) -> Tensor:
+        """Compute one step.
+
+        Args:
+            rows: what to compute; the KV before each group is in the cache.
+            on_layers: called with (first, end) when the KV of layers [first, end) is completely
+                written for all rows; in order, while later layers are still to be computed.
+            layers_per_unit: layers between two such calls, 0 for one call at the end.
+
+        Returns:
+            float32 [groups with `samples`, vocab_size], in their order.
+
+        Raises:
+            ValueError: no rows, too many, or a token, position or block that does not exist.
+        """
+        flat = self._lay_out(rows)
+        self._attention.prepare(flat)
+        self.kv_cache.clear(flat.opened_blocks())
+        batch = self._batch(rows, flat)
+        forward_pass = self._model.begin(batch, self._attention)
+        num_layers = self._model.config.num_layers
+        unit = layers_per_unit or num_layers
+        for first in range(0, num_layers, unit):
+            end = min(first + unit, num_layers)
+            forward_pass.run_layers(first, end)
+            if on_layers is not None:
+                on_layers(first, end)
+        sampled = np.array([group.samples for group in rows])
+        last_rows = (flat.first_rows + flat.counts - 1)[sampled]
+        if not last_rows.size:
+            return torch.empty(0, self._model.config.vocab_size, device=self._device)
+        return forward_pass.logits(self._padded(last_rows))[: len(last_rows)]
+
+    def _lay_out(self, rows: Sequence[SequenceRows]) -> FlatRows:
+        if not rows:
+            raise ValueError("a step needs at least one row group")
+        flat = FlatRows.build(rows, self.kv_cache.layout.block_size)
+        if flat.num_rows > self._max_num_tokens:
+            raise ValueError(f"{flat.num_rows} rows are more than {self._max_num_tokens}")
+        low, high = int(flat.blocks.min()), int(flat.blocks.max())
+        if low < 1 or high >= self.kv_cache.num_blocks:
+            raise ValueError(f"blocks {low}..{high} are not in 1..{self.kv_cache.num_blocks - 1}")
+        return flat
+
+    def _batch(self, rows: Sequence[SequenceRows], flat: FlatRows) -> RowBatch:
+        """Fill the input buffers; rows of padding are token 0 at position 0."""
+        token_ids = np.concatenate([np.asarray(r.token_ids, dtype=np.int64) for r in rows])
+        vocab_size = self._model.config.vocab_size
+        if token_ids.min() < 0 or token_ids.max() >= vocab_size:
+            raise ValueError(f"a token is not in 0..{vocab_size - 1}")
+        count, size = flat.num_rows, self._row_tile.round_up(flat.num_rows)
+        for buffer, values in ((self._token_ids, token_ids), (self._positions, flat.positions)):
+            buffer[:count].copy_(torch.from_numpy(values))
+            buffer[count:size].zero_()
+        end_position = int((flat.starts + flat.counts).max())
+        return RowBatch(self._token_ids[:size], self._positions[:size], end_position)
+
+    def _padded(self, indices: IntArray) -> Tensor:
+        """Indices of rows, the first of them repeated up to a whole row tile."""
+        padded = np.full(self._row_tile.round_up(len(indices)), indices[0])
+        padded[: len(indices)] = indices
+        return torch.from_numpy(padded).to(self._device)
+
+
+def _check_layout(model: Model, layout: KVLayout) -> None:
+    config = model.config
+    expected = (config.num_layers, config.num_kv_heads, config.head_dim, model.dtype)
+    found = (layout.num_layers, layout.kv_heads, layout.head_dim, layout.torch_dtype)
+    if found != expected:
+        raise ValueError(
+            f"the KV layout has (layers, KV heads, head_dim, dtype) {found}, the model {expected}"
+        )

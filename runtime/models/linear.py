@@ -1,0 +1,97 @@
+"""Linear layers: `x @ weightᵀ + bias`, in the form that is fastest on the device.
+
+The weight is not needed in its plain form afterwards, so a variant may keep it as it likes. A
+variant never changes which rows influence each other: see `row_tile`.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from twinflow.runtime.row_tile import RowKernel
+
+# Packing asks for a typical number of rows. From 16 on it chooses one layout and kernel for all,
+# down to a single row; for smaller numbers it would choose a vector product of other rounding.
+_PACKED_ROWS_HINT = 128
+
+
+class Linear(ABC):
+    """A linear layer.
+
+    Attributes:
+        in_features: width of a row that goes in.
+        out_features: width of a row that comes out.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.out_features, self.in_features = weight.shape
+        self._dtype = weight.dtype
+        self._device = weight.device
+
+    @abstractmethod
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[rows, in_features] to a new [rows, out_features]; the input is contiguous."""
+
+    def kernel(self) -> RowKernel:
+        """What a row tile probe runs."""
+        return RowKernel(
+            in_features=self.in_features,
+            flop_per_row=2 * self.in_features * self.out_features,
+            dtype=self._dtype,
+            device=self._device,
+            run=self,
+        )
+
+
+class PlainLinear(Linear):
+    """The weight as it is; every device and dtype."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight)
+        self._weight = weight
+        self._bias = bias
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """See the base class."""
+        return F.linear(rows, self._weight, self._bias)
+
+
+class PackedLinear(Linear):
+    """The weight in oneDNN's blocked layout, for CPUs.
+
+    Plain products pack the weight anew in each call, which costs more than the product when there
+    are few rows. These are the operators that the inductor compiler uses for frozen weights.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS_HINT)
+        self._bias = bias
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """See the base class."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(
+            rows, self._weight, self._bias, "none", [], ""
+        )
+        return out
+
+    @staticmethod
+    def supports(dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether this build and machine have the operators for a dtype."""
+        has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        if device.type != "cpu" or not has_onednn:
+            return False
+        if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+            return False
+        if dtype is torch.bfloat16:
+            return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return dtype is torch.float32
+
+
+def create_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
+    """The fastest variant for a weight [out_features, in_features] on its device."""
+    if PackedLinear.supports(weight.dtype, weight.device):
+        return PackedLinear(weight, bias)
+    return PlainLinear(weight, bias)
