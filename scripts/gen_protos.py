@@ -45,7 +45,9 @@ def stale(fresh: Path) -> list[str]:
     """Names of stubs that are missing, left over or different from the ones in `fresh`."""
     want = {path.relative_to(fresh): path.read_bytes() for path in stubs(fresh)}
     have = {path.relative_to(PROTOS): path.read_bytes() for path in stubs(PROTOS)}
-    return sorted(str(name) for name in want.keys() | have.keys() if want.get(name) != have.get(name))
+    return sorted(
+        str(name) for name in want.keys() | have.keys() if want.get(name) != have.get(name)
+    )
 
 
 def main() -> int:

@@ -1,0 +1,1 @@
+"""One module per command: `add_to` describes its arguments, `run` carries it out."""

@@ -1,0 +1,124 @@
+"""`twinflow chat`: a conversation with a running server, in the terminal.
+
+Talks gRPC through `twinflow.Client`; the conversation is kept here, the server keeps none of it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TextIO
+
+from twinflow.cluster.cli import environment
+from twinflow.cluster.cli.parser import Commands, Invocation
+from twinflow.cluster.cli.sources import report
+from twinflow.cluster.client import CallOptions, Client
+from twinflow.cluster.client.request import ChatMessage
+from twinflow.protos.errors import ConfigError, TwinflowError
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+GREETING = "Enter a message; /new starts afresh, /exit or Ctrl-D ends. Ctrl-C stops an answer.\n"
+PROMPT = "> "
+
+EPILOG = """\
+examples:
+  twinflow chat
+  twinflow chat --target gpu-box:50051 --insecure
+  echo "What is the capital of France?" | twinflow chat
+"""
+
+# From a conversation, oldest message first, to the pieces of its next message.
+Reply = Callable[[Sequence[ChatMessage]], Iterator[str]]
+
+
+def add_to(commands: Commands) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "chat",
+        help="talk to a served model",
+        description="Talk to a model that `twinflow serve` serves.",
+        epilog=EPILOG,
+    )
+    parser.add_argument(
+        "--target",
+        metavar="HOST:PORT",
+        help=f"the server's gRPC address [default: {DEFAULT_TARGET}]",
+    )
+    parser.add_argument("--model", metavar="NAME", help="by default the one that is served")
+    parser.add_argument("--api-key", metavar="KEY", help="better set as TWINFLOW_API_KEY")
+    parser.add_argument(
+        "--insecure", action="store_true", help="talk to another machine in clear text"
+    )
+    parser.runs(run)
+
+
+def run(invocation: Invocation) -> int:
+    """Converse until the input ends.
+
+    Raises:
+        ConfigError: an argument is wrong.
+        TwinflowError: the server cannot be reached at all.
+    """
+    variables = environment.settings(invocation.environ)
+    complaints = [*invocation.complaints, *environment.unknown_variables(invocation.environ)]
+    target = invocation.text("target", variables.get("TWINFLOW_TARGET", DEFAULT_TARGET))
+    if "/" in target or not target.rpartition(":")[2].isdecimal():
+        complaints.append(f"--target {target!r}: must be HOST:PORT, the server's --grpc-port")
+    if complaints:
+        raise ConfigError(report(complaints))
+    key = invocation.text("api_key", variables.get("TWINFLOW_API_KEY", "").split(",")[0])
+    insecure = invocation.given.get("insecure") is True
+    with Client(target, api_key=key or None, insecure=insecure) as client:
+        model = invocation.text("model", "") or client.model_info().model
+        invocation.stdout.write(f"{model} at {target}\n{GREETING}")
+        converse(invocation.stdin, invocation.stdout, partial(answer, client, model))
+    return 0
+
+
+def answer(client: Client, model: str, conversation: Sequence[ChatMessage]) -> Iterator[str]:
+    """Stream the next message of a conversation, up to the end of the model's context."""
+    options = CallOptions(model=model)
+    for chunk in client.stream(messages=conversation, options=options, max_tokens=None):
+        yield chunk.text
+
+
+def converse(stdin: TextIO, stdout: TextIO, reply: Reply) -> None:
+    """Read messages and write answers until the input ends.
+
+    An answer that fails or is interrupted leaves the conversation as it was before its question.
+    """
+    history: list[ChatMessage] = []
+    for line in _lines(stdin, stdout):
+        if line == "/new":
+            history.clear()
+            continue
+        question = ChatMessage(role="user", content=line)
+        try:
+            text = _relay(reply([*history, question]), stdout)
+        except KeyboardInterrupt:
+            stdout.write("\n(stopped)\n")
+        except TwinflowError as error:
+            stdout.write(f"\n({error})\n")
+        else:
+            history += [question, ChatMessage(role="assistant", content=text)]
+
+
+def _lines(stdin: TextIO, stdout: TextIO) -> Iterator[str]:
+    """The messages that are entered, without blank ones."""
+    while True:
+        stdout.write(PROMPT)
+        stdout.flush()
+        line = stdin.readline()
+        if not line or line.strip() == "/exit":
+            stdout.write("\n")
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _relay(pieces: Iterator[str], stdout: TextIO) -> str:
+    text = ""
+    for piece in pieces:
+        stdout.write(piece)
+        stdout.flush()
+        text += piece
+    stdout.write("\n")
+    return text

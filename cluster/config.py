@@ -1,0 +1,293 @@
+"""What `twinflow serve` can be told: one field per flag, one sentence per field.
+
+The sentence under a field is its help text and its value is the only place where its default is
+written. Fields are checked one by one and against each other here, all complaints at once; where
+the values come from (flags, environment, file) is `twinflow.cluster.cli.sources`, and what an
+unset memory or thread count comes down to on a machine is the launcher's. Nothing here reads a
+file, opens a socket or looks at the machine.
+"""
+
+import ipaddress
+import os
+import re
+import socket
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from twinflow.cluster.quantities import count, memory, whole
+from twinflow.runtime.config import EngineConfig
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
+class Group(Enum):
+    """The headings of `twinflow serve --help`."""
+
+    MODEL = "Model"
+    POOLS = "Pools"
+    DOORS = "Front doors"
+    ENGINE = "Engine"
+    MEMORY = "KV cache"
+    LIMITS = "Queues and deadlines"
+    PROCESS = "Processes"
+
+
+def engine_default(name: str) -> int:
+    """The engine's own default of a number; the flag of the same name has no other."""
+    default = EngineConfig.__dataclass_fields__[name].default
+    if not isinstance(default, int):
+        raise TypeError(f"EngineConfig.{name} has no default number")
+    return default
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether binding to `host` accepts connections on every interface of the machine."""
+    try:
+        return not any(socket.inet_aton(host))  # also reads the short forms of 0.0.0.0
+    except OSError:
+        pass
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return address.is_unspecified or bool(
+        address.ipv4_mapped and address.ipv4_mapped.is_unspecified
+    )
+
+
+def _one_or_more(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError("must be a power of two")
+    return value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _host(value: str) -> str:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        if not _HOST_NAME.fullmatch(value):
+            raise ValueError("must be an address or a host name, without a port") from None
+    return value
+
+
+def _api_key(value: SecretStr) -> SecretStr:
+    key = value.get_secret_value()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError("a key is printable ASCII without spaces, and not empty")
+    return value
+
+
+def _model_name(value: str) -> str:
+    if not 0 < len(value) <= 256 or not value.isprintable():
+        raise ValueError("a name has 1 to 256 printable characters")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(whole)]
+Count = Annotated[int, BeforeValidator(count), Field(ge=1, le=2**40)]
+Memory = Annotated[int, BeforeValidator(memory), Field(ge=1)]
+PoolSize = Annotated[Whole, Field(ge=0, le=1024)]
+Port = Annotated[Whole, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)]
+Names = Annotated[
+    tuple[Annotated[str, AfterValidator(_model_name)], ...], BeforeValidator(_one_or_more)
+]
+Keys = Annotated[
+    tuple[Annotated[SecretStr, AfterValidator(_api_key)], ...], BeforeValidator(_one_or_more)
+]
+
+
+class ServeConfig(BaseModel):
+    """The configuration of one `twinflow serve`, checked and complete."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )
+
+    model: Annotated[str, Group.MODEL, Field(min_length=1)]
+    """Directory of the model: config.json, safetensors and tokenizer.json, as Hugging Face lays
+    them out."""
+
+    served_model_name: Annotated[Names, Group.MODEL] = ()
+    """Names that requests may use for the model, the first being the one answers carry; by default
+    the directory's name."""
+
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Group.MODEL] = "auto"
+    """Number format of weights, activations and KV cache; auto takes the checkpoint's."""
+
+    max_model_len: Annotated[Count | None, Group.MODEL] = None
+    """Longest sequence in tokens, prompt and output together, such as 4096 or 32k; by default what
+    the model was made for."""
+
+    prefill: Annotated[PoolSize, Group.POOLS] = 1
+    """Workers that only compute prompts and hand their KV cache on."""
+
+    decode: Annotated[PoolSize, Group.POOLS] = 1
+    """Workers that only continue prompts computed elsewhere."""
+
+    mixed: Annotated[PoolSize, Group.POOLS] = 0
+    """Workers that do both; when given, the two other pools are empty unless given too."""
+
+    api_key: Annotated[Keys, Group.DOORS] = ()
+    """Keys of which HTTP and gRPC requests must carry one; better given as TWINFLOW_API_KEY
+    (comma-separated), because other users of the machine can read command lines."""
+
+    insecure: Annotated[bool, Group.DOORS] = False
+    """Allow listening on every interface without an API key."""
+
+    host: Annotated[str, AfterValidator(_host), Group.DOORS] = "127.0.0.1"
+    """Address that HTTP and gRPC listen on; 0.0.0.0 needs an API key."""
+
+    port: Annotated[Port, Group.DOORS] = 8000
+    """HTTP port; 0 takes a free one."""
+
+    grpc_port: Annotated[Port, Group.DOORS] = 50051
+    """gRPC port; 0 takes a free one."""
+
+    max_num_seqs: Annotated[Count, Group.ENGINE] = engine_default("max_num_seqs")
+    """Requests that one worker runs at the same time."""
+
+    max_num_batched_tokens: Annotated[Count, Group.ENGINE] = engine_default(
+        "max_num_batched_tokens"
+    )
+    """Tokens that one worker computes in a step; longer prompts are computed in chunks."""
+
+    enable_prefix_caching: Annotated[bool, Group.ENGINE] = True
+    """Reuse the KV cache of prompts that begin alike."""
+
+    seed: Annotated[Annotated[Whole, Field(ge=0, le=2**64 - 1)] | None, Group.ENGINE] = None
+    """Number from which the seeds of requests without one are drawn; by default they differ from
+    run to run."""
+
+    block_size: Annotated[
+        Whole, Field(ge=1, le=1024), AfterValidator(_power_of_two), Group.MEMORY
+    ] = engine_default("block_size")
+    """Token slots of a KV block, a power of two; the same in all pools."""
+
+    num_kv_blocks: Annotated[Count | None, Group.MEMORY] = None
+    """KV blocks of each worker, instead of an amount of memory."""
+
+    kv_cache_memory: Annotated[Memory | None, Group.MEMORY] = None
+    """Memory for each worker's KV cache, such as 4GiB; by default a share of what is free."""
+
+    max_num_queued_reqs: Annotated[Count, Group.LIMITS] = 1024
+    """Requests that may be waiting or running; one more is answered with 429 and Retry-After."""
+
+    max_num_queued_tokens: Annotated[Count, Group.LIMITS] = 4_000_000
+    """Prompt tokens that may be waiting or running; beyond that the answer is 429."""
+
+    kv_transfer_timeout: Annotated[Seconds, Field(gt=0), Group.LIMITS] = 10.0
+    """Seconds that the KV cache of one prompt may take from worker to worker before it is computed
+    again."""
+
+    shutdown_timeout: Annotated[Seconds, Group.LIMITS] = 30.0
+    """Seconds that running requests get to finish after Ctrl-C or SIGTERM; 0 aborts them."""
+
+    launcher: Annotated[Literal["ray", "local"], Group.PROCESS] = "ray"
+    """What starts and watches the workers: Ray actors, or plain processes of this machine."""
+
+    threads_per_worker: Annotated[Annotated[Whole, Field(ge=1, le=1024)] | None, Group.PROCESS] = (
+        None
+    )
+    """CPU threads of each worker; by default the cores are shared out evenly."""
+
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], BeforeValidator(_lower), Group.PROCESS
+    ] = "info"
+    """Least severe log lines that are written."""
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names requests may use, the one that answers carry first; at least one."""
+        return self.served_model_name or (Path(os.path.abspath(self.model)).name,)
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """The keys in clear, for the two front doors only; empty when no key is needed."""
+        return tuple(key.get_secret_value() for key in self.api_key)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mixed_replaces_the_other_pools(cls, given: dict[str, object]) -> dict[str, object]:
+        if given.get("mixed", 0) in (0, "0"):
+            return given
+        return {"prefill": 0, "decode": 0, **given}
+
+    @field_validator("mixed")
+    @classmethod
+    def _someone_does_each_phase(cls, mixed: int, info: ValidationInfo) -> int:
+        prefill, decode = info.data.get("prefill"), info.data.get("decode")
+        if mixed == 0 and 0 in (prefill, decode):
+            raise ValueError(
+                f"{prefill} prefill and {decode} decode workers cannot serve without a mixed one: "
+                "give both pools a worker, or --mixed 1"
+            )
+        return mixed
+
+    @field_validator("served_model_name")
+    @classmethod
+    def _names_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("names a model twice")
+        return names
+
+    @field_validator("host")
+    @classmethod
+    def _wildcard_needs_a_key(cls, host: str, info: ValidationInfo) -> str:
+        guarded = info.data.get("api_key", True) or info.data.get("insecure", True)
+        if is_wildcard(host) and not guarded:
+            raise ValueError(
+                "listens on every interface without a key: set TWINFLOW_API_KEY, or --insecure "
+                "if everyone who can reach the machine may use it"
+            )
+        return host
+
+    @field_validator("grpc_port")
+    @classmethod
+    def _ports_differ(cls, grpc_port: int, info: ValidationInfo) -> int:
+        if grpc_port and grpc_port == info.data.get("port"):
+            raise ValueError("HTTP and gRPC need a port each, and --port is the same")
+        return grpc_port
+
+    @field_validator("max_num_batched_tokens")
+    @classmethod
+    def _every_sequence_decodes(cls, tokens: int, info: ValidationInfo) -> int:
+        sequences = info.data.get("max_num_seqs", 0)
+        if tokens < sequences:
+            raise ValueError(
+                f"must be at least --max-num-seqs ({sequences}): every running request decodes "
+                "in every step"
+            )
+        return tokens
+
+    @field_validator("kv_cache_memory")
+    @classmethod
+    def _memory_or_blocks(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size is not None and info.data.get("num_kv_blocks") is not None:
+            raise ValueError("says the same as --num-kv-blocks: give one of the two")
+        return size
