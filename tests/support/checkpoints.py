@@ -98,4 +98,4 @@ def assert_one_line(error: CheckpointError, *parts: object) -> None:
     assert "\n" not in message
     assert len(message) < 600
     for part in parts:
-        assert str(part) in message
+        assert str(part) in message, message

@@ -281,7 +281,22 @@ def test_a_damaged_generation_config_is_refused(tmp_path: Path) -> None:
 
 def test_every_key_survives_random_values(tmp_path: Path) -> None:
     """Whatever one key holds, the answer is a config or a CheckpointError of one line."""
-    values = (None, True, -1, 0, 3, 2**70, 1.5, 1e308, "", "x\ny", [], [[1]], {}, {"a": {}})
+    values: tuple[Any, ...] = (
+        None,
+        True,
+        -1,
+        0,
+        3,
+        2**70,
+        1.5,
+        1e308,
+        "",
+        "x\ny",
+        [],
+        [[1]],
+        {},
+        {"a": {}},
+    )
     original = hf_config_json(small_config(rope_scaling=ROPE_SCALINGS["yarn"]))
     path = tmp_path / "config.json"
     errors = 0
