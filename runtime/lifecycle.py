@@ -92,10 +92,10 @@ class RequestLifecycle:
         return request
 
     def enqueue(self, request: Request) -> None:
-        """Take in a new request."""
+        """Take in a new request; the executor may refuse it."""
+        self._executor.admit(request)
         request.stopwatch = Stopwatch("queue", self._clock())
         self.queues.add(request)
-        self._executor.admit(request)
 
     def admit(self, requests: Iterable[Request], receiving: Sequence[str]) -> None:
         """Give block tables to waiting requests that a plan admits.
@@ -170,7 +170,7 @@ class RequestLifecycle:
     def _restart(self, request: Request, phase: str) -> None:
         self._blocks.free(request.request_id)
         request.num_computed = 0
-        request.fetch = False
+        request.fetch_from = None
         request.stopwatch.enter(phase, self._clock())
         self.queues.move(request, RequestStatus.WAITING)
 

@@ -68,7 +68,8 @@ class Request:
         eos_token_ids: end the sequence unless params.ignore_eos.
         priority: lower runs first.
         cache_salt: part of the prefix's name.
-        fetch: another worker computes the prompt; its KV is received.
+        fetch_from: another worker computes the prompt and its KV is received; what it says about
+            that worker is for whoever drives the engine.
         hold: compute the prompt and the first token only, then keep the blocks until released.
         probe: neither cached prefixes nor a recomputation after a failed fetch may serve it.
         output_token_ids: tokens generated so far, here or in an earlier attempt.
@@ -88,7 +89,7 @@ class Request:
     eos_token_ids: tuple[int, ...] = ()
     priority: int = 0
     cache_salt: str = ""
-    fetch: bool = False
+    fetch_from: object | None = None
     hold: bool = False
     probe: bool = False
     output_token_ids: list[int] = field(default_factory=list)
@@ -119,6 +120,11 @@ class Request:
     def max_total_tokens(self) -> int:
         """Longest the sequence can get."""
         return len(self.prompt_token_ids) + (self.params.max_tokens or 0)
+
+    @property
+    def fetch(self) -> bool:
+        """Whether another worker shall compute the prompt."""
+        return self.fetch_from is not None
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -80,7 +80,7 @@ def request_from_pb(submission: pb.Submission, engine_id: str, *, hold: bool = F
         eos_token_ids=tuple(submission.eos_token_ids),
         priority=submission.priority,
         cache_salt=submission.cache_salt,
-        fetch=submission.HasField("prefill") and not hold,
+        fetch_from=submission if submission.HasField("prefill") and not hold else None,
         hold=hold,
         probe=submission.probe,
     )

@@ -4,6 +4,7 @@ Sessions and hand-offs come here to submit and abort; the engine's outputs go ou
 gRPC in this module.
 """
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,16 +19,14 @@ from twinflow.workers.config import WorkerConfig
 from twinflow.workers.engine_loop import EngineLoop
 from twinflow.workers.outputs import OutputRouter, RequestOwner
 
+_DRAIN_POLL_S = 0.02
+
 
 class KVFetcher(Protocol):
     """Fetches KV that another worker computes."""
 
-    def expect(self, engine_id: str, submission: pb.Submission) -> None:
-        """The engine will order the KV of this submission when it has room."""
-        ...
-
     def start(self, order: ReceiveOrder) -> None:
-        """The engine has room now."""
+        """The engine has reserved the blocks."""
         ...
 
     def cancel(self, engine_id: str) -> None:
@@ -80,15 +79,13 @@ class WorkerCore:
         """Whether new requests are refused."""
         return self.state.draining or self.state.death is not None
 
-    def submit(self, request: Request, owner: RequestOwner, submission: pb.Submission) -> None:
+    def submit(self, request: Request, owner: RequestOwner) -> None:
         """Queue a request; refusals reach the owner as failures."""
         engine_id = request.request_id
         self.outputs.own(engine_id, owner)
         if self.state.death is not None:
             self.outputs.fail(engine_id, self.state.death)
             return
-        if request.fetch and self._fetcher is not None:
-            self._fetcher.expect(engine_id, submission)
 
         def add(engine: Engine) -> None:
             try:
@@ -104,6 +101,18 @@ class WorkerCore:
         if self._fetcher is not None:
             self._fetcher.cancel(engine_id)
         self.loop.post(lambda engine: engine.abort(engine_id))
+
+    async def drain(self, timeout_s: float) -> int:
+        """Take no new requests and wait for the running ones; returns how many are left.
+
+        Held requests are waited for too: another worker still reads their blocks.
+        """
+        self.state.draining = True
+        events = asyncio.get_running_loop()
+        end = events.time() + timeout_s
+        while len(self.outputs) and events.time() < end:
+            await asyncio.sleep(_DRAIN_POLL_S)
+        return len(self.outputs)
 
     def stats(self) -> pb.WorkerStats:
         """Load and totals, as routers and metrics want them."""

@@ -65,7 +65,7 @@ class Session:
             submission.deadline_ms / 1000, self._expire, engine_id
         )
         self._entries[engine_id] = _Entry(request_id, attempt, timer)
-        self._core.submit(request, self, submission)
+        self._core.submit(request, self)
 
     def _refuse(self, request_id: str, attempt: int, error: TwinflowError) -> None:
         self._outputs.append(failure_to_pb(request_id, attempt, error))

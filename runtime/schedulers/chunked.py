@@ -100,10 +100,11 @@ class ChunkedScheduler:
     def _fetches(request: Request, num_cached: int, block_size: int) -> bool:
         """Whether another worker computes the prompt.
 
-        What the own prefix cache has up to the last block is cheaper to finish here, in one
-        small chunk, than to ask for.
+        What is left behind a cached prefix, up to a block, is cheaper to finish here in one small
+        chunk than to ask for.
         """
-        return request.fetch and (request.probe or request.num_tokens - num_cached > block_size)
+        short_rest = num_cached > 0 and request.num_tokens - num_cached <= block_size
+        return request.fetch and (request.probe or not short_rest)
 
     def _schedule(self, request: Request, start: int, wanted: int, draft: _Draft) -> None:
         count = min(wanted, draft.budget)

@@ -274,7 +274,7 @@ class TestHandoff:
         return executor, blocks, progress
 
     def test_decode_continues_where_prefill_ended(self) -> None:
-        request = create_request(prompt=21, max_tokens=6, fetch=True)
+        request = create_request(prompt=21, max_tokens=6, fetch_from="peer")
         source, theirs, progress = self.prefill(request)
         assert [(p.first_layer, p.end_layer, p.token_start, p.token_end) for p in progress] == [
             (0, 2, 0, 16), (2, 4, 0, 16), (0, 2, 16, 21), (2, 4, 16, 21),
@@ -299,7 +299,7 @@ class TestHandoff:
         assert engine.blocks.num_idle == engine.blocks.num_blocks
 
     def test_failed_transfer_is_computed_here(self) -> None:
-        request = create_request(prompt=21, max_tokens=6, fetch=True)
+        request = create_request(prompt=21, max_tokens=6, fetch_from="peer")
         engine, _ = create_engine()
         engine.add_request(request)
         engine.step()
@@ -311,7 +311,7 @@ class TestHandoff:
         assert done.tokens[request.request_id] == expected_output(request.prompt_token_ids, 6)
 
     def test_blocks_of_an_aborted_receive_stay_held_until_it_is_over(self) -> None:
-        request = create_request(prompt=21, fetch=True)
+        request = create_request(prompt=21, fetch_from="peer")
         engine, _ = create_engine()
         engine.add_request(request)
         engine.step()
@@ -323,7 +323,7 @@ class TestHandoff:
         assert not engine.take_outputs().failures
 
     def test_first_token_that_ends_the_request(self) -> None:
-        request = create_request(prompt=9, max_tokens=1, fetch=True)
+        request = create_request(prompt=9, max_tokens=1, fetch_from="peer")
         engine, _ = create_engine()
         engine.add_request(request)
         engine.step()
@@ -335,7 +335,7 @@ class TestHandoff:
         assert engine.blocks.num_idle == engine.blocks.num_blocks
 
     def test_probe_fails_instead_of_computing_here(self) -> None:
-        request = create_request(prompt=9, fetch=True, probe=True)
+        request = create_request(prompt=9, fetch_from="peer", probe=True)
         engine, _ = create_engine()
         engine.add_request(request)
         engine.step()
@@ -348,7 +348,7 @@ class TestHandoff:
         prompt = list(range(20))
         engine.add_request(create_request(prompt, max_tokens=1))
         run(engine)
-        request = create_request([*prompt, 1, 2], max_tokens=2, fetch=True)
+        request = create_request([*prompt, 1, 2], max_tokens=2, fetch_from="peer")
         engine.add_request(request)
         done = run(engine)
         assert done.tokens[request.request_id] == expected_output([*prompt, 1, 2], 2)

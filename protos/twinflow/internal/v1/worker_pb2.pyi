@@ -220,7 +220,7 @@ class AttachResponse(_message.Message):
     def __init__(self, outputs: _Optional[_Iterable[_Union[RequestOutput, _Mapping]]] = ..., stats: _Optional[_Union[WorkerStats, _Mapping]] = ...) -> None: ...
 
 class TransferOpen(_message.Message):
-    __slots__ = ("transfer_id", "submission", "receiver_id", "receiver_epoch", "sender_epoch", "model_fingerprint", "kv_layout", "first_block", "num_blocks", "layers_per_unit", "link_id")
+    __slots__ = ("transfer_id", "submission", "receiver_id", "receiver_epoch", "sender_epoch", "model_fingerprint", "kv_layout", "first_block", "num_blocks", "layers_per_unit", "link_id", "new_link")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     SUBMISSION_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -232,6 +232,7 @@ class TransferOpen(_message.Message):
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_PER_UNIT_FIELD_NUMBER: _ClassVar[int]
     LINK_ID_FIELD_NUMBER: _ClassVar[int]
+    NEW_LINK_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     submission: Submission
     receiver_id: str
@@ -243,7 +244,8 @@ class TransferOpen(_message.Message):
     num_blocks: int
     layers_per_unit: int
     link_id: str
-    def __init__(self, transfer_id: _Optional[str] = ..., submission: _Optional[_Union[Submission, _Mapping]] = ..., receiver_id: _Optional[str] = ..., receiver_epoch: _Optional[int] = ..., sender_epoch: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., kv_layout: _Optional[str] = ..., first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., layers_per_unit: _Optional[int] = ..., link_id: _Optional[str] = ...) -> None: ...
+    new_link: bool
+    def __init__(self, transfer_id: _Optional[str] = ..., submission: _Optional[_Union[Submission, _Mapping]] = ..., receiver_id: _Optional[str] = ..., receiver_epoch: _Optional[int] = ..., sender_epoch: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., kv_layout: _Optional[str] = ..., first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., layers_per_unit: _Optional[int] = ..., link_id: _Optional[str] = ..., new_link: _Optional[bool] = ...) -> None: ...
 
 class UnitPosted(_message.Message):
     __slots__ = ("unit",)

@@ -1,0 +1,46 @@
+"""Configuration of one gateway process, and how it travels to it."""
+
+from pathlib import Path
+
+import msgspec
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything a gateway needs to know before it starts.
+
+    Attributes:
+        model: directory of the checkpoint, for tokenizer and chat template.
+        names: names that requests may use, the one that answers carry first.
+        host: address that HTTP and gRPC listen on.
+        port: HTTP port; 0 takes a free one.
+        grpc_port: gRPC port; 0 takes a free one.
+        api_keys: keys of which requests must carry one; empty for none.
+        token: the deployment's secret.
+        workers: address of each worker by id.
+        max_queued_requests: sequences that wait for their first token.
+        max_queued_tokens: their prompt tokens.
+        seed: draws the seeds of requests without one; None for unpredictable ones.
+        log_level: least severe log lines that are written.
+    """
+
+    model: Path
+    names: tuple[str, ...]
+    token: str
+    workers: dict[str, str]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grpc_port: int = 50051
+    api_keys: tuple[str, ...] = ()
+    max_queued_requests: int = 1024
+    max_queued_tokens: int = 4_000_000
+    seed: int | None = None
+    log_level: str = "info"
+
+    def encode(self) -> bytes:
+        """As JSON, on one line."""
+        return msgspec.json.encode(self, enc_hook=str)
+
+    @classmethod
+    def decode(cls, data: bytes) -> "GatewayConfig":
+        """From JSON; unknown or ill-typed fields raise msgspec.ValidationError."""
+        return msgspec.json.decode(data, type=cls, dec_hook=lambda kind, value: kind(value))

@@ -1,0 +1,89 @@
+"""What a launcher does: start services in processes of their own, watch them, stop them.
+
+A service is a worker or a gateway. How it is configured is in its own config struct, which
+travels as JSON; where its process lives is the launcher's business and nobody else's.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+ServiceKind = Literal["worker", "gateway"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """One process to start.
+
+    Attributes:
+        kind: what runs in it.
+        name: unique in the deployment; the worker id of a worker.
+        config: the service's configuration as JSON.
+        threads: how many threads its numerical libraries may use.
+    """
+
+    kind: ServiceKind
+    name: str
+    config: bytes
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """How far a service is.
+
+    Attributes:
+        state: `starting`, `ready`, `failed` (it said why) or `gone` (it did not).
+        detail: what it is doing, or what went wrong.
+        done: how much of that is done.
+        total: how much there is; 0 if that is unknown.
+        endpoints: name and address of what it serves, once ready.
+        error_code: code of the error that made it fail.
+    """
+
+    state: Literal["starting", "ready", "failed", "gone"]
+    detail: str = ""
+    done: int = 0
+    total: int = 0
+    endpoints: tuple[tuple[str, str], ...] = ()
+    error_code: str = ""
+
+
+class ServiceHandle(Protocol):
+    """A started service."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    def status(self) -> ServiceStatus:
+        """How far it is now; does not wait for longer than a second."""
+        ...
+
+    def stop(self, grace_s: float) -> None:
+        """Ask it to finish what runs and to end; returns at once."""
+        ...
+
+    def wait_stopped(self, timeout_s: float) -> bool:
+        """Whether its process has ended, waiting for at most `timeout_s`."""
+        ...
+
+    def kill(self) -> None:
+        """End its process now."""
+        ...
+
+
+class Launcher(Protocol):
+    """Starts services."""
+
+    def open(self) -> None:
+        """Make ready to start services."""
+        ...
+
+    def start(self, spec: ServiceSpec) -> ServiceHandle:
+        """Start a process for a service; returns before the service is ready."""
+        ...
+
+    def close(self) -> None:
+        """End whatever is left, and what `open` started."""
+        ...

@@ -1,0 +1,125 @@
+"""Services as plain processes of this machine, without Ray.
+
+Each process gets its configuration as the first line of its standard input and reports as JSON
+lines on its standard output. It stops when its input ends, so it never outlives its launcher.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+
+import msgspec
+
+from twinflow.cluster.launch.base import ServiceSpec, ServiceStatus
+
+# Idle OpenMP threads must not burn the cores that other processes of the machine need.
+THREAD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+
+
+def service_environment(threads: int) -> dict[str, str]:
+    """Environment variables that a service's numerical libraries read at import."""
+    return {**THREAD_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
+
+
+class LocalHandle:
+    """A service in a child process."""
+
+    def __init__(self, spec: ServiceSpec) -> None:
+        self._name = spec.name
+        self._status = ServiceStatus("starting", "starting the process")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "twinflow.cluster.launch.local_process", spec.kind],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **service_environment(spec.threads)},
+            # Ctrl-C goes to the launcher alone, which stops its services in order.
+            start_new_session=True,
+        )
+        self._say(spec.config)
+        self._reader = threading.Thread(target=self._read, name=f"status-{spec.name}", daemon=True)
+        self._reader.start()
+
+    @property
+    def name(self) -> str:
+        """See `ServiceHandle.name`."""
+        return self._name
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    def status(self) -> ServiceStatus:
+        """See `ServiceHandle.status`."""
+        code = self._process.poll()
+        if code is not None and self._status.state in ("starting", "ready"):
+            return ServiceStatus("gone", f"the process of {self._name} ended with status {code}")
+        return self._status
+
+    def stop(self, grace_s: float) -> None:
+        """See `ServiceHandle.stop`."""
+        self._say(msgspec.json.encode({"stop": grace_s}))
+
+    def wait_stopped(self, timeout_s: float) -> bool:
+        """See `ServiceHandle.wait_stopped`."""
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        self._close()
+        return True
+
+    def kill(self) -> None:
+        """See `ServiceHandle.kill`."""
+        self._process.kill()
+        self._process.wait()
+        self._close()
+
+    def _say(self, line: bytes) -> None:
+        if self._process.stdin is not None:
+            try:
+                self._process.stdin.write(line + b"\n")
+                self._process.stdin.flush()
+            except BrokenPipeError:
+                return  # it is gone, as its status will tell
+
+    def _read(self) -> None:
+        if self._process.stdout is not None:
+            for line in self._process.stdout:
+                self._status = msgspec.json.decode(line, type=ServiceStatus)
+
+    def _close(self) -> None:
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+class LocalLauncher:
+    """Starts services as child processes."""
+
+    def __init__(self) -> None:
+        self._handles: list[LocalHandle] = []
+
+    def open(self) -> None:
+        """See `Launcher.open`."""
+
+    def start(self, spec: ServiceSpec) -> LocalHandle:
+        """See `Launcher.start`."""
+        handle = LocalHandle(spec)
+        self._handles.append(handle)
+        return handle
+
+    def close(self) -> None:
+        """See `Launcher.close`."""
+        for handle in self._handles:
+            if not handle.wait_stopped(0):
+                handle.kill()
+        self._handles.clear()
+
+
+def encode_status(status: ServiceStatus) -> bytes:
+    """A status as a JSON line."""
+    return msgspec.json.encode(asdict(status)) + b"\n"

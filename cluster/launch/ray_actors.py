@@ -1,0 +1,130 @@
+"""Services as Ray actors.
+
+Ray places, starts and watches the processes; no request and no token goes through it. The cluster
+that is started here listens on the loopback interface only.
+"""
+
+import os
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from twinflow.cluster.launch.base import ServiceKind, ServiceSpec, ServiceStatus
+from twinflow.cluster.launch.local import service_environment
+from twinflow.cluster.launch.service import ServiceRunner
+
+NAMESPACE = "twinflow"
+_POLL_S = 1.0
+# Nothing is ever put into the object store; this is the smallest that Ray accepts.
+_OBJECT_STORE_BYTES = 80 * 1024 * 1024
+
+
+class ServiceActor:
+    """A service in an actor's process; methods are called through Ray."""
+
+    def __init__(self, kind: ServiceKind, config: bytes) -> None:
+        self._runner = ServiceRunner(kind, config)
+
+    async def start(self) -> ServiceStatus:
+        """Start the service and return what became of it."""
+        return await self._runner.start()
+
+    async def status(self) -> ServiceStatus:
+        """How far the service is."""
+        return self._runner.status
+
+    async def stop(self, grace_s: float) -> None:
+        """Stop the service; the process ends when the actor is killed."""
+        await self._runner.stop(grace_s)
+
+
+class RayHandle:
+    """A service in an actor."""
+
+    def __init__(self, spec: ServiceSpec) -> None:
+        self._name = spec.name
+        self._actor: Any = (
+            ray.remote(ServiceActor)
+            .options(
+                name=spec.name,
+                namespace=NAMESPACE,
+                num_cpus=0,
+                max_concurrency=16,
+                runtime_env={"env_vars": service_environment(spec.threads)},
+            )
+            .remote(spec.kind, spec.config)
+        )
+        self._actor.start.remote()
+        self._stopped: Any = None
+
+    @property
+    def name(self) -> str:
+        """See `ServiceHandle.name`."""
+        return self._name
+
+    def status(self) -> ServiceStatus:
+        """See `ServiceHandle.status`."""
+        try:
+            status: ServiceStatus = ray.get(self._actor.status.remote(), timeout=_POLL_S)
+        except GetTimeoutError:
+            return ServiceStatus("starting", "waiting for its process")
+        except RayError as error:
+            return ServiceStatus("gone", f"the actor of {self._name} died: {_first_line(error)}")
+        return status
+
+    def stop(self, grace_s: float) -> None:
+        """See `ServiceHandle.stop`."""
+        self._stopped = self._actor.stop.remote(grace_s)
+
+    def wait_stopped(self, timeout_s: float) -> bool:
+        """See `ServiceHandle.wait_stopped`; ends the actor once its service has stopped."""
+        try:
+            if self._stopped is not None:
+                ray.get(self._stopped, timeout=timeout_s)
+        except GetTimeoutError:
+            return False
+        except RayError:
+            return True
+        self.kill()
+        return True
+
+    def kill(self) -> None:
+        """See `ServiceHandle.kill`."""
+        ray.kill(self._actor)
+
+
+class RayLauncher:
+    """Starts services as actors of a Ray cluster on this machine."""
+
+    def __init__(self) -> None:
+        self._handles: list[RayHandle] = []
+
+    def open(self) -> None:
+        """See `Launcher.open`."""
+        # A local cluster reports no usage and needs no dashboard.
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+        ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            logging_level="warning",
+        )
+
+    def start(self, spec: ServiceSpec) -> RayHandle:
+        """See `Launcher.start`."""
+        handle = RayHandle(spec)
+        self._handles.append(handle)
+        return handle
+
+    def close(self) -> None:
+        """See `Launcher.close`."""
+        ray.shutdown()
+        self._handles.clear()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

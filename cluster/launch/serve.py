@@ -1,0 +1,243 @@
+"""`twinflow serve`: starts a deployment, watches it, and takes it down in order.
+
+    start     launcher → workers (all at once) → gateway → a token through every pair
+    stop      gateway drains (no new requests, running ones finish) → workers → launcher
+
+The first Ctrl-C or SIGTERM stops in order, the second at once.
+"""
+
+import http.client
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from twinflow.cluster.cli.progress import ReadySummary, ServeUI
+from twinflow.cluster.config import ServeConfig
+from twinflow.cluster.launch.base import Launcher, ServiceHandle, ServiceStatus
+from twinflow.cluster.launch.deployment import Machine, new_token, plan_gateway, plan_workers
+from twinflow.protos.errors import DeadlineExceeded, ServerError, SetupError, from_code
+
+START_TIMEOUT_S = 600.0
+READY_TIMEOUT_S = 60.0
+# What a service gets, beyond the grace of its requests, to end.
+_STOP_EXTRA_S = 15.0
+_POLL_S = 0.1
+_WATCH_S = 0.5
+
+
+class _Interrupts:
+    """Counts the orders to stop."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def note(self, _signal: int, _frame: FrameType | None) -> None:
+        """A signal handler."""
+        self.count += 1
+
+
+class Interrupted(Exception):
+    """The operator ordered to stop."""
+
+
+class Deployment:
+    """The processes of one `twinflow serve`.
+
+    Args:
+        config: what to serve.
+        launcher: starts processes.
+        ui: hears how far it is.
+        interrupts: orders to stop so far.
+        sleep: waits.
+    """
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        launcher: Launcher,
+        ui: ServeUI,
+        interrupts: Callable[[], int],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._config = config
+        self._launcher = launcher
+        self._ui = ui
+        self._interrupts = interrupts
+        self._sleep = sleep
+        self._workers: list[ServiceHandle] = []
+        self._gateway: ServiceHandle | None = None
+
+    def start(self, machine: Machine) -> ReadySummary:
+        """Start everything and wait until a token went through every pair.
+
+        Raises:
+            TwinflowError: a service failed, and why.
+            Interrupted: an order to stop came first.
+        """
+        token = new_token()
+        plans = plan_workers(self._config, machine, token)
+        self._ui.phase("Starting workers", ", ".join(plan.spec.name for plan in plans))
+        self._workers = [self._launcher.start(plan.spec) for plan in plans]
+        endpoints = self._await(self._workers)
+        self._ui.phase("Starting the gateway")
+        addresses = {name: served["grpc"] for name, served in endpoints.items()}
+        self._gateway = self._launcher.start(plan_gateway(self._config, addresses, token))
+        served = self._await([self._gateway])[self._gateway.name]
+        self._ui.phase("Checking", "a token through every prefill and decode pair")
+        self._await_ready(served["http"])
+        pools: dict[str, list[str]] = {}
+        for plan in plans:
+            pools.setdefault(plan.role, []).append(plan.spec.name)
+        return ReadySummary(
+            model=self._config.model_names[0],
+            http_url=f"http://{served['http']}",
+            grpc_target=served["grpc"],
+            pools={role: tuple(names) for role, names in pools.items()},
+            needs_key=bool(self._config.api_key),
+        )
+
+    def watch(self) -> None:
+        """Return when an order to stop comes.
+
+        Raises:
+            ServerError: a process died.
+        """
+        while not self._interrupts():
+            for handle in self._handles():
+                status = handle.status()
+                if status.state in ("gone", "failed"):
+                    raise ServerError(status.detail)
+            self._sleep(_WATCH_S)
+
+    def stop(self, grace_s: float) -> None:
+        """Take everything down: first the gateway, then the workers; a further order hurries."""
+        groups: Sequence[Sequence[ServiceHandle]] = (
+            [self._gateway] if self._gateway else [],
+            self._workers,
+        )
+        for group in groups:
+            for handle in group:
+                handle.stop(grace_s)
+            for handle in group:
+                self._await_stopped(handle, grace_s + _STOP_EXTRA_S)
+
+    def _handles(self) -> list[ServiceHandle]:
+        return [*self._workers, *([self._gateway] if self._gateway else [])]
+
+    def _await(self, handles: Sequence[ServiceHandle]) -> dict[str, dict[str, str]]:
+        """Wait until all services are ready; returns their endpoints by name."""
+        end = time.monotonic() + START_TIMEOUT_S
+        while True:
+            statuses = {handle.name: handle.status() for handle in handles}
+            for name, status in statuses.items():
+                if status.state in ("failed", "gone"):
+                    raise _failure(name, status)
+            if all(status.state == "ready" for status in statuses.values()):
+                return {name: dict(status.endpoints) for name, status in statuses.items()}
+            self._ui.progress(
+                sum(status.done for status in statuses.values()),
+                sum(status.total for status in statuses.values()),
+            )
+            self._wait(end, "the services to start")
+
+    def _await_ready(self, address: str) -> None:
+        end = time.monotonic() + READY_TIMEOUT_S
+        while not _answers_ready(address):
+            self._wait(end, "a token through every prefill and decode pair")
+
+    def _wait(self, end: float, what: str) -> None:
+        if self._interrupts():
+            raise Interrupted
+        if time.monotonic() > end:
+            raise DeadlineExceeded(f"gave up waiting for {what}")
+        self._sleep(_POLL_S)
+
+    def _await_stopped(self, handle: ServiceHandle, patience_s: float) -> None:
+        end = time.monotonic() + patience_s
+        while not handle.wait_stopped(_POLL_S):
+            if self._interrupts() > 1 or time.monotonic() > end:
+                self._ui.message(f"{handle.name} does not stop: killing it")
+                handle.kill()
+                return
+
+
+def serve(config: ServeConfig, ui: ServeUI) -> int:
+    """Serve until told to stop; returns the exit status of the command.
+
+    Raises:
+        SetupError: it could not start, and what to change.
+    """
+    launcher = create_launcher(config.launcher)
+    with _counting_signals() as interrupts:
+        ui.phase("Starting Ray" if config.launcher == "ray" else "Starting")
+        launcher.open()
+        deployment = Deployment(config, launcher, ui, lambda: interrupts.count)
+        try:
+            ui.ready(deployment.start(this_machine()))
+            deployment.watch()
+            ui.phase("Stopping", "running requests finish first; Ctrl-C again to stop at once")
+            deployment.stop(config.shutdown_timeout)
+        except Interrupted:
+            ui.phase("Stopping")
+            deployment.stop(0.0)
+        except SetupError:
+            raise
+        except ServerError as error:
+            ui.message(f"Stopping, because {error}")
+            deployment.stop(0.0)
+            return 1
+        finally:
+            launcher.close()
+    ui.message("Stopped.")
+    return 0
+
+
+def create_launcher(name: str) -> Launcher:
+    """The launcher of this name; Ray is imported only if it is used."""
+    if name == "local":
+        from twinflow.cluster.launch.local import LocalLauncher  # noqa: PLC0415
+
+        return LocalLauncher()
+    from twinflow.cluster.launch.ray_actors import RayLauncher  # noqa: PLC0415
+
+    return RayLauncher()
+
+
+def this_machine() -> Machine:
+    """Cores that this process may use, and memory that is free."""
+    pages, page = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return Machine(len(os.sched_getaffinity(0)), pages * page)
+
+
+@contextmanager
+def _counting_signals() -> Iterator[_Interrupts]:
+    interrupts = _Interrupts()
+    previous = {
+        number: signal.signal(number, interrupts.note) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield interrupts
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _failure(name: str, status: ServiceStatus) -> Exception:
+    if status.error_code:
+        return from_code(status.error_code, f"{name}: {status.detail}")
+    return ServerError(f"{name}: {status.detail}")
+
+
+def _answers_ready(address: str) -> bool:
+    host, port = address.rsplit(":", 1)
+    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=READY_TIMEOUT_S)
+    try:
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,20 @@
+"""A worker as a launchable service."""
+
+from twinflow.cluster.launch.service import Report
+from twinflow.workers.config import WorkerConfig
+from twinflow.workers.server import WorkerServer
+
+
+class WorkerProcess:
+    """Adapts `WorkerServer` to `Service`."""
+
+    def __init__(self, config: bytes) -> None:
+        self._server = WorkerServer(WorkerConfig.decode(config))
+
+    async def start(self, report: Report) -> dict[str, str]:
+        """Load the model and serve."""
+        return {"grpc": await self._server.start(report)}
+
+    async def stop(self, grace_s: float) -> None:
+        """Drain and end."""
+        await self._server.stop(grace_s)

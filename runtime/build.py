@@ -1,0 +1,248 @@
+"""Makes an engine from a model directory: read, check, load, allocate.
+
+The one place where production collaborators meet. Everything that can be refused is refused
+before memory is taken. Starts nothing and opens no socket.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+
+from twinflow.parallel.kv_layout import KVLayout
+from twinflow.parallel.links.manifest import choose_layers_per_unit
+from twinflow.protos.errors import ConfigError
+from twinflow.runtime.checkpoint.config import load_model_config
+from twinflow.runtime.checkpoint.limits import check_memory, resolve_max_model_len
+from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
+from twinflow.runtime.checkpoint.weights import Checkpoint
+from twinflow.runtime.config import EngineConfig
+from twinflow.runtime.engine import Engine, KVProgress
+from twinflow.runtime.kv.block_manager import BlockManager
+from twinflow.runtime.kv.cache import KVCache
+from twinflow.runtime.model_executor import ModelExecutor
+from twinflow.runtime.model_runner import ModelRunner
+from twinflow.runtime.models.config import ModelConfig
+from twinflow.runtime.models.registry import create_model
+from twinflow.runtime.sampling import Sampler
+from twinflow.runtime.schedulers import create_scheduler
+from twinflow.runtime.schedulers.base import SchedulerLimits
+
+# Told how far loading is: what, bytes done, bytes in all.
+LoadProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What an operator may choose about one engine.
+
+    Attributes:
+        model: directory of the checkpoint.
+        dtype: `auto` or a torch dtype name.
+        device: `cpu` or `cuda`.
+        max_model_len: longest sequence; None for all that model and KV memory allow.
+        max_num_seqs: requests that hold blocks at the same time.
+        max_num_batched_tokens: rows of a step.
+        block_size: token slots of a KV block.
+        num_kv_blocks: KV blocks; None derives them from `kv_cache_memory`.
+        kv_cache_memory: bytes for KV blocks.
+        enable_prefix_caching: reuse the KV of prompts that begin alike.
+        scheduler: scheduling policy.
+    """
+
+    model: Path
+    dtype: str = "auto"
+    device: str = "cpu"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 1024
+    block_size: int = 16
+    num_kv_blocks: int | None = None
+    kv_cache_memory: int = 1 << 30
+    enable_prefix_caching: bool = True
+    scheduler: str = "chunked"
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """An engine and what others need to know of it.
+
+    Attributes:
+        engine: ready to step.
+        cache: its KV memory.
+        layout: of its KV blocks.
+        layers_per_unit: layers whose KV is handed over together.
+        model: shape of the model.
+        config: limits of the engine.
+        fingerprint: digest of configuration and weights, and of the dtype they are served in.
+        dtype: name of the dtype of weights and KV.
+    """
+
+    engine: Engine
+    cache: KVCache
+    layout: KVLayout
+    layers_per_unit: int
+    model: ModelConfig
+    config: EngineConfig
+    fingerprint: str
+    dtype: str
+
+
+def build_engine(
+    options: EngineOptions,
+    *,
+    clock: Callable[[], float],
+    on_kv: Callable[[KVProgress], None] | None = None,
+    progress: LoadProgress | None = None,
+) -> BuiltEngine:
+    """Load a model and make an engine that runs it.
+
+    Args:
+        options: what to load and how much memory to take.
+        clock: seconds, monotonic.
+        on_kv: see `Engine`.
+        progress: told how far loading is.
+
+    Raises:
+        CheckpointError: the directory cannot be served.
+        ConfigError: an option does not fit the model or the machine.
+    """
+    model_config = load_model_config(options.model)
+    check_tokenizer(options.model, model_config)
+    dtype = resolve_dtype(options.dtype, model_config.dtype, options.device)
+    layout = KVLayout(
+        num_layers=model_config.num_layers,
+        kv_heads=model_config.num_kv_heads,
+        head_dim=model_config.head_dim,
+        block_size=options.block_size,
+        dtype=dtype,
+    )
+    config = _engine_config(options, model_config, layout)
+    checkpoint = Checkpoint.open(options.model)
+    needed = checkpoint.parameter_bytes(layout.torch_dtype) + config.num_blocks * layout.block_bytes
+    check_memory(needed, _available_memory(options.device), "weights and KV cache")
+    runner = _load_runner(checkpoint, model_config, config, layout, options.device, progress)
+    fingerprint = f"{checkpoint.fingerprint}-{dtype}"
+    layers_per_unit = choose_layers_per_unit(layout)
+    executor = ModelExecutor(
+        runner,
+        Sampler(model_config.vocab_size, options.device),
+        vocab_size=model_config.vocab_size,
+        layers_per_unit=layers_per_unit,
+    )
+    engine = _assemble(config, executor, layout, fingerprint, clock=clock, on_kv=on_kv)
+    return BuiltEngine(
+        engine=engine,
+        cache=runner.kv_cache,
+        layout=layout,
+        layers_per_unit=layers_per_unit,
+        model=model_config,
+        config=config,
+        fingerprint=fingerprint,
+        dtype=dtype,
+    )
+
+
+def resolve_dtype(requested: str, checkpoint_dtype: str, device: str) -> str:
+    """The dtype to serve in.
+
+    `auto` takes the checkpoint's, except on a CPU without bfloat16 arithmetic, where float32 is
+    faster and exact.
+    """
+    if requested != "auto":
+        if requested not in ("float32", "bfloat16", "float16"):
+            raise ConfigError(f"--dtype {requested}: use auto, float32, bfloat16 or float16")
+        return requested
+    if device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "float32"
+    return checkpoint_dtype
+
+
+def _engine_config(
+    options: EngineOptions, model_config: ModelConfig, layout: KVLayout
+) -> EngineConfig:
+    """Settle block count and context length; a wanted context length must fit the KV memory."""
+    num_blocks = options.num_kv_blocks or options.kv_cache_memory // layout.block_bytes
+    capacity = (num_blocks - 1) * options.block_size
+    max_model_len = resolve_max_model_len(options.max_model_len, model_config)
+    if options.max_model_len is None and max_model_len > capacity > 0:
+        structlog.get_logger().warning(
+            "KV memory bounds the context", max_model_len=capacity, model=max_model_len
+        )
+        max_model_len = capacity
+    try:
+        return EngineConfig(
+            max_model_len=max_model_len,
+            num_blocks=num_blocks,
+            block_size=options.block_size,
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=options.max_num_batched_tokens,
+            enable_prefix_caching=options.enable_prefix_caching,
+            scheduler=options.scheduler,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _load_runner(
+    checkpoint: Checkpoint,
+    model_config: ModelConfig,
+    config: EngineConfig,
+    layout: KVLayout,
+    device: str,
+    progress: LoadProgress | None,
+) -> ModelRunner:
+    def loaded(done: int, total: int) -> None:
+        if progress is not None:
+            progress("loading weights", done, total)
+
+    target = torch.device(device)
+    model = create_model(
+        model_config,
+        checkpoint.tensors(loaded),
+        layout.torch_dtype,
+        target,
+        on_warning=lambda text: structlog.get_logger().warning(text),
+    )
+    return ModelRunner(model, layout, config.num_blocks, config.max_num_batched_tokens, target)
+
+
+def _assemble(
+    config: EngineConfig,
+    executor: ModelExecutor,
+    layout: KVLayout,
+    fingerprint: str,
+    *,
+    clock: Callable[[], float],
+    on_kv: Callable[[KVProgress], None] | None,
+) -> Engine:
+    blocks = BlockManager(
+        config.num_blocks,
+        config.block_size,
+        model_fingerprint=fingerprint,
+        layout_digest=layout.digest(),
+        enable_prefix_caching=config.enable_prefix_caching,
+    )
+    limits = SchedulerLimits(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        num_layers=layout.num_layers,
+        watermark_blocks=max(1, int(config.watermark * config.num_blocks)),
+    )
+    scheduler = create_scheduler(config.scheduler, limits)
+    return Engine(config, executor, blocks, scheduler, clock=clock, on_kv=on_kv)
+
+
+def _available_memory(device: str) -> int:
+    """Bytes that could be allocated on the device now."""
+    if device.startswith("cuda"):
+        free, _total = torch.cuda.mem_get_info(device)
+        return int(free)
+    with open("/proc/meminfo", encoding="ascii") as meminfo:
+        for line in meminfo:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,142 @@
+"""The rendezvous of links over gRPC: both ends of `Worker.LinkStore`.
+
+torch meets its peer through a key-value store. The store of a link lives at its sender; here are
+the client that the receiver's torch talks to, and the handler that answers it.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
+import grpc
+
+from twinflow.parallel.links.config import LinkPeer
+from twinflow.parallel.links.store import MemoryStore, StoreDirectory
+from twinflow.protos.errors import InvalidRequest, LinkError
+from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
+from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
+
+_CALL_TIMEOUT_S = 5.0
+# How long a peer's first call may come before the link is known here.
+_EARLY_S = 5.0
+
+
+class RemoteStore:
+    """A link's store at the peer, for torch's blocking calls on a link's own thread.
+
+    Args:
+        link_id: the link.
+        owner: this worker, as the peer knows it.
+        stub: the peer.
+        metadata: of every call.
+        events: the event loop that the stub belongs to.
+    """
+
+    def __init__(
+        self,
+        link_id: str,
+        owner: LinkPeer,
+        stub: rpc.WorkerStub,
+        metadata: tuple[tuple[str, str], ...],
+        events: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._link_id = link_id
+        self._owner = owner
+        self._stub = stub
+        self._metadata = metadata
+        self._events = events
+
+    def set(self, key: str, value: bytes) -> None:
+        """See `StoreBackend.set`."""
+        self._call(pb.LinkStoreRequest(set=pb.LinkStoreRequest.SetValue(key=key, value=value)))
+
+    def get(self, key: str, timeout_s: float) -> bytes | None:
+        """See `StoreBackend.get`."""
+        get = pb.LinkStoreRequest.GetValue(key=key, timeout_ms=int(timeout_s * 1000))
+        answer = self._call(pb.LinkStoreRequest(get=get), timeout_s)
+        return answer.value if answer.found else None
+
+    def add(self, key: str, amount: int) -> int:
+        """See `StoreBackend.add`."""
+        add = pb.LinkStoreRequest.AddValue(key=key, amount=amount)
+        return self._call(pb.LinkStoreRequest(add=add)).number
+
+    def compare_set(self, key: str, expected: bytes, desired: bytes) -> bytes:
+        """See `StoreBackend.compare_set`."""
+        change = pb.LinkStoreRequest.CompareSet(key=key, expected=expected, desired=desired)
+        return self._call(pb.LinkStoreRequest(compare_set=change)).value
+
+    def check(self, keys: Sequence[str]) -> bool:
+        """See `StoreBackend.check`."""
+        check = pb.LinkStoreRequest.CheckKeys(keys=keys)
+        return self._call(pb.LinkStoreRequest(check=check)).found
+
+    def delete(self, key: str) -> bool:
+        """See `StoreBackend.delete`."""
+        delete = pb.LinkStoreRequest.DeleteKey(key=key)
+        return self._call(pb.LinkStoreRequest(delete=delete)).found
+
+    def _call(self, request: pb.LinkStoreRequest, wait_s: float = 0.0) -> pb.LinkStoreResponse:
+        request.link_id = self._link_id
+        request.sender_id, request.sender_epoch = self._owner.worker_id, self._owner.epoch
+        timeout_s = wait_s + _CALL_TIMEOUT_S
+        future = asyncio.run_coroutine_threadsafe(self._send(request, timeout_s), self._events)
+        try:
+            return future.result(timeout_s + 1.0)
+        except (grpc.aio.AioRpcError, TimeoutError) as error:
+            future.cancel()
+            reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else "no answer"
+            raise LinkError(f"link {self._link_id}: rendezvous failed: {reason}") from error
+
+    async def _send(self, request: pb.LinkStoreRequest, timeout_s: float) -> pb.LinkStoreResponse:
+        return await self._stub.LinkStore(request, metadata=self._metadata, timeout=timeout_s)
+
+
+class StoreCalls:
+    """Answers the calls of peers from the stores of this worker's links.
+
+    Args:
+        directory: the stores.
+        threads: where a call may wait for a key.
+    """
+
+    def __init__(self, directory: StoreDirectory, threads: Executor) -> None:
+        self._directory = directory
+        self._threads = threads
+
+    async def answer(self, request: pb.LinkStoreRequest) -> pb.LinkStoreResponse:
+        """Carry out one operation.
+
+        Raises:
+            LinkError: no such link, or it is not the caller's.
+            InvalidRequest: no operation.
+        """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._answer, request
+        )
+
+    def _answer(self, request: pb.LinkStoreRequest) -> pb.LinkStoreResponse:
+        peer = LinkPeer(request.sender_id, request.sender_epoch)
+        return _apply(self._directory.find(request.link_id, peer, _EARLY_S), request)
+
+
+def _apply(store: MemoryStore, request: pb.LinkStoreRequest) -> pb.LinkStoreResponse:
+    match request.WhichOneof("operation"):
+        case "set":
+            store.set(request.set.key, request.set.value)
+            return pb.LinkStoreResponse()
+        case "get":
+            value = store.get(request.get.key, request.get.timeout_ms / 1000)
+            return pb.LinkStoreResponse(value=value or b"", found=value is not None)
+        case "add":
+            return pb.LinkStoreResponse(number=store.add(request.add.key, request.add.amount))
+        case "compare_set":
+            change = request.compare_set
+            value = store.compare_set(change.key, change.expected, change.desired)
+            return pb.LinkStoreResponse(value=value)
+        case "check":
+            return pb.LinkStoreResponse(found=store.check(list(request.check.keys)))
+        case "delete":
+            return pb.LinkStoreResponse(found=store.delete(request.delete.key))
+        case _:
+            raise InvalidRequest("a link store call names no operation.", "operation")

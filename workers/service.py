@@ -1,0 +1,123 @@
+"""The gRPC face of a worker: `twinflow.internal.v1.Worker`.
+
+Turns calls into calls of the core and of the hand-off, errors into status codes, and nothing else.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import grpc
+
+from twinflow.protos.errors import TwinflowError
+from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
+from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
+from twinflow.workers.core import WorkerCore
+from twinflow.workers.handoff.sender import KVSender
+from twinflow.workers.handoff.store_calls import StoreCalls
+from twinflow.workers.session import Session
+
+PROTOCOL_VERSION = 1
+
+
+class WorkerService(rpc.WorkerServicer):
+    """Serves one worker.
+
+    Args:
+        core: engine and requests.
+        sender: outgoing hand-offs.
+        stores: rendezvous of links.
+        description: who the worker is; answered to Describe.
+    """
+
+    def __init__(
+        self,
+        core: WorkerCore,
+        sender: KVSender,
+        stores: StoreCalls,
+        description: pb.DescribeResponse,
+    ) -> None:
+        self._core = core
+        self._sender = sender
+        self._stores = stores
+        self._description = description
+        self._sessions: set[Session] = set()
+
+    @property
+    def num_sessions(self) -> int:
+        """Gateways that are attached."""
+        return len(self._sessions)
+
+    async def Describe(
+        self,
+        request: pb.DescribeRequest,
+        context: "grpc.aio.ServicerContext[pb.DescribeRequest, pb.DescribeResponse]",
+    ) -> pb.DescribeResponse:
+        """See the proto."""
+        return self._description
+
+    async def Attach(
+        self,
+        request_iterator: AsyncIterator[pb.AttachRequest],
+        context: "grpc.aio.ServicerContext[pb.AttachRequest, pb.AttachResponse]",
+    ) -> AsyncIterator[pb.AttachResponse]:
+        """See the proto."""
+        session = Session(self._core, self._core.config.max_session_backlog)
+        self._sessions.add(session)
+        reader = asyncio.create_task(_read(request_iterator, session))
+        try:
+            async for message in session.messages():
+                yield message
+        except TwinflowError as error:
+            await _abort(context, error)
+        finally:
+            self._sessions.discard(session)
+            session.close()
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def Transfer(
+        self,
+        request_iterator: AsyncIterator[pb.TransferRequest],
+        context: "grpc.aio.ServicerContext[pb.TransferRequest, pb.TransferResponse]",
+    ) -> AsyncIterator[pb.TransferResponse]:
+        """See the proto."""
+        try:
+            async with contextlib.aclosing(self._sender.serve(request_iterator)) as responses:
+                async for response in responses:
+                    yield response
+        except TwinflowError as error:
+            await _abort(context, error)
+
+    async def LinkStore(
+        self,
+        request: pb.LinkStoreRequest,
+        context: "grpc.aio.ServicerContext[pb.LinkStoreRequest, pb.LinkStoreResponse]",
+    ) -> pb.LinkStoreResponse:
+        """See the proto."""
+        try:
+            return await self._stores.answer(request)
+        except TwinflowError as error:
+            await _abort(context, error)
+            raise
+
+    async def Drain(
+        self,
+        request: pb.DrainRequest,
+        context: "grpc.aio.ServicerContext[pb.DrainRequest, pb.DrainResponse]",
+    ) -> pb.DrainResponse:
+        """See the proto."""
+        return pb.DrainResponse(aborted=await self._core.drain(request.timeout_ms / 1000))
+
+
+async def _read(requests: AsyncIterator[pb.AttachRequest], session: Session) -> None:
+    """Hand a gateway's messages to its session; the end of them ends it."""
+    try:
+        async for message in requests:
+            session.handle(message)
+    finally:
+        session.end()
+
+
+async def _abort(context: "grpc.aio.ServicerContext[object, object]", error: TwinflowError) -> None:
+    await context.abort(grpc.StatusCode[error.grpc_status], f"{error.code}: {error.message}")
