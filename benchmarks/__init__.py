@@ -1,0 +1,1 @@
+"""Benchmarks that run from a checkout. Nothing here is installed with twinflow."""

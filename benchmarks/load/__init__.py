@@ -1,0 +1,1 @@
+"""Parts of the open-loop load generator: `python -m benchmarks.serve` puts them together."""
