@@ -211,7 +211,7 @@ class TextPipeline:
                     deadline_s=deadline_s,
                     api_key_id=call.api_key_id,
                 )
-                text = self._codec.sequence_text(params)
+                text = self._codec.sequence_text(params, tokens)
                 found.append(RunningSequence(len(found), spec, text))
         return tuple(found)
 

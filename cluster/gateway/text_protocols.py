@@ -25,6 +25,10 @@ class Tokenizer(Protocol):
         """The UTF-8 bytes that one token stands for; may be part of a character."""
         ...
 
+    def token_text(self, token_id: int) -> str:
+        """The text of one token, with `\\xNN` for bytes that are not whole characters."""
+        ...
+
 
 class Renderer(Protocol):
     """A model's chat template."""
@@ -82,6 +86,8 @@ class TextCodec(Protocol):
         """None if the model has no chat template."""
         ...
 
-    def sequence_text(self, params: SamplingParams) -> SequenceText:
+    def sequence_text(
+        self, params: SamplingParams, prompt_token_ids: Sequence[int]
+    ) -> SequenceText:
         """A fresh state for one sequence."""
         ...

@@ -26,6 +26,9 @@ class ByteTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return bytes((token_id,)) if token_id < 256 else b""
 
+    def token_text(self, token_id: int) -> str:
+        return self.token_bytes(token_id).decode(errors="backslashreplace")
+
 
 class LineRenderer:
     """Implements `Renderer`: `role: content` lines."""
@@ -89,5 +92,7 @@ class ByteCodec:
         self.tokenizer = ByteTokenizer()
         self.renderer: Renderer | None = LineRenderer()
 
-    def sequence_text(self, params: SamplingParams) -> SequenceText:
+    def sequence_text(
+        self, params: SamplingParams, prompt_token_ids: Sequence[int]
+    ) -> SequenceText:
         return ByteText(params)
