@@ -177,9 +177,18 @@ def token_text(config: JsonObject | None, key: str) -> str | None:
     value = config.get(key)
     if isinstance(value, dict):
         value = value.get("content")
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not is_unicode(value):
         raise config.error(key, "a token's text")
     return value
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string has no unpaired surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _decoder(library: LibraryTokenizer) -> dict[str, object] | None:
