@@ -20,8 +20,8 @@ from twinflow.parallel.links.digest import page_seed
 from twinflow.parallel.links.groups.base import MESSAGE_TAGS
 from twinflow.protos.errors import HandoffError
 
-# Below this, the fixed cost of a message outweighs its bytes.
-MIN_MESSAGE_BYTES = 64 * 1024
+# Below this, the fixed cost of a message outweighs that of its bytes (gloo, loopback).
+MIN_MESSAGE_BYTES = 128 * 1024
 
 _LONGEST_ID = 128
 

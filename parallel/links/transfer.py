@@ -29,7 +29,7 @@ Pages = Callable[[int, int, int], torch.Tensor]
 
 
 class UnitSender:
-    """Sends the units of one transfer.
+    """Sends the units of one transfer. After an error the caller closes the link.
 
     Args:
         link: an open link that no other transfer uses.

@@ -20,8 +20,13 @@ for the one that it receives, because that wait always wakes:
 
 TCP keeps the order, so the trailer says that all data is here. And `abort` is a receive under a tag
 that nobody ever sends, with the shortest timeout there is.
+
+The data port is not authenticated. A stranger's connection is ignored, and closed with the link;
+but one that comes while a link is being opened, and knows how gloo's ends name themselves, could
+take the peer's place. Bind links to an address that only the workers reach.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import cast
@@ -45,7 +50,7 @@ _TRAILER_TAGS = MESSAGE_TAGS
 _RECEIPT_TAGS = 2 * MESSAGE_TAGS
 _FENCE_TAG = 3 * MESSAGE_TAGS
 
-# Gloo reads a timeout of zero as its default of minutes.
+# Gloo counts in milliseconds, and reads a timeout of zero as its default of minutes.
 _SHORTEST = timedelta(milliseconds=1)
 
 
@@ -142,7 +147,7 @@ class GlooGroup(LinkGroup):
 
 
 def _timeout(deadline: Deadline) -> timedelta:
-    return max(_SHORTEST, timedelta(seconds=deadline.remaining()))
+    return max(_SHORTEST, timedelta(milliseconds=math.ceil(deadline.remaining() * 1000)))
 
 
 def _byte() -> torch.Tensor:
