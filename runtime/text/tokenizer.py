@@ -124,11 +124,12 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes that one token stands for; may be part of a character."""
         data = self._bytes.get(token_id)
-        if data is None:
-            token = self._library.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
-            data = b"" if token is None else self._pieces.to_bytes(token)
-            self._bytes[token_id] = data
-        return data
+        if data is not None:
+            return data
+        token = self._library.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
+        if token is None:
+            return b""
+        return self._bytes.setdefault(token_id, self._pieces.to_bytes(token))
 
     def token_text(self, token_id: int) -> str:
         """The text of one token, with `\\xNN` for bytes that are not whole characters."""

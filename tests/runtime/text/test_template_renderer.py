@@ -19,7 +19,6 @@ HELLO = [{"role": "user", "content": "hello 🚀"}]
 # Ordinary for "hello", hostile for everything else.
 IF_HELLO = "{% if messages[0].content.startswith('hello') %}fine{% else %}HOSTILE{% endif %}"
 SLOW = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-IMPATIENT = RenderLimits(time_s=0.3)
 
 
 @asynccontextmanager
@@ -68,8 +67,8 @@ async def test_special_tokens_and_the_clock_reach_the_process() -> None:
 @pytest.mark.parametrize(
     ("hostile", "message"),
     [
-        (SLOW, "more than 0.3 s"),
-        ("{{ 10 ** (10 ** (10 * messages | length)) }}", "more than 0.3 s"),
+        (SLOW, "more than 1 s"),
+        ("{{ 10 ** (10 ** (10 * messages | length)) }}", "more than 1 s"),
         ("{{ 'x' * 10 ** 9 }}", "too much memory|ended"),
         ("{% for i in range(99999) %}{{ 'x' * 10000 }}{% endfor %}", "output is too long"),
         ("{% set ns = namespace(s='x') %}{% for i in range(99) %}"
@@ -83,7 +82,7 @@ async def test_special_tokens_and_the_clock_reach_the_process() -> None:
 )  # fmt: skip
 async def test_a_hostile_conversation_fails_alone(hostile: str, message: str) -> None:
     source = IF_HELLO.replace("HOSTILE", hostile)
-    async with rendering(source, limits=IMPATIENT) as renderer:
+    async with rendering(source) as renderer:
         good, bad, after = await asyncio.gather(
             renderer.render(HELLO),
             renderer.render(user("evil")),
@@ -117,16 +116,16 @@ async def test_a_process_that_dies_is_replaced() -> None:
 
 
 async def test_a_frozen_process_costs_one_request() -> None:
-    async with rendering(CHATML, limits=IMPATIENT) as renderer:
+    async with rendering(CHATML) as renderer:
         assert renderer.pid is not None
         os.kill(renderer.pid, signal.SIGSTOP)
-        with pytest.raises(InvalidRequest, match="more than 0"):
+        with pytest.raises(InvalidRequest, match="more than 1 s"):
             await renderer.render(HELLO)
         assert "hello" in await renderer.render(HELLO)
 
 
 async def test_a_full_queue_turns_requests_away() -> None:
-    limits = RenderLimits(time_s=0.5, waiting=2)
+    limits = RenderLimits(waiting=2)
     async with rendering(IF_HELLO.replace("HOSTILE", SLOW), limits=limits) as renderer:
         slow = asyncio.create_task(renderer.render(user("slow")))
         await asyncio.sleep(0)
