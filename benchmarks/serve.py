@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import uvloop
 
-from benchmarks.load.calibrate import calibrate
+from benchmarks.load.calibrate import CASES, calibrate
 from benchmarks.load.checks import render
 from benchmarks.load.cli import parse
 from benchmarks.load.config import BenchConfig
@@ -39,16 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return uvloop.run(_serve(config, f"python -m benchmarks.serve {shlex.join(arguments)}"))
     except TwinflowError as error:
         flag = "" if isinstance(error, ConfigError) else "server: "
-        sys.stderr.write(f"{flag}{error}\n")
+        _say(f"{flag}{error}")
         return EXIT_UNUSABLE
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; --out DIR holds the runs that were complete\n")
+        _say("interrupted; --out DIR holds the runs that were complete")
         return EXIT_INTERRUPTED
 
 
 async def _calibrate() -> int:
-    checks = await calibrate()
-    sys.stdout.write(render(checks) + "\n")
+    checks, discarded = await calibrate(CASES, lambda text: _say(f"calibration: {text}"))
+    sys.stdout.write(render(checks, discarded) + "\n")
     return 0 if all(check.passed for check in checks) else EXIT_CALIBRATION
 
 
@@ -62,6 +62,11 @@ async def _serve(config: BenchConfig, command: str) -> int:
         draw(report, config.out / "report.png")
     sys.stdout.write(report.as_markdown())
     return EXIT_INVALID if any(summary.invalid for _, summary in report.runs) else 0
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def _allow_many_connections() -> None:

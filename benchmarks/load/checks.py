@@ -197,18 +197,24 @@ def _freeze_checks(case: str, summary: Summary, seen: _Seen, logged: _Logged) ->
     ]
 
 
-def render(checks: Sequence[Check]) -> str:
-    """The table, and the verdict in its last line."""
+def render(checks: Sequence[Check], discarded: int = 0) -> str:
+    """The table, and the verdict in its last line.
+
+    Args:
+        checks: what to show.
+        discarded: attempts that failed while others used the machine, and were made again.
+    """
     failed = sum(not check.passed for check in checks)
     verdict = (
         f"{failed} of {len(checks)} checks FAILED" if failed else f"{len(checks)} checks passed"
     )
+    again = f"; {discarded} attempts on a noisy machine were repeated" if discarded else ""
     return "\n".join(
         [
             "| case | figure | truth | measured | allowed | verdict |",
             "|---|---|---|---|---|---|",
             *(check.row() for check in checks),
             "",
-            f"calibration: {verdict}",
+            f"calibration: {verdict}{again}",
         ]
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+FOREIGN_LIMIT = 0.05
 _IDLE, _IOWAIT, _STEAL, _COUNTED = 3, 4, 7, 8
 
 
@@ -30,6 +31,26 @@ class CpuShares:
     server: float | None
     others: float
     steal: float
+
+    @property
+    def noisy(self) -> bool:
+        """Whether strangers took so much that the run should be repeated.
+
+        Where the server is not told from strangers only steal can be judged.
+        """
+        known = self.server is not None
+        return self.steal > FOREIGN_LIMIT or (known and self.others > FOREIGN_LIMIT)
+
+    def __str__(self) -> str:
+        parts = {
+            "generator": self.generator,
+            "server": self.server,
+            "others, server included," if self.server is None else "others": self.others,
+            "steal": self.steal,
+        }
+        return ", ".join(
+            f"{name} {share:.0%}" for name, share in parts.items() if share is not None
+        )
 
 
 @dataclass(frozen=True, slots=True)

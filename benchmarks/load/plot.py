@@ -12,6 +12,7 @@ from benchmarks.load.records import RequestRecord
 from benchmarks.load.report import Report
 
 _DOTS_PER_INCH = 120
+_LOG_ABOVE = 20.0
 
 Values = Callable[[RequestRecord], Sequence[float]]
 
@@ -39,6 +40,7 @@ def _draw_cdf(axes: Axes, report: Report, name: str, values: Values) -> None:
         shares = [(rank + 1) / len(ordered) for rank in range(len(ordered))]
         if ordered:
             axes.step(ordered, shares, where="post", label=label)
+        if ordered and ordered[-1] > _LOG_ABOVE * ordered[0]:
             axes.set_xscale("log")
     axes.set(title=f"{name}, share of samples at most x", xlabel="ms", ylim=(0, 1.01))
 
@@ -64,6 +66,7 @@ def _draw_goodput(axes: Axes, cells: Sequence[Cell]) -> None:
         above = [spread.high - spread.median for _, spread in points]
         axes.errorbar(offered, middle, yerr=(below, above), marker="o", capsize=3, label=arm)
     axes.set(title="goodput", xlabel="offered requests/s", ylabel="good requests/s")
+    axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
 
 

@@ -14,10 +14,9 @@ from typing import Any
 
 from benchmarks.load.compare import Cell, Spread, compare
 from benchmarks.load.config import BenchConfig
-from benchmarks.load.machine import CpuShares
 from benchmarks.load.runs import RunResult, RunSpec
 from benchmarks.load.slo import Claim
-from benchmarks.load.summary import FOREIGN_CPU_LIMIT, Summary, summarise
+from benchmarks.load.summary import Summary, summarise
 
 _DIGITS = 4
 _COLUMNS = {
@@ -210,19 +209,6 @@ def _claim_text(claim: Claim) -> str:
     )
 
 
-def _cpu_text(cpu: CpuShares) -> str:
-    server = "not told apart" if cpu.server is None else f"{cpu.server:.0%}"
-    others = "others, server included" if cpu.server is None else "others"
-    noisy = cpu.steal > FOREIGN_CPU_LIMIT or (
-        cpu.server is not None and cpu.others > FOREIGN_CPU_LIMIT
-    )
-    return (
-        f"CPU of all cores: generator {cpu.generator:.0%}, server {server}, "
-        f"{others} {cpu.others:.0%}, steal {cpu.steal:.0%}"
-        + ("; **noisy: repeat it when the machine is quiet**" if noisy else "")
-    )
-
-
 def _run_lines(result: RunResult, summary: Summary) -> list[str]:
     spec: RunSpec = result.spec
     state = "valid" if not summary.invalid else "**INVALID**"
@@ -245,5 +231,6 @@ def _run_lines(result: RunResult, summary: Summary) -> list[str]:
     lines += [f"  - {_claim_text(claim)}" for claim in summary.claims]
     lines += [f"  - {note}" for note in summary.notes]
     if result.cpu is not None:
-        lines.append(f"  - {_cpu_text(result.cpu)}")
+        advice = "; **noisy: repeat it when the machine is quiet**" if result.cpu.noisy else ""
+        lines.append(f"  - CPU of all cores: {result.cpu}{advice}")
     return lines

@@ -14,7 +14,6 @@ from benchmarks.load.slo import Claim, Objective, claims, good_requests, judged
 from benchmarks.load.stats import Distribution, distribution, proven_bound, requests_needed
 
 LATENESS_LIMIT_MS = 5.0
-FOREIGN_CPU_LIMIT = 0.05
 
 
 @dataclass(frozen=True, slots=True)

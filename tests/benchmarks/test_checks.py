@@ -113,6 +113,9 @@ def test_ten_percent_and_the_allowance() -> None:
 def test_the_table_gives_the_verdict() -> None:
     good, bad = Check("c", "a", 1.0, 1.0, 0.0, 2.0), Check("c", "b", 1.0, 3.0, 0.0, 2.0)
     assert render([good]).endswith("calibration: 1 checks passed")
+    assert render([good], 2).endswith(
+        "1 checks passed; 2 attempts on a noisy machine were repeated"
+    )
     text = render([good, bad])
     assert "| c | b | 1.00 | 3.00 | 0.00 to 2.00 | **FAIL** |" in text
     assert text.endswith("calibration: 1 of 2 checks FAILED")

@@ -117,6 +117,7 @@ def _stub_process() -> Iterator[str]:
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "steady", "--rate", "50", "--requests", "20", "--repeats", "2"]
     arguments += ["--output-tokens", "fixed:4", "--slo", "ttft:5000", "--out", str(tmp_path)]
