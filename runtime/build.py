@@ -17,6 +17,7 @@ from twinflow.parallel.links.manifest import choose_layers_per_unit
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.checkpoint.config import load_model_config
 from twinflow.runtime.checkpoint.limits import check_memory, resolve_max_model_len
+from twinflow.runtime.checkpoint.shapes import expected_shapes
 from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
 from twinflow.runtime.checkpoint.weights import Checkpoint
 from twinflow.runtime.config import EngineConfig
@@ -122,6 +123,8 @@ def build_engine(
     )
     config = _engine_config(options, model_config, layout)
     checkpoint = Checkpoint.open(options.model)
+    for name in checkpoint.check_shapes(expected_shapes(model_config)):
+        structlog.get_logger().warning("the model does not use a tensor", tensor=name)
     needed = checkpoint.parameter_bytes(layout.torch_dtype) + config.num_blocks * layout.block_bytes
     check_memory(needed, _available_memory(options.device), "weights and KV cache")
     runner = _load_runner(checkpoint, model_config, config, layout, options.device, progress)

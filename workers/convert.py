@@ -5,6 +5,7 @@ gateway; what arrives here incomplete is a protocol error.
 """
 
 from collections.abc import Iterable
+from typing import Literal
 
 from twinflow.protos.errors import InvalidRequest, TwinflowError, from_code
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
@@ -22,7 +23,12 @@ _FINISH_TO_PB = {
 _FINISH_FROM_PB = {value: reason for reason, value in _FINISH_TO_PB.items()}
 
 # Roles by the name that configurations use.
-ROLES = {"prefill": pb.ROLE_PREFILL, "decode": pb.ROLE_DECODE, "mixed": pb.ROLE_MIXED}
+Role = Literal["prefill", "decode", "mixed"]
+ROLES: dict[Role, pb.Role] = {
+    "prefill": pb.ROLE_PREFILL,
+    "decode": pb.ROLE_DECODE,
+    "mixed": pb.ROLE_MIXED,
+}
 ROLE_NAMES = {value: name for name, value in ROLES.items()}
 
 

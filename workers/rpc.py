@@ -13,6 +13,8 @@ import grpc
 # A frozen peer answers no HTTP/2 ping: its calls fail this long after it stopped.
 KEEPALIVE_INTERVAL_S = 2.0
 KEEPALIVE_TIMEOUT_S = 3.0
+# Both ends of an internal call come from one release; this tells them apart.
+PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _TOKEN_KEY = "authorization"
 

@@ -25,8 +25,8 @@ from twinflow.workers.handoff.links import PeerLinks
 from twinflow.workers.handoff.receiver import KVReceiver
 from twinflow.workers.handoff.sender import KVSender
 from twinflow.workers.handoff.store_calls import StoreCalls
-from twinflow.workers.rpc import create_server
-from twinflow.workers.service import PROTOCOL_VERSION, WorkerService
+from twinflow.workers.rpc import PROTOCOL_VERSION, create_server
+from twinflow.workers.service import WorkerService
 
 # Each hand-off in flight may block one thread on its link and one on its rendezvous.
 _HANDOFF_THREADS = 32

@@ -6,6 +6,7 @@ Turns calls into calls of the core and of the hand-off, errors into status codes
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 
@@ -16,8 +17,6 @@ from twinflow.workers.core import WorkerCore
 from twinflow.workers.handoff.sender import KVSender
 from twinflow.workers.handoff.store_calls import StoreCalls
 from twinflow.workers.session import Session
-
-PROTOCOL_VERSION = 1
 
 
 class WorkerService(rpc.WorkerServicer):
@@ -119,5 +118,5 @@ async def _read(requests: AsyncIterator[pb.AttachRequest], session: Session) -> 
         session.end()
 
 
-async def _abort(context: "grpc.aio.ServicerContext[object, object]", error: TwinflowError) -> None:
+async def _abort(context: "grpc.aio.ServicerContext[Any, Any]", error: TwinflowError) -> None:
     await context.abort(grpc.StatusCode[error.grpc_status], f"{error.code}: {error.message}")

@@ -104,8 +104,8 @@ class WorkerClient:
     @property
     def role(self) -> Role:
         """The worker's role; `mixed` until it is known."""
-        name = ROLE_NAMES.get(self.description.role) if self.description else None
-        return name if name in ("prefill", "decode") else "mixed"
+        role = self.description.role if self.description else pb.ROLE_MIXED
+        return ROLE_NAMES.get(role, "mixed")
 
     def view(self) -> WorkerView:
         """The worker at this moment, for routing."""
@@ -181,7 +181,7 @@ class WorkerClient:
         while True:
             channel = open_channel(self.where.address)
             try:
-                await self._session(rpc.WorkerStub(channel))  # type: ignore[no-untyped-call]
+                await self._session(rpc.WorkerStub(channel))
             except (grpc.aio.AioRpcError, TwinflowError, TimeoutError) as error:
                 self._down(_describe(error))
             finally:

@@ -4,6 +4,7 @@ Ray places, starts and watches the processes; no request and no token goes throu
 that is started here listens on the loopback interface only.
 """
 
+import logging
 import os
 from typing import Any
 
@@ -44,17 +45,14 @@ class RayHandle:
 
     def __init__(self, spec: ServiceSpec) -> None:
         self._name = spec.name
-        self._actor: Any = (
-            ray.remote(ServiceActor)
-            .options(
-                name=spec.name,
-                namespace=NAMESPACE,
-                num_cpus=0,
-                max_concurrency=16,
-                runtime_env={"env_vars": service_environment(spec.threads)},
-            )
-            .remote(spec.kind, spec.config)
-        )
+        actor_class: Any = ray.remote(ServiceActor)
+        self._actor: Any = actor_class.options(
+            name=spec.name,
+            namespace=NAMESPACE,
+            num_cpus=0,
+            max_concurrency=16,
+            runtime_env={"env_vars": service_environment(spec.threads)},
+        ).remote(spec.kind, spec.config)
         self._actor.start.remote()
         self._stopped: Any = None
 
@@ -111,7 +109,7 @@ class RayLauncher:
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
             _node_ip_address="127.0.0.1",
-            logging_level="warning",
+            logging_level=logging.WARNING,
         )
 
     def start(self, spec: ServiceSpec) -> RayHandle:

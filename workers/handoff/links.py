@@ -60,7 +60,7 @@ class PeerLinks:
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = open_channel(address)
-        return rpc.WorkerStub(channel)  # type: ignore[no-untyped-call]
+        return rpc.WorkerStub(channel)
 
     def lease_receiving(self, peer: pb.Peer) -> LinkLease:
         """A link to receive over, from a peer."""

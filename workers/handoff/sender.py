@@ -11,7 +11,7 @@ computed. The conversation is the lease: while it lasts the blocks are held, and
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -226,7 +226,7 @@ class KVSender:
 
     async def serve(
         self, requests: AsyncIterator[pb.TransferRequest]
-    ) -> AsyncIterator[pb.TransferResponse]:
+    ) -> AsyncGenerator[pb.TransferResponse, None]:
         """One hand-off: the messages for the decode worker.
 
         Raises:

@@ -89,7 +89,10 @@ class RemoteStore:
             raise LinkError(f"link {self._link_id}: rendezvous failed: {reason}") from error
 
     async def _send(self, request: pb.LinkStoreRequest, timeout_s: float) -> pb.LinkStoreResponse:
-        return await self._stub.LinkStore(request, metadata=self._metadata, timeout=timeout_s)
+        answer: pb.LinkStoreResponse = await self._stub.LinkStore(
+            request, metadata=self._metadata, timeout=timeout_s
+        )
+        return answer
 
 
 class StoreCalls:
