@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twinflow.parallel.kv_layout import KVLayout
-from twinflow.runtime.attention.work_items import Slab
+from twinflow.runtime.attention.work_items import Mask, Slab
 from twinflow.runtime.attention.workspace import Workspace
 
-# Finite, so that a row that sees no key of a span has a maximum to subtract. Its share of the
-# result is multiplied by exp(_HIDDEN - maximum) = 0 afterwards.
-_HIDDEN = torch.finfo(torch.float32).min
+# Added to the score of a key that a row must not see. Finite, so that a row that sees no key of a
+# span has a maximum to subtract; its sums are zero then.
+_HIDDEN = -1e30
+# Weights below exp(-80) = 2e-35 are taken for that. It makes no difference to a sum that contains
+# exp(0), and the exponential is more than ten times slower where it has to underflow.
+_LEAST_EXPONENT = -80.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +110,7 @@ class SlabRun:
         self._spread = workspace.take("spread", (items, kv_heads * rows))
 
         scores = self._scores.view(items, kv_heads, rows, tokens)
-        self._masks = tuple(
-            (scores[mask.items], torch.from_numpy(mask.hidden).to(device).unsqueeze(1))
-            for mask in slab.masks
-        )
+        self._masks = tuple(_MaskedScores.of(scores, mask) for mask in slab.masks)
         self._segments = tuple(
             SoftmaxState(
                 weighted=self._weighted.view(items, -1, dim)[segment].view(-1, dim),
@@ -135,9 +135,11 @@ class SlabRun:
         matrices = self._queries
         torch.index_select(queries, 0, self._query_rows, out=matrices.view(-1, matrices.shape[-1]))
         torch.bmm(matrices, self._keys.gather(keys, self._key_rows).mT, out=scores)
-        for target, hidden in self._masks:
-            target.masked_fill_(hidden, _HIDDEN)
-        scores.sub_(self._span_maximum()).exp_()
+        for masked in self._masks:
+            masked.scores.add_(masked.bias)
+        scores.sub_(self._span_maximum()).clamp_(min=_LEAST_EXPONENT).exp_()
+        for masked in self._masks:
+            masked.scores.mul_(masked.visible)
         torch.sum(scores, -1, keepdim=True, out=self._total)
         torch.bmm(scores, self._values.gather(values, self._key_rows), out=self._weighted)
         for whole, segment in zip(self._sums, self._segments[1:], strict=True):
@@ -183,3 +185,23 @@ class _Gathered:
         if self._stored is not self._matrices:
             self._matrices.copy_(self._stored)
         return self._matrices
+
+
+@dataclass(frozen=True, slots=True)
+class _MaskedScores:
+    """Scores of items that lie on the diagonal.
+
+    Attributes:
+        scores: [items, kv_heads, rows, tokens], a view.
+        visible: [items, 1, rows, tokens] 1 for keys that a row sees, 0 for the others.
+        bias: what to add to the scores before the maximum is taken.
+    """
+
+    scores: Tensor
+    visible: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, scores: Tensor, mask: Mask) -> "_MaskedScores":
+        hidden = torch.from_numpy(mask.hidden).to(scores.device).unsqueeze(1).float()
+        return cls(scores[mask.items], 1.0 - hidden, hidden * _HIDDEN)

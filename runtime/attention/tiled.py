@@ -26,7 +26,7 @@ from twinflow.runtime.row_tile import RowKernel, RowTile, find_row_tile
 
 # Elements that a slab keeps in memory: small enough to stay in the cache of a core complex, large
 # enough that the overhead of an operation does not matter.
-_SLAB_ELEMENTS = 2 << 20
+_SLAB_ELEMENTS = 1 << 20
 
 
 class TiledAttention(Attention):
@@ -67,7 +67,8 @@ class TiledAttention(Attention):
         out = self._workspace.take("out", flat_queries.shape)
         used = len(self._output_rows)
         torch.index_select(result, 0, self._output_rows, out=out[:used])
-        out[used:].zero_()
+        if used < len(out):
+            out[used:].zero_()
         return out.view(queries.shape)
 
     def _plan(self, rows: FlatRows) -> None:

@@ -36,8 +36,11 @@ class KVCache:
         )
         self._pages = self.data.view(num_blocks, -1).view(torch.uint8)
         self._blocks = self.data.view(num_blocks, -1)
-        self._head_rows = self.data.view(-1, layout.block_size * layout.head_dim)
-        self._slot_rows = self.data.view(-1, layout.head_dim)
+        head_rows = self.data.view(-1, layout.block_size * layout.head_dim)
+        firsts = range(0, self.head_rows_per_block, layout.kv_heads)
+        views = [head_rows[first:] for first in firsts]
+        self._keys, self._values = views[::2], views[1::2]
+        self._slots = [keys.view(-1, layout.head_dim) for keys in self._keys]
 
     @property
     def head_rows_per_block(self) -> int:
@@ -69,11 +72,11 @@ class KVCache:
         Returns:
             [rows, block_size * head_dim]: row `block * head_rows_per_block + head`.
         """
-        return self._head_rows[layer * 2 * self.layout.kv_heads :]
+        return self._keys[layer]
 
     def values(self, layer: int) -> Tensor:
         """Values of a layer; rows as in `keys`."""
-        return self._head_rows[(layer * 2 + 1) * self.layout.kv_heads :]
+        return self._values[layer]
 
     def slot_index(self, blocks: NDArray[np.int64], offsets: NDArray[np.int64]) -> Tensor:
         """Where `write` puts tokens.
@@ -100,9 +103,8 @@ class KVCache:
             keys_values: [tokens, 2 * kv_heads, head_dim], the keys first, in the dtype of the
                 layout.
         """
-        layout = self.layout
-        slots = self._slot_rows[layer * 2 * layout.kv_heads * layout.block_size :]
-        slots.index_copy_(0, slot_index, keys_values.reshape(-1, layout.head_dim))
+        rows = keys_values.reshape(-1, self.layout.head_dim)
+        self._slots[layer].index_copy_(0, slot_index, rows)
 
     def clear(self, blocks: NDArray[np.int64]) -> None:
         """Zero whole blocks."""

@@ -106,13 +106,10 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         A new float32 [rows, heads, head_dim].
     """
-    half = heads.shape[-1] // 2
-    rotated = heads * cos
-    # Products and sums stay separate operations: fused ones round differently at the end of a
-    # vector register, which would make a row depend on its place.
-    rotated[..., :half] += heads[..., half:] * sin[..., :half]
-    rotated[..., half:] += heads[..., :half] * sin[..., half:]
-    return rotated
+    swapped = heads.roll(heads.shape[-1] // 2, -1)
+    # Products and sum stay separate operations: a fused one rounds differently at the end of a
+    # vector register, which would make an element depend on its place.
+    return (heads * cos).add_(swapped * sin)
 
 
 def _dynamic_theta(config: ModelConfig, scaling: RopeScaling, positions: Tensor) -> Tensor:
