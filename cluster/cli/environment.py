@@ -40,7 +40,7 @@ def settings(environ: Mapping[str, str]) -> dict[str, str]:
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """A complaint about every variable that begins like ours and means nothing."""
     return [
-        f"{name}: unknown environment variable{did_you_mean(name, VARIABLES)}"
+        f"{name}: unknown environment variable{did_you_mean(name, VARIABLES, prefix=PREFIX)}"
         for name in sorted(environ)
         if name.startswith(PREFIX) and name not in VARIABLES
     ]

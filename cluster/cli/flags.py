@@ -72,7 +72,7 @@ def complain_about_unknown(unknown: Sequence[str], valid: Sequence[str]) -> list
 def _hint(flag: str, valid: Sequence[str]) -> str:
     if flag in PEER_FLAGS:
         return f"; {PEER_FLAGS[flag]}"
-    return did_you_mean(flag, valid, otherwise="; --help lists them all")
+    return did_you_mean(flag, valid, prefix="--", otherwise="; --help lists them all")
 
 
 def _help(field: FieldInfo) -> str:

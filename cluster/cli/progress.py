@@ -65,22 +65,20 @@ class TerminalUI:
         self._stream = stream
         self._clock = clock
         self._began = clock()
-        self._line = ""
-        self._open = False
+        # The progress line that the cursor stands behind; empty at the beginning of a line.
+        self._bar = ""
 
     def phase(self, name: str, detail: str = "") -> None:
-        self._line = f"{name}: {detail}" if detail else name
-        self._write_line(self._line)
+        self._write_line(f"{name}: {detail}" if detail else name)
 
     def progress(self, done: int, total: int) -> None:
         if not self._stream.isatty() or total <= 0:
             return
-        share = min(done / total, 1.0)
-        self._stream.write(f"\r{self._stamp()} {self._line}  {share:4.0%}")
-        self._open = share < 1.0
-        if not self._open:
-            self._stream.write("\n")
-        self._stream.flush()
+        bar = f"{min(done / total, 1.0):4.0%}"
+        if bar != self._bar:
+            self._bar = bar
+            self._stream.write(f"\r{self._stamp()} {bar}")
+            self._stream.flush()
 
     def ready(self, summary: ReadySummary) -> None:
         self._write_line(f"Ready: {summary.model}")
@@ -91,9 +89,9 @@ class TerminalUI:
         self._write_line(text)
 
     def _write_line(self, text: str) -> None:
-        if self._open:
+        if self._bar:
             self._stream.write("\n")
-            self._open = False
+            self._bar = ""
         self._stream.write(f"{self._stamp()} {text}\n")
         self._stream.flush()
 

@@ -121,15 +121,20 @@ def _cells(values: Mapping[str, float]) -> Iterable[str]:
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Columns of equal width, the first two to the left and the numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    aligns = "<<" + ">" * (len(widths) - 2)
+    return [
+        "  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, aligns, widths, strict=True))
+        for row in rows
+    ]
 
 
 def _server(invocation: Invocation) -> Server:
     variables = environment.settings(invocation.environ)
     complaints = [*invocation.complaints, *environment.unknown_variables(invocation.environ)]
     url = invocation.text("url", variables.get("TWINFLOW_URL", DEFAULT_URL)).rstrip("/")
-    if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
+    if not _is_http(url):
         complaints.append(f"--url {url!r}: must look like {DEFAULT_URL}")
     if complaints:
         raise ConfigError(report(complaints))
@@ -137,10 +142,19 @@ def _server(invocation: Invocation) -> Server:
     return Server(url, key)
 
 
+def _is_http(url: str) -> bool:
+    try:
+        address = urlsplit(url)
+        return address.scheme in {"http", "https"} and bool(address.hostname) and address.port != 0
+    except ValueError:  # what urlsplit raises for a port that is no number
+        return False
+
+
 def _readiness(server: Server) -> tuple[bool, list[str]]:
     status, body = server.get("/ready")
     if status == http.client.OK:
-        return True, ["ready    yes"]
+        pairs = json.loads(body).get("pairs", ())
+        return True, ["ready    yes", *(f"pair     {pair}" for pair in pairs)]
     return False, [f"ready    no: {_error_message(body) or f'HTTP {status}'}"]
 
 

@@ -1,0 +1,101 @@
+"""Flags, environment, file and defaults: who wins, and what is reported when they are wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from twinflow.cluster.cli.sources import resolve
+from twinflow.cluster.config import ServeConfig
+from twinflow.protos.errors import ConfigError
+
+
+def configure(
+    flags: dict[str, object] | None = None, environ: dict[str, str] | None = None
+) -> ServeConfig:
+    return resolve({"model": "small", **(flags or {})}, environ or {}, [])
+
+
+def refused(
+    flags: dict[str, object] | None = None, environ: dict[str, str] | None = None
+) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        configure(flags, environ)
+    return raised.value.message.splitlines()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "serve.yaml"
+
+
+def test_flag_over_environment_over_file_over_default(file: Path) -> None:
+    file.write_text("port: 1\ngrpc-port: 2\nhost: localhost\n")
+    config = configure(
+        {"config": str(file), "port": "3"}, {"TWINFLOW_PORT": "4", "TWINFLOW_GRPC_PORT": "5"}
+    )
+    assert (config.port, config.grpc_port, config.host) == (3, 5, "localhost")
+    assert config.dtype == "auto"
+
+
+def test_the_environment_may_name_the_file(file: Path) -> None:
+    file.write_text("dtype: float32")
+    assert configure({}, {"TWINFLOW_CONFIG": str(file)}).dtype == "float32"
+
+
+def test_other_peoples_variables_are_ignored() -> None:
+    assert configure({}, {"PORT": "1", "VLLM_PORT": "2"}).port == 8000
+
+
+def test_keys_from_the_environment_are_separated_by_commas() -> None:
+    assert configure({}, {"TWINFLOW_API_KEY": "one, two"}).api_keys == ("one", "two")
+
+
+def test_mixed_in_the_file_replaces_the_pools_too(file: Path) -> None:
+    file.write_text("mixed: 2")
+    config = configure({"config": str(file)})
+    assert (config.prefill, config.decode, config.mixed) == (0, 0, 2)
+
+
+def test_unknown_variables_are_named_with_the_nearest() -> None:
+    assert refused({}, {"TWINFLOW_PROT": "1"}) == [
+        "TWINFLOW_PROT: unknown environment variable; did you mean TWINFLOW_PORT?"
+    ]
+
+
+def test_complaints_name_the_place_of_the_value(file: Path) -> None:
+    file.write_text("block-size: 24")
+    lines = refused(
+        {"config": str(file), "max_model_len": "3q"}, {"TWINFLOW_PORT": "x", "TWINFLOW_ZZ": ""}
+    )
+    assert lines == [
+        "4 settings are wrong:",
+        "  TWINFLOW_ZZ: unknown environment variable",
+        "  --max-model-len '3q': must be a whole number such as 2048, 32k or 32K",
+        "  TWINFLOW_PORT 'x': must be a whole number",
+        f"  {file}: block-size 24: must be a power of two",
+    ]
+
+
+def test_a_default_at_fault_says_that_it_is_one() -> None:
+    assert refused({"max_num_seqs": "9k"})[0].startswith("--max-num-batched-tokens (its default):")
+
+
+def test_a_missing_model_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match=r"^MODEL: missing"):
+        resolve({}, {}, [])
+
+
+def test_no_key_is_ever_shown(file: Path) -> None:
+    file.write_text("api-key: 123456")
+    for lines in (
+        refused({"api_key": ["pass word"]}),
+        refused({}, {"TWINFLOW_API_KEY": "pass word"}),
+        refused({"config": str(file)}),
+    ):
+        assert "pass word" not in "".join(lines) and "123456" not in "".join(lines)
+        assert "key" in lines[0].lower()
+
+
+def test_long_and_strange_values_are_shown_short_and_escaped() -> None:
+    (line,) = refused({"port": "\x1b[31m" + "9" * 500})
+    assert "\x1b" not in line and len(line) < 150

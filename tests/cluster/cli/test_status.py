@@ -1,0 +1,84 @@
+"""`twinflow status` against a real HTTP door, with the metrics that workers really have."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from tests.support.command_line import run_command
+from tests.support.http_gateway import HttpGateway, http_gateway
+
+from twinflow.cluster.cli.commands.status import worker_table
+from twinflow.cluster.gateway.backend import Readiness
+from twinflow.cluster.gateway.worker_metrics import WorkerCollector
+from twinflow.protos.twinflow.internal.v1.worker_pb2 import WorkerStats
+
+BUSY_PREFILL = WorkerStats(num_waiting=3, total_blocks=4, free_blocks=4)
+BUSY_DECODE = WorkerStats(num_running=2, total_blocks=4, free_blocks=3)
+
+
+@contextmanager
+def server(*keys: str) -> Iterator[HttpGateway]:
+    """A front door that knows two workers."""
+    workers = WorkerCollector("tiny")
+    workers.observe("prefill-0", "prefill", BUSY_PREFILL)
+    workers.observe("decode-0", "decode", BUSY_DECODE)
+    with http_gateway(keys=keys) as gateway:
+        gateway.registry.register(workers)
+        yield gateway
+
+
+def test_a_ready_server() -> None:
+    with server() as gateway:
+        ran = run_command("status", "--url", gateway.url + "/")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.splitlines() == [
+        f"server   {gateway.url}",
+        "ready    yes",
+        "pair     prefill-0→decode-0: ok",
+        "model    tiny (max_model_len 256, from /models/tiny)",
+        "model    tiny-alias (max_model_len 256, from /models/tiny)",
+        "",
+        "role     worker     running  waiting  KV used",
+        "decode   decode-0         2        0    25.0%",
+        "prefill  prefill-0        0        3     0.0%",
+    ]
+
+
+def test_a_server_that_is_not_ready() -> None:
+    with server() as gateway:
+        gateway.backend.ready = Readiness(ready=False, reason="no decode worker is left")
+        ran = run_command("status", "--url", gateway.url)
+    assert ran.status == 1
+    assert "ready    no: no decode worker is left" in ran.out
+
+
+def test_the_address_and_the_key_may_come_from_the_environment() -> None:
+    with server("sesame") as gateway:
+        environ = {"TWINFLOW_URL": gateway.url, "TWINFLOW_API_KEY": "sesame,other"}
+        ran = run_command("status", environ=environ)
+    assert (ran.status, ran.err) == (0, "")
+
+
+def test_without_the_key_the_server_says_why() -> None:
+    with server("sesame") as gateway:
+        ran = run_command("status", "--url", gateway.url, "--api-key", "wrong")
+    assert ran.status == 1
+    assert "/v1/models: HTTP 401: " in ran.err and "wrong" not in ran.err
+
+
+def test_nobody_there() -> None:
+    ran = run_command("status", "--url", "http://127.0.0.1:1")
+    assert ran.status == 1
+    assert "is `twinflow serve` running there?" in ran.err
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "http://host:port"])
+def test_addresses_that_are_none(url: str) -> None:
+    ran = run_command("status", "--url", url)
+    assert ran.status == 2
+    assert "must look like" in ran.err
+
+
+def test_metrics_that_a_worker_does_not_have_are_left_open() -> None:
+    page = 'vllm:num_requests_running{worker="w",role="mixed"} 1.0\n'
+    assert worker_table(page)[1].split() == ["mixed", "w", "1", "-", "-"]

@@ -1,0 +1,165 @@
+"""ServeConfig: every field is documented, and wrong values and combinations are refused."""
+
+import json
+from collections.abc import Mapping
+
+import pytest
+from pydantic import ValidationError
+
+from twinflow.cluster.config import Group, ServeConfig, is_wildcard
+from twinflow.runtime.config import EngineConfig
+
+
+def serve(**settings: object) -> ServeConfig:
+    return ServeConfig.model_validate({"model": "models/small", **settings})
+
+
+def rejected(settings: Mapping[str, object]) -> set[str]:
+    """The names of the fields that are complained about."""
+    with pytest.raises(ValidationError) as raised:
+        ServeConfig.model_validate({"model": "models/small", **settings})
+    return {str(error["loc"][0]) for error in raised.value.errors()}
+
+
+def test_every_field_has_one_sentence_and_one_heading() -> None:
+    for name, field in ServeConfig.model_fields.items():
+        assert field.description and field.description.endswith("."), name
+        assert ". " not in field.description, name
+        assert sum(isinstance(item, Group) for item in field.metadata) == 1, name
+
+
+def test_defaults() -> None:
+    config = serve()
+    assert (config.prefill, config.decode, config.mixed) == (1, 1, 0)
+    assert (config.host, config.port, config.grpc_port) == ("127.0.0.1", 8000, 50051)
+    assert config.launcher == "ray"
+    assert config.model_names == ("small",)
+
+
+def test_engine_numbers_default_to_the_engines_own() -> None:
+    engine, config = EngineConfig(max_model_len=64, num_blocks=64), serve()
+    assert config.block_size == engine.block_size
+    assert config.max_num_seqs == engine.max_num_seqs
+    assert config.max_num_batched_tokens == engine.max_num_batched_tokens
+
+
+def test_it_cannot_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        serve().port = 1
+
+
+@pytest.mark.parametrize(
+    ("given", "pools"),
+    [
+        ({"mixed": "1"}, (0, 0, 1)),
+        ({"mixed": 2, "prefill": 1}, (1, 0, 2)),
+        ({"mixed": 1, "prefill": 1, "decode": 1}, (1, 1, 1)),
+        ({"mixed": "0"}, (1, 1, 0)),
+        ({"prefill": 2, "decode": 3}, (2, 3, 0)),
+    ],
+)
+def test_mixed_replaces_the_pools_that_are_not_given(
+    given: dict[str, object], pools: tuple[int, int, int]
+) -> None:
+    config = serve(**given)
+    assert (config.prefill, config.decode, config.mixed) == pools
+
+
+@pytest.mark.parametrize("given", [{"prefill": 0}, {"decode": 0}, {"prefill": 0, "decode": 0}])
+def test_each_phase_needs_a_worker(given: dict[str, object]) -> None:
+    assert rejected(given) == {"mixed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("block_size", 24),
+        ("block_size", 0),
+        ("decode", -1),
+        ("dtype", "int8"),
+        ("grpc_port", -1),
+        ("host", "127.0.0.1:80"),
+        ("host", "a b"),
+        ("kv_cache_memory", "lots"),
+        ("kv_transfer_timeout", 0),
+        ("launcher", "kubernetes"),
+        ("log_level", "loud"),
+        ("max_model_len", 0),
+        ("max_num_queued_reqs", "none"),
+        ("model", ""),
+        ("model", 7),
+        ("port", 65536),
+        ("port", True),
+        ("seed", 2**64),
+        ("served_model_name", ["a", "a"]),
+        ("served_model_name", ["a\nb"]),
+        ("shutdown_timeout", -1),
+        ("shutdown_timeout", "nan"),
+        ("threads_per_worker", 0),
+        ("no_such_setting", 1),
+    ],
+)
+def test_values_that_cannot_be(name: str, value: object) -> None:
+    assert rejected({name: value}) == {name}
+
+
+def test_everything_wrong_is_found_at_once() -> None:
+    wrong = {
+        "port": "x",
+        "block_size": 24,
+        "shutdown_timeout": -1,
+        "log_level": "loud",
+        "mixed": -1,
+    }
+    assert rejected(wrong) == set(wrong)
+
+
+def test_http_and_grpc_need_a_port_each() -> None:
+    assert rejected({"port": 9000, "grpc_port": 9000}) == {"grpc_port"}
+    assert serve(port=0, grpc_port=0).grpc_port == 0
+
+
+def test_a_step_holds_a_token_of_every_sequence() -> None:
+    assert rejected({"max_num_seqs": "9k"}) == {"max_num_batched_tokens"}
+
+
+def test_kv_memory_is_given_in_blocks_or_bytes() -> None:
+    assert rejected({"num_kv_blocks": 100, "kv_cache_memory": "1GiB"}) == {"kv_cache_memory"}
+    assert serve(kv_cache_memory="1GiB").kv_cache_memory == 2**30
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "0", "0.0", "0x0", "::", "0::0", "::ffff:0.0.0.0", "::0.0.0.0"]
+)
+def test_listening_everywhere_needs_a_key(host: str) -> None:
+    assert is_wildcard(host)
+    assert rejected({"host": host}) == {"host"}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "10.0.0.1", "gpu-box.example"])
+def test_other_hosts_do_not(host: str) -> None:
+    assert not is_wildcard(host)
+    assert serve(host=host).host == host
+
+
+@pytest.mark.parametrize("guard", [{"api_key": "secret"}, {"insecure": True}])
+def test_a_key_or_the_word_insecure_lifts_the_refusal(guard: dict[str, object]) -> None:
+    assert serve(host="0.0.0.0", **guard).host == "0.0.0.0"
+
+
+@pytest.mark.parametrize("key", ["", "two words", "tab\t", "clé"])
+def test_keys_are_printable_ascii(key: str) -> None:
+    assert rejected({"api_key": [key]}) == {"api_key"}
+
+
+def test_keys_are_shown_to_the_front_doors_only() -> None:
+    config = serve(api_key=["sesame", "open"])
+    assert config.api_keys == ("sesame", "open")
+    for shown in (repr(config), str(config), json.dumps(config.model_dump(mode="json"))):
+        assert "sesame" not in shown
+
+
+def test_model_names() -> None:
+    assert serve(served_model_name=["a", "b"]).model_names == ("a", "b")
+    assert serve(served_model_name="a").model_names == ("a",)
+    assert serve(model="models/small/").model_names == ("small",)

@@ -1,0 +1,30 @@
+"""Runs the command line in this process, in a world of the test's making."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from twinflow.cluster.cli.main import run
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended, and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run_command(*argv: str, environ: Mapping[str, str] | None = None, typed: str = "") -> Ran:
+    """Run `twinflow *argv` with this environment and nothing else of the real one."""
+    out, err = io.StringIO(), io.StringIO()
+    status = run(argv, environ or {}, io.StringIO(typed), out, err)
+    return Ran(status, out.getvalue(), err.getvalue())
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
