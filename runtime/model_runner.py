@@ -15,7 +15,7 @@ from twinflow.parallel.kv_layout import KVLayout
 from twinflow.runtime.attention.registry import create_attention
 from twinflow.runtime.attention.rows import FlatRows, IntArray
 from twinflow.runtime.kv.cache import KVCache
-from twinflow.runtime.models.base import Model, RowBatch
+from twinflow.runtime.models.base import ForwardPass, Model, RowBatch
 from twinflow.runtime.row_tile import find_row_tile
 
 
@@ -94,9 +94,9 @@ class ModelRunner:
             ValueError: no rows, too many, or a token, position or block that does not exist.
         """
         flat = self._lay_out(rows)
+        batch = self._batch(rows, flat)
         self._attention.prepare(flat)
         self.kv_cache.clear(flat.opened_blocks())
-        batch = self._batch(rows, flat)
         forward_pass = self._model.begin(batch, self._attention)
         num_layers = self._model.config.num_layers
         unit = layers_per_unit or num_layers
@@ -106,10 +106,7 @@ class ModelRunner:
             if on_layers is not None:
                 on_layers(first, end)
         sampled = np.array([group.samples for group in rows])
-        last_rows = (flat.first_rows + flat.counts - 1)[sampled]
-        if not last_rows.size:
-            return torch.empty(0, self._model.config.vocab_size, device=self._device)
-        return forward_pass.logits(self._padded(last_rows))[: len(last_rows)]
+        return self._logits(forward_pass, (flat.first_rows + flat.counts - 1)[sampled])
 
     def _lay_out(self, rows: Sequence[SequenceRows]) -> FlatRows:
         if not rows:
@@ -135,11 +132,15 @@ class ModelRunner:
         end_position = int((flat.starts + flat.counts).max())
         return RowBatch(self._token_ids[:size], self._positions[:size], end_position)
 
-    def _padded(self, indices: IntArray) -> Tensor:
-        """Indices of rows, the first of them repeated up to a whole row tile."""
-        padded = np.full(self._row_tile.round_up(len(indices)), indices[0])
-        padded[: len(indices)] = indices
-        return torch.from_numpy(padded).to(self._device)
+    def _logits(self, forward_pass: ForwardPass, rows: IntArray) -> Tensor:
+        """Logits of some rows, which are repeated up to a whole row tile."""
+        if not rows.size:
+            return torch.empty(0, self._model.config.vocab_size, device=self._device)
+        padded = np.resize(rows, self._row_tile.round_up(len(rows)))
+        index = torch.from_numpy(padded).to(self._device)
+        # Ordinary tensors, not those of inference mode: the caller may change logits in place.
+        with torch.inference_mode(False), torch.no_grad():
+            return forward_pass.logits(index)[: len(rows)]
 
 
 def _check_layout(model: Model, layout: KVLayout) -> None:
