@@ -135,7 +135,8 @@ class WorkerClient:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._down("the gateway closed the session")
+        self._up = False
+        self._fail_streams("the gateway closed the session")
 
     def note_assigned(self, num_tokens: int) -> None:
         """Prompt tokens are on their way there, through this session or through a peer."""
@@ -234,14 +235,16 @@ class WorkerClient:
 
     def _down(self, problem: str) -> None:
         was_up, self._up, self._problem = self._up, False, problem
-        for stream in self._streams.values():
-            error = WorkerLost(f"worker {self.where.worker_id} was lost: {problem}")
-            stream.put_nowait(error)
+        self._fail_streams(problem)
         if was_up:
             structlog.get_logger().warning(
                 "worker lost", worker=self.where.worker_id, problem=problem
             )
             self._on_change(self)
+
+    def _fail_streams(self, problem: str) -> None:
+        for stream in self._streams.values():
+            stream.put_nowait(WorkerLost(f"worker {self.where.worker_id} was lost: {problem}"))
 
 
 def _delta_or_error(output: pb.RequestOutput) -> TokenDelta | TwinflowError:

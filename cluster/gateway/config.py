@@ -20,7 +20,6 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         max_queued_requests: sequences that wait for their first token.
         max_queued_tokens: their prompt tokens.
         seed: draws the seeds of requests without one; None for unpredictable ones.
-        log_level: least severe log lines that are written.
     """
 
     model: Path
@@ -34,7 +33,6 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_queued_requests: int = 1024
     max_queued_tokens: int = 4_000_000
     seed: int | None = None
-    log_level: str = "info"
 
     def encode(self) -> bytes:
         """As JSON, on one line."""

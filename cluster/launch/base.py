@@ -19,12 +19,14 @@ class ServiceSpec:
         name: unique in the deployment; the worker id of a worker.
         config: the service's configuration as JSON.
         threads: how many threads its numerical libraries may use.
+        log_level: least severe log lines that it writes.
     """
 
     kind: ServiceKind
     name: str
     config: bytes
     threads: int = 1
+    log_level: str = "info"
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,9 @@ def plan_workers(config: ServeConfig, machine: Machine, token: str) -> list[Work
                 token=token,
                 kv_transfer_timeout_s=config.kv_transfer_timeout,
             )
-            spec = ServiceSpec("worker", worker.worker_id, worker.encode(), threads)
+            spec = ServiceSpec(
+                "worker", worker.worker_id, worker.encode(), threads, config.log_level
+            )
             plans.append(WorkerPlan(role, spec))
     return plans
 
@@ -105,6 +107,5 @@ def plan_gateway(config: ServeConfig, workers: dict[str, str], token: str) -> Se
         max_queued_requests=config.max_num_queued_reqs,
         max_queued_tokens=config.max_num_queued_tokens,
         seed=config.seed,
-        log_level=config.log_level,
     )
-    return ServiceSpec("gateway", "gateway-0", gateway.encode())
+    return ServiceSpec("gateway", "gateway-0", gateway.encode(), log_level=config.log_level)

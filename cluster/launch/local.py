@@ -30,7 +30,13 @@ class LocalHandle:
         self._name = spec.name
         self._status = ServiceStatus("starting", "starting the process")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "twinflow.cluster.launch.local_process", spec.kind],
+            [
+                sys.executable,
+                "-m",
+                "twinflow.cluster.launch.local_process",
+                spec.kind,
+                spec.log_level,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **service_environment(spec.threads)},

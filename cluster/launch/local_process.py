@@ -1,16 +1,22 @@
-"""The process behind a `LocalHandle`: `python -m twinflow.cluster.launch.local_process KIND`."""
+"""The process behind a `LocalHandle`: `... local_process KIND LOG_LEVEL`.
+
+Standard output is the channel to the launcher. The process keeps it for itself and lets everything
+that libraries print go to standard error.
+"""
 
 import asyncio
+import os
 import signal
 import sys
 import threading
-from typing import cast
+from typing import BinaryIO, cast
 
 import msgspec
 import uvloop
 
 from twinflow.cluster.launch.base import ServiceKind
 from twinflow.cluster.launch.local import encode_status
+from twinflow.cluster.launch.logs import configure_logging
 from twinflow.cluster.launch.service import ServiceRunner
 
 _REPORT_INTERVAL_S = 0.1
@@ -19,21 +25,24 @@ _DEFAULT_GRACE_S = 5.0
 
 def main() -> int:
     """Run one service until told to stop, or until standard input ends."""
-    kind = cast(ServiceKind, sys.argv[1])
-    config = sys.stdin.buffer.readline()
-    return uvloop.run(_serve(kind, config))
+    kind, log_level = cast(ServiceKind, sys.argv[1]), sys.argv[2]
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0) as channel:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        configure_logging(log_level)
+        config = sys.stdin.buffer.readline()
+        return uvloop.run(_serve(kind, config, channel))
 
 
-async def _serve(kind: ServiceKind, config: bytes) -> int:
+async def _serve(kind: ServiceKind, config: bytes, channel: BinaryIO) -> int:
     stop: asyncio.Future[float] = asyncio.get_running_loop().create_future()
     loop = asyncio.get_running_loop()
     threading.Thread(target=_listen, args=(loop, stop), daemon=True).start()
     loop.add_signal_handler(signal.SIGTERM, _resolve, stop, _DEFAULT_GRACE_S)
     runner = ServiceRunner(kind, config)
-    reporter = asyncio.create_task(_report(runner))
+    reporter = asyncio.create_task(_report(runner, channel))
     status = await runner.start()
     reporter.cancel()
-    _write(encode_status(status))
+    channel.write(encode_status(status))
     if status.state != "ready":
         await runner.stop(0.0)
         return 2
@@ -53,19 +62,14 @@ def _resolve(stop: "asyncio.Future[float]", grace_s: float) -> None:
         stop.set_result(grace_s)
 
 
-async def _report(runner: ServiceRunner) -> None:
+async def _report(runner: ServiceRunner, channel: BinaryIO) -> None:
     """Write the status whenever it has changed."""
     latest = None
     while True:
         if runner.status is not latest:
             latest = runner.status
-            _write(encode_status(latest))
+            channel.write(encode_status(latest))
         await asyncio.sleep(_REPORT_INTERVAL_S)
-
-
-def _write(line: bytes) -> None:
-    sys.stdout.buffer.write(line)
-    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

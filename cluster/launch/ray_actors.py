@@ -13,6 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from twinflow.cluster.launch.base import ServiceKind, ServiceSpec, ServiceStatus
 from twinflow.cluster.launch.local import service_environment
+from twinflow.cluster.launch.logs import configure_logging
 from twinflow.cluster.launch.service import ServiceRunner
 
 NAMESPACE = "twinflow"
@@ -24,7 +25,8 @@ _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 class ServiceActor:
     """A service in an actor's process; methods are called through Ray."""
 
-    def __init__(self, kind: ServiceKind, config: bytes) -> None:
+    def __init__(self, kind: ServiceKind, config: bytes, log_level: str) -> None:
+        configure_logging(log_level)
         self._runner = ServiceRunner(kind, config)
 
     async def start(self) -> ServiceStatus:
@@ -52,7 +54,7 @@ class RayHandle:
             num_cpus=0,
             max_concurrency=16,
             runtime_env={"env_vars": service_environment(spec.threads)},
-        ).remote(spec.kind, spec.config)
+        ).remote(spec.kind, spec.config, spec.log_level)
         self._actor.start.remote()
         self._stopped: Any = None
 
