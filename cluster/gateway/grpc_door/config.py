@@ -24,7 +24,10 @@ class GrpcConfig:
         credentials: TLS, or mTLS; None listens in clear text.
         max_message_bytes: largest request, after decompression.
         max_metadata_bytes: largest metadata of a request.
-        max_concurrent_streams: calls that one connection may have open; its client queues more.
+        max_concurrent_streams: calls that one connection may have open. gRPC clients queue more,
+            but one that stays at the limit is refused some with UNAVAILABLE, because gRPC counts
+            a call until its last trace is gone. That is its defence against streams opened only
+            to be reset (CVE-2023-44487), so the limit is above what the queues hold.
         max_calls: calls of all connections together, health checks apart; more are refused.
         max_health_checks: health checks of all connections together; more are refused.
         receive_timeout_s: from the start of a call until its request is complete.
@@ -44,7 +47,7 @@ class GrpcConfig:
     credentials: grpc.ServerCredentials | None = None
     max_message_bytes: int = 4 * MIB
     max_metadata_bytes: int = 16 * 1024
-    max_concurrent_streams: int = 1024
+    max_concurrent_streams: int = 2048
     max_calls: int = 4096
     max_health_checks: int = 1024
     receive_timeout_s: float = 10.0
@@ -81,6 +84,10 @@ class GrpcConfig:
             ("grpc.max_metadata_size", self.max_metadata_bytes),
             ("grpc.absolute_max_metadata_size", self.max_metadata_bytes),
             ("grpc.max_concurrent_streams", self.max_concurrent_streams),
+            # Calls that wait to be looked at: more than several such connections can have open,
+            # because beyond this the core refuses the calls of the others too.
+            ("grpc.server.max_pending_requests", 8 * self.max_concurrent_streams),
+            ("grpc.server.max_pending_requests_hard_limit", 16 * self.max_concurrent_streams),
             ("grpc.server_handshake_timeout_ms", _ms(self.receive_timeout_s)),
             ("grpc.keepalive_time_ms", _ms(self.keepalive_s)),
             ("grpc.keepalive_timeout_ms", _ms(self.keepalive_timeout_s)),
