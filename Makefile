@@ -44,7 +44,7 @@ serve: $(DONE)/package $(if $(MODEL),,$(SMALL_MODEL)) ## serve a model, by defau
 		$(addprefix --mixed ,$(MIXED)) $(ARGS)
 
 .PHONY: test
-test: $(DONE)/development $(SMALL_MODEL) ## run the test suite (ARGS go to pytest)
+test: check $(SMALL_MODEL) ## check, then run the test suite (ARGS go to pytest)
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/test $(ARGS)
 
 .PHONY: check

@@ -159,7 +159,7 @@ class Engine:
         self.counters.steps += 1
         try:
             results = self._executor.execute(work, self._kv_listener(work))
-        except Exception as error:
+        except Exception as error:  # the fence between a step and the engine
             self._failed_steps += 1
             reason = f"the step failed with {type(error).__name__}: {error}"
             if self._failed_steps >= self._config.max_step_failures:

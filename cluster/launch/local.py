@@ -4,7 +4,6 @@ Each process gets its configuration as the first line of its standard input and 
 lines on its standard output. It stops when its input ends, so it never outlives its launcher.
 """
 
-import os
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from dataclasses import asdict
 
 import msgspec
 
+from twinflow.cluster.cli.environment import process_environment
 from twinflow.cluster.launch.base import ServiceSpec, ServiceStatus
 
 # Idle OpenMP threads must not burn the cores that other processes of the machine need.
@@ -39,7 +39,7 @@ class LocalHandle:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **service_environment(spec.threads)},
+            env={**process_environment(), **service_environment(spec.threads)},
             # Ctrl-C goes to the launcher alone, which stops its services in order.
             start_new_session=True,
         )

@@ -122,7 +122,7 @@ class KVReceiver:
         try:
             exchange = _Exchange(self._core, self._built, lease, order)
             await exchange.run(self._links, submission, self._me)
-        except BaseException:
+        except BaseException:  # whatever ends it, the link must be quiet
             await _in_thread(lease.discard)
             raise
         await _in_thread(lease.release)
