@@ -349,9 +349,7 @@ async def test_b11_a_request_that_never_completes_is_given_up() -> None:
     async with running_door(receive_timeout_s=0.2) as door, http2.connect(door.port) as wire:
         data = generate_request().SerializeToString()
         await wire.send(http2.headers(1, f"{SERVICE}/Generate"))
-        await wire.send(
-            http2.headers(3, f"{SERVICE}/Generate"), http2.message(3, data, end=False)
-        )
+        await wire.send(http2.headers(3, f"{SERVICE}/Generate"), http2.message(3, data, end=False))
         await eventually(lambda: door.door.calls == 2)
         await eventually(lambda: door.door.calls == 0)
 
