@@ -50,13 +50,15 @@ class GatewayMetrics:
         self._workers = WorkerCollector(model_name)
         registry.register(self._workers)
         self._accepted = self._counter("twinflow:requests_accepted", "Admitted sequences.")
-        self._finished = self._counter(
+        self._prompt_tokens = self._counter("vllm:prompt_tokens", "Tokens of admitted prompts.")
+        self._generation_tokens = self._counter("vllm:generation_tokens", "Tokens delivered.")
+        self._finished = self._counters(
             "vllm:request_success", "Sequences that ended, by reason.", "finished_reason"
         )
-        self._failed = self._counter(
+        self._failed = self._counters(
             "twinflow:request_failures", "Sequences lost to an error, by its code.", "code"
         )
-        self._rejected = self._counter(
+        self._rejected = self._counters(
             "vllm:admission_rejections", "Requests refused at admission, by reason.", "reason"
         )
         self._in_flight = Gauge(
@@ -65,8 +67,6 @@ class GatewayMetrics:
             [_LABEL],
             registry=registry,
         ).labels(model_name)
-        self._prompt_tokens = self._counter("vllm:prompt_tokens", "Tokens of admitted prompts.")
-        self._generation_tokens = self._counter("vllm:generation_tokens", "Tokens delivered.")
         self._ttft = self._histogram("vllm:time_to_first_token_seconds", _TTFT_BUCKETS)
         self._itl = self._histogram("vllm:inter_token_latency_seconds", _ITL_BUCKETS)
         self._e2e = self._histogram("vllm:e2e_request_latency_seconds", _REQUEST_BUCKETS)
@@ -83,9 +83,9 @@ class GatewayMetrics:
 
     def accepted(self, sequences: int, prompt_tokens: int) -> None:
         """A request was admitted."""
-        self._accepted.labels(self._model).inc(sequences)
+        self._accepted.inc(sequences)
         self._in_flight.inc(sequences)
-        self._prompt_tokens.labels(self._model).inc(prompt_tokens)
+        self._prompt_tokens.inc(prompt_tokens)
 
     def rejected(self, error: TwinflowError) -> None:
         """A request was refused at admission."""
@@ -93,15 +93,15 @@ class GatewayMetrics:
 
     def first_token(self, seconds: float) -> None:
         """A sequence's first token left, so long after its request arrived."""
-        self._ttft.labels(self._model).observe(seconds)
+        self._ttft.observe(seconds)
 
     def inter_token(self, seconds: float) -> None:
         """Further tokens of a sequence left, so long after those before them."""
-        self._itl.labels(self._model).observe(seconds)
+        self._itl.observe(seconds)
 
     def delivered(self, tokens: int) -> None:
         """Tokens left."""
-        self._generation_tokens.labels(self._model).inc(tokens)
+        self._generation_tokens.inc(tokens)
 
     def ended(self, reason: FinishReason, seconds: float, phases: Sequence[PhaseTime]) -> None:
         """A sequence finished or was aborted, so long after its request arrived.
@@ -115,11 +115,11 @@ class GatewayMetrics:
         self._finished.labels(self._model, reason.value).inc()
         if reason is FinishReason.ABORT:
             return
-        self._e2e.labels(self._model).observe(seconds)
+        self._e2e.observe(seconds)
         if phases:
-            self._queue.labels(self._model).observe(_spent(phases, _QUEUE_PHASES))
-            self._prefill.labels(self._model).observe(_spent(phases, _PREFILL_PHASES))
-            self._decode.labels(self._model).observe(_spent(phases, _DECODE_PHASES))
+            self._queue.observe(_spent(phases, _QUEUE_PHASES))
+            self._prefill.observe(_spent(phases, _PREFILL_PHASES))
+            self._decode.observe(_spent(phases, _DECODE_PHASES))
 
     def failed(self, code: str) -> None:
         """A sequence was lost to an error."""
@@ -134,12 +134,16 @@ class GatewayMetrics:
         """Stop reporting a worker that is gone; unknown ones are no error."""
         self._workers.forget(worker_id)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+    def _counter(self, name: str, text: str) -> Counter:
+        return self._counters(name, text).labels(self._model)
+
+    def _counters(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, [_LABEL, *labels], registry=self._registry)
 
     def _histogram(self, name: str, buckets: Iterable[float]) -> Histogram:
         text = f"{name.partition(':')[2].replace('_', ' ').capitalize()}."
-        return Histogram(name, text, [_LABEL], buckets=tuple(buckets), registry=self._registry)
+        family = Histogram(name, text, [_LABEL], buckets=tuple(buckets), registry=self._registry)
+        return family.labels(self._model)
 
 
 def _spent(phases: Sequence[PhaseTime], names: frozenset[str]) -> float:

@@ -7,13 +7,14 @@ one byte of UTF-8.
 
 import asyncio
 import hashlib
+import itertools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo, Readiness
-from twinflow.protos.errors import InvalidRequest, Overloaded, TwinflowError
+from twinflow.protos.errors import InvalidRequest, Overloaded, TwinflowError, WorkerLost
 from twinflow.runtime.outputs import FinishReason, PhaseTime, TokenDelta, TokenLogprobs
 
 EOS = 257
@@ -60,7 +61,7 @@ class Behaviour:
     first_delay_s: float = 0.0
     delay_s: float = 0.0
     fail_after: int | None = None
-    error: TwinflowError = field(default_factory=lambda: TwinflowError("unset"))
+    error: Exception = field(default_factory=lambda: WorkerLost("worker decode-0 at 10.0.0.7 died"))
     cached_tokens: int = 0
 
 
@@ -71,7 +72,7 @@ class FakeBackend:
         behaviour: may be replaced between requests.
         max_sequences: admission raises Overloaded above this many reserved or live ones.
         max_prompt_tokens: admission refuses longer prompts, as a pool without enough blocks does.
-        refusal: admission raises this, if set (draining, starting).
+        refusal: admission raises this, if set (draining, starting); see also `refuse_next`.
         specs: every admitted sequence.
         reserved: admitted, neither generating nor released yet.
         live: generating.
@@ -90,12 +91,19 @@ class FakeBackend:
         self.live: set[str] = set()
         self.outcomes: Counter[str] = Counter()
         self._model = model or fake_model()
+        self._refusals: list[TwinflowError] = []
 
     @property
     def model(self) -> ModelInfo:
         return self._model
 
+    def refuse_next(self, refusal: TwinflowError, times: int) -> None:
+        """Let admission raise `refusal` so many times."""
+        self._refusals = [refusal] * times
+
     def admit(self, specs: tuple[GenerationSpec, ...]) -> None:
+        if self._refusals:
+            raise self._refusals.pop()
         if self.refusal is not None:
             raise self.refusal
         if any(len(spec.prompt_token_ids) > self.max_prompt_tokens for spec in specs):
@@ -118,7 +126,7 @@ class FakeBackend:
                 if delta.finish_reason is not None:
                     outcome = "finished"
                 yield delta
-        except TwinflowError:
+        except Exception:
             outcome = "failed"
             raise
         finally:
@@ -142,40 +150,42 @@ class FakeBackend:
         started = time.monotonic()
         await asyncio.sleep(behaviour.first_delay_s)
         first_token = time.monotonic()
-        tokens, end, stop = _plan(behaviour.reply(spec), spec)
-        step = behaviour.tokens_per_delta
-        for position in range(0, len(tokens), step):
-            if behaviour.fail_after is not None and position >= behaviour.fail_after:
+        chunk: list[int] = []
+        produced = 0
+        for token, end in _tokens(behaviour.reply(spec), spec):
+            chunk.append(token)
+            if end is None and len(chunk) < behaviour.tokens_per_delta:
+                continue
+            if behaviour.fail_after is not None and produced >= behaviour.fail_after:
                 raise behaviour.error
-            if position:
+            if produced:
                 await asyncio.sleep(behaviour.delay_s)
-            chunk = tuple(tokens[position : position + step])
-            last = position + step >= len(tokens)
             yield TokenDelta(
-                token_ids=chunk,
+                token_ids=tuple(chunk),
                 logprobs=_logprobs(chunk, spec.params.logprobs),
-                finish_reason=end if last else None,
-                stop_token_id=stop if last else None,
-                cached_tokens=behaviour.cached_tokens if position == 0 else 0,
-                phases=_phases(started, first_token) if last else (),
+                finish_reason=end,
+                stop_token_id=token if end is FinishReason.STOP else None,
+                cached_tokens=behaviour.cached_tokens,
+                phases=_phases(started, first_token) if end else (),
             )
+            produced += len(chunk)
+            chunk.clear()
 
 
-def _plan(reply: bytes, spec: GenerationSpec) -> tuple[list[int], FinishReason, int | None]:
-    """The tokens of a sequence, why they end, and the stop token if one ended them."""
+def _tokens(reply: bytes, spec: GenerationSpec) -> Iterator[tuple[int, FinishReason | None]]:
+    """The tokens of a sequence, the last one with the reason why it is the last."""
     params = spec.params
     assert params.max_tokens is not None and params.n == 1 and params.seed is not None
-    tokens: list[int] = []
-    while True:
-        for token in (*reply, EOS):
-            if token == EOS and params.ignore_eos:
-                continue
-            tokens.append(token)
-            if len(tokens) >= params.min_tokens:
-                if token == EOS or token in params.stop_token_ids:
-                    return tokens, FinishReason.STOP, token
-            if len(tokens) == params.max_tokens:
-                return tokens, FinishReason.LENGTH, None
+    endings = set(params.stop_token_ids) if params.ignore_eos else {EOS, *params.stop_token_ids}
+    text = reply if params.ignore_eos else (*reply, EOS)
+    for count, token in enumerate(itertools.cycle(text), start=1):
+        if token in endings and count >= params.min_tokens:
+            yield token, FinishReason.STOP
+            return
+        if count == params.max_tokens:
+            yield token, FinishReason.LENGTH
+            return
+        yield token, None
 
 
 def _logprobs(tokens: Sequence[int], top: int | None) -> tuple[TokenLogprobs, ...]:

@@ -22,7 +22,7 @@ from twinflow.cluster.gateway.http.errors import error_body
 from twinflow.cluster.gateway.http.gate import error_response
 from twinflow.cluster.gateway.text_pipeline import Call, TextPipeline
 from twinflow.cluster.gateway.validation import GenerationRequest
-from twinflow.protos.errors import Cancelled, TwinflowError
+from twinflow.protos.errors import Cancelled, TwinflowError, Unavailable
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -93,11 +93,16 @@ class AnswerResponse(Response):
                 delta = await anext(generation)
         except StopAsyncIteration:
             return self._format.last_frames(generation)
+        except asyncio.CancelledError:  # the client is gone, or the server stops and it is told
+            return self._error_event(Unavailable("The server is shutting down."))
         except Exception as error:  # noqa: BLE001 - the status is sent; only an event can tell
             structlog.get_logger().error(
                 "stream broke", request_id=self._call.request_id, exc_info=error
             )
-            return b"data: " + error_body(error, self._call.request_id) + b"\n\n"
+            return self._error_event(error)
+
+    def _error_event(self, error: Exception) -> bytes:
+        return b"data: " + error_body(error, self._call.request_id) + b"\n\n"
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[object, object, None]) -> None:

@@ -7,6 +7,7 @@ the three health routes are open. The client's `X-Request-Id` is checked and ech
 and never used inside.
 """
 
+import asyncio
 import re
 import uuid
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from twinflow.cluster.gateway.http.errors import (
     plain_error_body,
 )
 from twinflow.cluster.gateway.text_pipeline import Call
-from twinflow.protos.errors import Cancelled, InvalidRequest, Unauthenticated
+from twinflow.protos.errors import Cancelled, InvalidRequest, Unauthenticated, Unavailable
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/live"})
 _CALL = "twinflow.call"
@@ -67,6 +68,10 @@ class Gate:
             sender.request_id = _client_request_id(scope) or call.request_id
             call = Call(call.request_id, call.received_at, key_id, call.deadline_s)
             await self._app({**scope, _CALL: call}, receive, sender)
+        except asyncio.CancelledError:  # the server stops, and has waited long enough
+            if not sender.started:
+                stopping = Unavailable("The server is shutting down.")
+                await self._report(stopping, call, scope, receive, sender)
         except Exception as error:  # noqa: BLE001 - the fence: no error of a request leaves it
             await self._report(error, call, scope, receive, sender)
 

@@ -152,7 +152,7 @@ class GuardedProtocol(HttpToolsProtocol):
             raise _Refusal(HTTPStatus.REQUEST_URI_TOO_LONG, "The URL is too long.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
+        super().on_header(name, value.strip(b" \t"))  # white space round it is not part of it
         self._header_bytes += len(name) + len(value)
         too_many = len(self.headers) > self._limits.max_headers
         if too_many or self._header_bytes > self._limits.max_header_bytes:

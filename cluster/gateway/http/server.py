@@ -94,6 +94,10 @@ class HttpServer:
         self._server.should_exit = True
         await self._serving
         self._serving = None
+        # What was cut off has been told to end, and may take as long as a slow reader may.
+        remaining = self._server.server_state.tasks
+        if remaining:
+            await asyncio.wait(remaining, timeout=self._config.write_timeout_s)
 
 
 def _listen(config: HttpConfig) -> socket.socket:

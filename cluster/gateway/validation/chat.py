@@ -61,8 +61,9 @@ def parse_chat(document: object, served: ModelInfo) -> GenerationRequest:
     if fields.max_completion_tokens is not None:
         aliases["max_tokens"] = "max_completion_tokens"
     prompt = ChatPrompt(chat_messages(fields.messages))
+    sampling, options = _sampling(fields), fields.options()
     with renamed(aliases):
-        return build_request(served, fields.model, (prompt,), _sampling(fields), fields.options())
+        return build_request(served, fields.model, (prompt,), sampling, options)
 
 
 def chat_messages(messages: list[dict[str, object]]) -> tuple[ChatMessage, ...]:
