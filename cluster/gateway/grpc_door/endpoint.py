@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from twinflow.cluster.gateway.text_pipeline import Call
-from twinflow.protos.errors import DeadlineExceeded, InvalidRequest
+from twinflow.protos.errors import Cancelled, InvalidRequest
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
@@ -106,7 +106,7 @@ class Single:
                     if len(found) > 1:
                         break
         except TimeoutError:
-            raise DeadlineExceeded(
+            raise Cancelled(
                 f"The caller did not complete its request within {self.timeout_s:g} s."
             ) from None
         if len(found) != 1:

@@ -4,8 +4,8 @@
                          every error becomes a status with details ─┘
 
 Calls without a valid key are refused before their message is read, unknown methods included;
-only the health service is open. Errors that are not ours are logged and reported as an internal
-error without a word of their text.
+only the health service is open. What went wrong inside the server stays there: callers learn the
+kind of the error and the request's id, and the log the rest.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from twinflow.cluster.gateway.grpc_door.endpoint import Endpoint, RawContext
 from twinflow.cluster.gateway.text_pipeline import Call
 from twinflow.protos.errors import (
     Cancelled,
+    ClientError,
     DeadlineExceeded,
     Overloaded,
     ServerError,
@@ -126,22 +127,19 @@ class Entrance(grpc.GenericRpcHandler):
         self, endpoint: Endpoint[Any, Any], key_id: str, _unread: object, context: RawContext
     ) -> None:
         call = Call(_new_request_id(), self._clock(), key_id, self._deadline_s(context))
-        error: TwinflowError
+        error: Exception
         try:
             if self._draining and not endpoint.health:
                 raise Unavailable(DRAINING)
             with (self._health_checks if endpoint.health else self._calls).one():
                 return await self._exchange(endpoint, call, context)
-        except TwinflowError as known:
-            error = known
         except grpc.aio.InternalError:  # reading or writing failed, because the call has ended
             error = Cancelled("The caller went away.")
         except grpc.aio.BaseError:
             raise
-        except Exception:  # noqa: BLE001 - the fence of a call: no error of one reaches others
-            structlog.get_logger().exception("gRPC call failed", request_id=call.request_id)
-            error = ServerError("The server failed to serve the request.")
-        await self._abort(context, error, call.request_id)
+        except Exception as raised:  # noqa: BLE001 - the fence of a call: its errors end with it
+            error = raised
+        await self._abort(context, _told(error, call.request_id), call.request_id)
 
     def _deadline_s(self, context: RawContext) -> float:
         # None without a deadline, whatever the stubs say.
@@ -179,7 +177,7 @@ class Entrance(grpc.GenericRpcHandler):
                 async with asyncio.timeout(self._config.write_timeout_s):
                     await context.write(response.SerializeToString())
             except TimeoutError:
-                raise DeadlineExceeded(
+                raise Cancelled(
                     f"The caller did not read the answer for {self._config.write_timeout_s:g} s."
                 ) from None
 
@@ -187,6 +185,17 @@ class Entrance(grpc.GenericRpcHandler):
         status = to_grpc_status(rpc_status.to_status(error, request_id))
         with suppress(grpc.aio.InternalError):  # the connection ended before the status was taken
             await context.abort_with_status(status)
+
+
+def _told(error: Exception, request_id: str) -> TwinflowError:
+    """What a caller may know of an error; the log gets the rest."""
+    if isinstance(error, ClientError | Unavailable):
+        return error
+    structlog.get_logger().error("gRPC call failed", request_id=request_id, exc_info=error)
+    if isinstance(error, DeadlineExceeded):
+        return DeadlineExceeded(f"The request was not finished in time (request {request_id}).")
+    kind = type(error) if isinstance(error, ServerError) else ServerError
+    return kind(f"The server failed to process the request (request {request_id}).")
 
 
 def _new_request_id() -> str:

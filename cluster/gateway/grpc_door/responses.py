@@ -97,8 +97,7 @@ class ResponseWriter:
         ]
 
     def _logprob(self, token_id: int, logprob: float) -> pb.TokenLogprob:
-        # A token may be part of a character; the message's text may not.
-        token = self.tokenizer.token_bytes(token_id).decode(errors="replace")
+        token = self.tokenizer.token_text(token_id)
         return pb.TokenLogprob(token_id=token_id, logprob=logprob, token=token)
 
     def _timeline(self, generation: Generation) -> pb.Timeline | None:

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from google.protobuf.json_format import ParseDict
 from tests.support import http2
-from tests.support.fake_backend import Behaviour, FakeBackend, fake_model
+from tests.support.fake_backend import Behaviour, FakeBackend
 from tests.support.fake_text import TEMPLATE_ERROR
 from tests.support.grpc_doors import (
     SERVICE,
@@ -27,8 +27,12 @@ from twinflow.cluster.gateway.text_pipeline import Call
 from twinflow.cluster.gateway.validation import parse_chat, parse_completion, parse_json
 from twinflow.protos.errors import (
     ClientError,
+    DeadlineExceeded,
+    EngineError,
     InvalidRequest,
+    ServerError,
     Unauthenticated,
+    WorkerLost,
 )
 from twinflow.protos.twinflow.v1 import inference_pb2 as pb
 
@@ -354,21 +358,33 @@ async def test_b11_a_request_that_never_completes_is_given_up() -> None:
         await eventually(lambda: door.door.calls == 0)
 
 
-async def test_errors_inside_stay_inside() -> None:
-    """An unforeseen exception becomes INTERNAL, without a word of its text."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        LookupError("/secret/path"),
+        EngineError("secret tensor"),
+        WorkerLost("secret-host:7777 is gone"),
+        DeadlineExceeded("secret-host did not answer"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_errors_inside_stay_inside(error: Exception) -> None:
+    """Callers learn the kind and the request's id, and the next call is served."""
 
     def explode(_spec: object) -> bytes:
-        raise LookupError("/secret/path")
+        raise error
 
-    backend = FakeBackend(Behaviour(reply=explode), fake_model())
+    known = isinstance(error, ServerError)
+    backend = FakeBackend(Behaviour(reply=explode))
     async with running_door(backend) as door, door.channel() as channel:
-        with failing() as failure:
+        with failing() as unary:
             await call(channel, "Generate", generate_request())
-        assert failure.code is grpc.StatusCode.INTERNAL
-        assert failure.error is not None and failure.error.code == "internal_error"
-        assert "secret" not in failure.message and "LookupError" not in failure.message
-        with failing() as failure:
+        with failing() as streamed:
             await stream(channel, stream_request()).read()
-        assert failure.code is grpc.StatusCode.INTERNAL
+        for failure in (unary, streamed):
+            assert type(failure.error) is (type(error) if known else ServerError)
+            assert "secret" not in failure.message and "LookupError" not in failure.message
+        first, second = (spec.request_id.rpartition("-")[0] for spec in backend.specs)
+        assert first in unary.message and second in streamed.message
         backend.behaviour = Behaviour()
         assert await call(channel, "Generate", generate_request())

@@ -85,7 +85,7 @@ async def test_b8_the_servers_own_deadline_is_reported_with_details() -> None:
                 pass
     assert failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert isinstance(failure.error, DeadlineExceeded)
-    assert failure.message == error.message
+    assert "not finished in time" in failure.message
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -129,7 +129,7 @@ async def test_b10_a_reader_that_stops_is_cut_off_and_told_when_it_comes_back() 
         with failing() as failure:
             while (response := await slow.read()) is not grpc.aio.EOF:
                 received += len(response.chunk.text)
-        assert failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert failure.code is grpc.StatusCode.CANCELLED
         assert "did not read" in failure.message
         # What was under way is bounded by flow control, not by the length of the answer.
         assert received < 900_000
