@@ -38,7 +38,7 @@ help: ## show this list
 
 .PHONY: serve
 serve: $(DONE)/package $(if $(MODEL),,$(SMALL_MODEL)) ## serve a model, by default a small one
-	exec $(BIN)/twinflow serve $(or $(MODEL),$(SMALL_MODEL)) --dtype $(DTYPE) \
+	@exec $(BIN)/twinflow serve $(or $(MODEL),$(SMALL_MODEL)) --dtype $(DTYPE) \
 		--port $(PORT) --grpc-port $(GRPC_PORT) \
 		$(addprefix --prefill ,$(PREFILL)) $(addprefix --decode ,$(DECODE)) \
 		$(addprefix --mixed ,$(MIXED)) $(ARGS)

@@ -37,6 +37,11 @@ def settings(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: environ[name] for name in VARIABLES if name in environ}
 
 
+def key_to_send(environ: Mapping[str, str]) -> str:
+    """The API key that a client command sends unless told another; empty for none."""
+    return environ.get("TWINFLOW_API_KEY", "").split(",")[0].strip()
+
+
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """A complaint about every variable that begins like ours and means nothing."""
     return [

@@ -12,9 +12,12 @@ from twinflow.cluster.cli.parser import Commands, Invocation
 from twinflow.cluster.cli.sources import report
 from twinflow.cluster.client import CallOptions, Client
 from twinflow.cluster.client.request import ChatMessage
-from twinflow.protos.errors import ConfigError, TwinflowError
+from twinflow.protos.errors import ConfigError, InvalidRequest, TwinflowError
+from twinflow.runtime.sampling_params import SamplingParams
 
 DEFAULT_TARGET = "127.0.0.1:50051"
+# Low: at 1.0 small models wander off.
+DEFAULT_TEMPERATURE = "0.2"
 GREETING = "Enter a message; /new starts afresh, /exit or Ctrl-D ends. Ctrl-C stops an answer.\n"
 PROMPT = "> "
 
@@ -43,6 +46,11 @@ def add_to(commands: Commands) -> None:
         help=f"the server's gRPC address [default: {DEFAULT_TARGET}]",
     )
     parser.add_argument("--model", metavar="NAME", help="by default the one that is served")
+    parser.add_argument(
+        "--temperature",
+        metavar="T",
+        help=f"0 gives the most likely answer, 2 the wildest [default: {DEFAULT_TEMPERATURE}]",
+    )
     parser.add_argument("--api-key", metavar="KEY", help="better set as TWINFLOW_API_KEY")
     parser.add_argument(
         "--insecure", action="store_true", help="talk to another machine in clear text"
@@ -62,21 +70,26 @@ def run(invocation: Invocation) -> int:
     target = invocation.text("target", variables.get("TWINFLOW_TARGET", DEFAULT_TARGET))
     if "/" in target or not target.rpartition(":")[2].isdecimal():
         complaints.append(f"--target {target!r}: must be HOST:PORT, the server's --grpc-port")
+    temperature = _temperature(invocation, complaints)
     if complaints:
         raise ConfigError(report(complaints))
-    key = invocation.text("api_key", variables.get("TWINFLOW_API_KEY", "").split(",")[0])
+    key = invocation.text("api_key", environment.key_to_send(invocation.environ))
     insecure = invocation.given.get("insecure") is True
     with Client(target, api_key=key or None, insecure=insecure) as client:
         model = invocation.text("model", "") or client.model_info().model
         invocation.stdout.write(f"{model} at {target}\n{GREETING}")
-        converse(invocation.stdin, invocation.stdout, partial(answer, client, model))
+        converse(invocation.stdin, invocation.stdout, partial(answer, client, model, temperature))
     return 0
 
 
-def answer(client: Client, model: str, conversation: Sequence[ChatMessage]) -> Iterator[str]:
+def answer(
+    client: Client, model: str, temperature: float, conversation: Sequence[ChatMessage]
+) -> Iterator[str]:
     """Stream the next message of a conversation, up to the end of the model's context."""
     options = CallOptions(model=model)
-    for chunk in client.stream(messages=conversation, options=options, max_tokens=None):
+    for chunk in client.stream(
+        messages=conversation, options=options, temperature=temperature, max_tokens=None
+    ):
         yield chunk.text
 
 
@@ -99,6 +112,15 @@ def converse(stdin: TextIO, stdout: TextIO, reply: Reply) -> None:
             stdout.write(f"\n({error})\n")
         else:
             history += [question, ChatMessage(role="assistant", content=text)]
+
+
+def _temperature(invocation: Invocation, complaints: list[str]) -> float:
+    text = invocation.text("temperature", DEFAULT_TEMPERATURE)
+    try:
+        return SamplingParams(temperature=float(text)).temperature
+    except (ValueError, InvalidRequest):
+        complaints.append(f"--temperature {text!r}: must be a number from 0 to 2")
+        return 0.0
 
 
 def _lines(stdin: TextIO, stdout: TextIO) -> Iterator[str]:

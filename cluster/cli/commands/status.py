@@ -138,7 +138,7 @@ def _server(invocation: Invocation) -> Server:
         complaints.append(f"--url {url!r}: must look like {DEFAULT_URL}")
     if complaints:
         raise ConfigError(report(complaints))
-    key = invocation.text("api_key", variables.get("TWINFLOW_API_KEY", "").split(",")[0])
+    key = invocation.text("api_key", environment.key_to_send(invocation.environ))
     return Server(url, key)
 
 

@@ -87,6 +87,20 @@ def test_targets_that_are_none(target: str) -> None:
     assert "must be HOST:PORT" in ran.err
 
 
+async def test_the_temperature_is_low_unless_given() -> None:
+    backend = replying("Yes.")
+    await chat(backend, "One\n")
+    await chat(backend, "One\n", "--temperature", "1.5")
+    assert [spec.params.temperature for spec in backend.specs] == [0.2, 1.5]
+
+
+@pytest.mark.parametrize("temperature", ["hot", "3", "nan", "-1"])
+def test_temperatures_that_are_none(temperature: str) -> None:
+    ran = run_command("chat", "--temperature", temperature)
+    assert ran.status == 2
+    assert f"--temperature '{temperature}': must be" in ran.err
+
+
 def test_another_machine_is_not_talked_to_in_clear_text_unasked() -> None:
     ran = run_command("chat", "--target", "192.0.2.1:50051", typed="Hello\n")
     assert ran.status == 2
