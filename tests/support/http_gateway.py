@@ -45,6 +45,11 @@ def completion_body(prompt: object = "hi", **fields: object) -> dict[str, object
     return {"model": "tiny", "prompt": prompt, **fields}
 
 
+def _new_client() -> httpx.Client:
+    headers = {"connection": "close"}
+    return httpx.Client(timeout=PATIENCE_S, trust_env=False, verify=False, headers=headers)
+
+
 @dataclass
 class HttpGateway:
     """A running gateway.
@@ -58,6 +63,7 @@ class HttpGateway:
     backend: FakeBackend
     config: HttpConfig = CONFIG
     keys: Sequence[str] = ()
+    client: httpx.Client = field(default_factory=_new_client)
     codec: ByteCodec = field(default_factory=ByteCodec)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     _started: threading.Event = field(default_factory=threading.Event)
@@ -76,16 +82,15 @@ class HttpGateway:
         assert self.server is not None
         return self.server.connections
 
-    def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False, **options)
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request over a connection of its own; safe to call from several threads."""
+        return self.client.request(method, self.url + path, **options)
 
     def post(self, path: str, body: object, **options: Any) -> httpx.Response:
-        with self.client() as client:
-            return client.post(path, json=body, **options)
+        return self.request("POST", path, json=body, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        with self.client() as client:
-            return client.get(path, **options)
+        return self.request("GET", path, **options)
 
     def stream(self, path: str, body: dict[str, object]) -> "Events":
         """Run a stream to its end."""
@@ -165,6 +170,7 @@ def http_gateway(
     finally:
         gateway.begin_stop()
         thread.join(PATIENCE_S)
+        gateway.client.close()
     if gateway._error is not None:
         raise gateway._error
     assert not thread.is_alive(), "the gateway did not stop"

@@ -12,14 +12,13 @@ the client goes away, everything is aborted at once.
 import asyncio
 from collections.abc import Coroutine
 
-import structlog
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from twinflow.cluster.gateway.generation import CompletionDelta, Generation, collect
 from twinflow.cluster.gateway.http.answer_format import AnswerFormat
 from twinflow.cluster.gateway.http.errors import error_body
-from twinflow.cluster.gateway.http.gate import error_response
+from twinflow.cluster.gateway.http.gate import error_response, log_failure
 from twinflow.cluster.gateway.text_pipeline import Call, TextPipeline
 from twinflow.cluster.gateway.validation import GenerationRequest
 from twinflow.protos.errors import Cancelled, TwinflowError, Unavailable
@@ -96,9 +95,7 @@ class AnswerResponse(Response):
         except asyncio.CancelledError:  # the client is gone, or the server stops and it is told
             return self._error_event(Unavailable("The server is shutting down."))
         except Exception as error:  # noqa: BLE001 - the status is sent; only an event can tell
-            structlog.get_logger().error(
-                "stream broke", request_id=self._call.request_id, exc_info=error
-            )
+            log_failure("stream broke", error, self._call.request_id)
             return self._error_event(error)
 
     def _error_event(self, error: Exception) -> bytes:

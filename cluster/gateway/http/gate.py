@@ -27,7 +27,13 @@ from twinflow.cluster.gateway.http.errors import (
     plain_error_body,
 )
 from twinflow.cluster.gateway.text_pipeline import Call
-from twinflow.protos.errors import Cancelled, InvalidRequest, Unauthenticated, Unavailable
+from twinflow.protos.errors import (
+    Cancelled,
+    InvalidRequest,
+    TwinflowError,
+    Unauthenticated,
+    Unavailable,
+)
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/live"})
 _CALL = "twinflow.call"
@@ -89,9 +95,7 @@ class Gate:
         if isinstance(error, Cancelled):
             return  # nobody is left to tell
         if error_status(error) == HTTPStatus.INTERNAL_SERVER_ERROR:
-            structlog.get_logger().error(
-                "request failed", request_id=call.request_id, path=scope["path"], exc_info=error
-            )
+            log_failure("request failed", error, call.request_id)
         if sender.started:
             raise error  # too late for a status; the server closes the connection
         await error_response(error, call.request_id)(scope, receive, sender)
@@ -126,6 +130,18 @@ def error_response(error: Exception, request_id: str, *, retry: bool = True) -> 
         error_status(error),
         error_headers(error, retry=retry),
         "application/json",
+    )
+
+
+def log_failure(event: str, error: Exception, request_id: str) -> None:
+    """Write down what the client is not told; a traceback only for what nobody foresaw."""
+    foreseen = isinstance(error, TwinflowError)
+    structlog.get_logger().error(
+        event,
+        request_id=request_id,
+        kind=type(error).__name__,
+        problem=str(error),
+        exc_info=None if foreseen else error,
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twinflow.cluster.gateway.timeline import Milestones, timeline
@@ -27,6 +27,7 @@ def test_without_a_worker_the_rest_is_generation() -> None:
     assert math.isclose(last.seconds, 1.4)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0, 1e4), max_size=6),
     st.lists(st.floats(0, 1e3), min_size=4, max_size=4),

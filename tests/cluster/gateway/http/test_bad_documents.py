@@ -58,9 +58,8 @@ BAD = {
 
 @pytest.mark.parametrize("body", BAD.values(), ids=BAD.keys())
 def test_bad_document_is_the_callers_fault(gateway: HttpGateway, body: bytes) -> None:
-    with gateway.client() as client:
-        response = client.post(CHAT, content=body, headers=JSON)
-        assert_openai_error(response, 400)
+    response = gateway.request("POST", CHAT, content=body, headers=JSON)
+    assert_openai_error(response, 400)
     assert not gateway.backend.live
 
 
@@ -85,8 +84,8 @@ def test_a1_no_content_length(gateway: HttpGateway) -> None:
 def test_unusual_text_is_served_as_it_is(gateway: HttpGateway, content: str) -> None:
     for escaped in (True, False):
         body = json.dumps(chat_body(content, max_tokens=1), ensure_ascii=escaped).encode()
-        with gateway.client() as client:
-            assert client.post(CHAT, content=body, headers=JSON).status_code == 200
+        response = gateway.request("POST", CHAT, content=body, headers=JSON)
+        assert response.status_code == 200
         assert content.encode() in bytes(gateway.backend.specs[-1].prompt_token_ids)
 
 
@@ -104,8 +103,8 @@ def test_unusual_text_is_served_as_it_is(gateway: HttpGateway, content: str) -> 
 )
 def test_media_type(gateway: HttpGateway, content_type: str, status: int) -> None:
     body = json.dumps(chat_body(max_tokens=1)).encode()
-    with gateway.client() as client:
-        response = client.post(CHAT, content=body, headers={"content-type": content_type})
+    headers = {"content-type": content_type}
+    response = gateway.request("POST", CHAT, content=body, headers=headers)
     if status == 200:
         assert response.status_code == 200
     else:
@@ -113,8 +112,7 @@ def test_media_type(gateway: HttpGateway, content_type: str, status: int) -> Non
 
 
 def test_a12_missing_content_type(gateway: HttpGateway) -> None:
-    with gateway.client() as client:
-        response = client.post(CHAT, content=json.dumps(chat_body()).encode())
+    response = gateway.request("POST", CHAT, content=json.dumps(chat_body()).encode())
     assert_openai_error(response, 415, "unsupported_media_type")
 
 

@@ -39,18 +39,15 @@ def assert_refused(response: bytes, *statuses: int) -> None:
     "size", [pytest.param(4 * 2**20 + 1, id="A10-one-over"), pytest.param(2**26, id="A10-64-MiB")]
 )
 def test_body_over_the_limit(gateway: HttpGateway, size: int) -> None:
-    with gateway.client() as client:
-        response = client.post(
-            CHAT, content=b" " * size, headers={"content-type": "application/json"}
-        )
+    headers = {"content-type": "application/json"}
+    response = gateway.request("POST", CHAT, content=b" " * size, headers=headers)
     assert_openai_error(response, 413, "payload_too_large")
 
 
 def test_a10_body_at_the_limit_is_read(gateway: HttpGateway) -> None:
     body = BODY + b" " * (4 * 2**20 - len(BODY))
-    with gateway.client() as client:
-        headers = {"content-type": "application/json"}
-        assert client.post(CHAT, content=body, headers=headers).status_code == 200
+    headers = {"content-type": "application/json"}
+    assert gateway.request("POST", CHAT, content=body, headers=headers).status_code == 200
 
 
 def test_a10_declared_length_is_believed(gateway: HttpGateway) -> None:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twinflow.cluster.gateway.validation import parse_json
@@ -20,11 +20,13 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(VALUES, st.booleans())
 def test_every_document_survives(value: object, ascii_only: bool) -> None:
     assert parse_json(json.dumps(value, ensure_ascii=ascii_only).encode()) == value
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60) | VALUES.map(lambda value: json.dumps(value).encode()[:-1]))
 def test_everything_else_is_an_invalid_request(data: bytes) -> None:
     try:
@@ -33,6 +35,7 @@ def test_everything_else_is_an_invalid_request(data: bytes) -> None:
         assert len(str(error)) < 200
 
 
+@settings(deadline=None)
 @given(st.text(), st.sampled_from(["\\ud800", "\\uDFFF", "\\udbff\\u0041", "\\udc00\\ud800"]))
 def test_half_a_pair_is_refused_wherever_it_is(text: str, half: str) -> None:
     inside = json.dumps(text)[1:-1] + half
