@@ -15,10 +15,10 @@ from twinflow.protos.errors import (
     TwinflowError,
 )
 from twinflow.runtime.config import EngineConfig
-from twinflow.runtime.executor import Executor, Fault, LayersDone, Sampled, Work
+from twinflow.runtime.executor import Executor, LayersDone, Work
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.lifecycle import EngineCounters, EngineOutputs, RequestLifecycle
-from twinflow.runtime.outputs import PhaseTime
+from twinflow.runtime.outputs import NumericalFault, PhaseTime, SampledToken
 from twinflow.runtime.queues import RequestQueues
 from twinflow.runtime.request import Request, RequestStatus
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerState
@@ -150,7 +150,7 @@ class Engine:
             work.append(Work(request, group, self.blocks.blocks(request.request_id)))
         return work
 
-    def _run(self, work: Sequence[Work]) -> Sequence[Sampled | Fault]:
+    def _run(self, work: Sequence[Work]) -> Sequence[SampledToken | NumericalFault]:
         """Execute; if the whole step fails, every request in it does, and nobody else.
 
         Raises:
@@ -182,7 +182,9 @@ class Engine:
 
         return on_layers
 
-    def _update(self, work: Sequence[Work], results: Sequence[Sampled | Fault]) -> None:
+    def _update(
+        self, work: Sequence[Work], results: Sequence[SampledToken | NumericalFault]
+    ) -> None:
         """Account for the computed rows and append the sampled tokens."""
         live = [item for item in work if item.request.status is RequestStatus.RUNNING]
         for item in live:
@@ -192,13 +194,17 @@ class Engine:
                 self.counters.prompt_tokens += item.group.token_count
         sampling = [item.request for item in live if item.group.samples]
         for request, result in zip(sampling, results, strict=True):
-            if isinstance(result, Fault):
-                self._life.fail(request, EngineError(result.reason))
+            if isinstance(result, NumericalFault):
+                self._life.fail(request, EngineError(str(result)))
             else:
                 self._life.append(request, result, phase="decode")
 
     def receive_first_token(
-        self, request_id: str, sampled: Sampled, phases: Sequence[PhaseTime], cached_tokens: int
+        self,
+        request_id: str,
+        sampled: SampledToken,
+        phases: Sequence[PhaseTime],
+        cached_tokens: int,
     ) -> None:
         """The worker that computes a prompt has sampled its first token; KV may still come.
 

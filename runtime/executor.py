@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from twinflow.runtime.outputs import TokenLogprobs
+from twinflow.runtime.outputs import NumericalFault, SampledToken
 from twinflow.runtime.request import Request
 from twinflow.runtime.step_plan import RowGroup
 
@@ -31,30 +31,6 @@ class Work:
     blocks: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """The next token of a request.
-
-    Attributes:
-        token_id: the token.
-        logprobs: if the request asked for them.
-    """
-
-    token_id: int
-    logprobs: TokenLogprobs | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A request whose logits cannot be sampled, such as NaN; its neighbours are not affected.
-
-    Attributes:
-        reason: one sentence.
-    """
-
-    reason: str
-
-
 class Executor(Protocol):
     """Computes row groups and keeps the sampling state of the requests it was told of."""
 
@@ -72,7 +48,7 @@ class Executor(Protocol):
 
     def execute(
         self, work: Sequence[Work], on_layers: LayersDone | None
-    ) -> Sequence[Sampled | Fault]:
+    ) -> Sequence[SampledToken | NumericalFault]:
         """Compute all rows, sample where asked.
 
         Returns:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from twinflow.protos.errors import EngineError, TwinflowError
-from twinflow.runtime.executor import Executor, Sampled
+from twinflow.runtime.executor import Executor
 from twinflow.runtime.kv.block_manager import BlockManager
-from twinflow.runtime.outputs import FinishReason, PhaseTime, TokenDelta
+from twinflow.runtime.outputs import FinishReason, PhaseTime, SampledToken, TokenDelta
 from twinflow.runtime.queues import RequestQueues
 from twinflow.runtime.request import Request, RequestStatus, Stopwatch
 
@@ -125,7 +125,7 @@ class RequestLifecycle:
         first = request.num_computed // self._blocks.block_size
         self.outputs.receives.append(ReceiveOrder(request, first, blocks))
 
-    def append(self, request: Request, sampled: Sampled, *, phase: str) -> None:
+    def append(self, request: Request, sampled: SampledToken, *, phase: str) -> None:
         """Add a token, report it, and end the request if the token ends it.
 
         Args:
@@ -189,7 +189,11 @@ class RequestLifecycle:
         self.queues.move(request, RequestStatus.FINISHED)
 
     def first_token_received(
-        self, request: Request, sampled: Sampled, phases: Sequence[PhaseTime], cached_tokens: int
+        self,
+        request: Request,
+        sampled: SampledToken,
+        phases: Sequence[PhaseTime],
+        cached_tokens: int,
     ) -> None:
         """The worker that computes the prompt has sampled its first token; KV may still come."""
         request.stopwatch.insert(phases, self._clock())

@@ -5,10 +5,11 @@ Keeps one sampling state per request. Knows no queues and frees no blocks.
 
 from collections.abc import Sequence
 
-from twinflow.runtime.executor import Fault, LayersDone, Sampled, Work
+from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.model_runner import ModelRunner, SequenceRows
+from twinflow.runtime.outputs import NumericalFault, SampledToken
 from twinflow.runtime.request import Request
-from twinflow.runtime.sampling import NumericalFault, SampledToken, Sampler, SamplingState
+from twinflow.runtime.sampling import Sampler, SamplingState
 
 
 class ModelExecutor:
@@ -51,7 +52,9 @@ class ModelExecutor:
         """See `Executor.forget`."""
         self._states.pop(request_id, None)
 
-    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[Sampled | Fault]:
+    def execute(
+        self, work: Sequence[Work], on_layers: LayersDone | None
+    ) -> list[SampledToken | NumericalFault]:
         """See `Executor.execute`."""
         rows = [
             SequenceRows(
@@ -64,10 +67,4 @@ class ModelExecutor:
         ]
         logits = self._runner.forward(rows, on_layers, self._layers_per_unit)
         states = [self._states[w.request.request_id] for w in work if w.group.samples]
-        return [_result(row) for row in self._sampler.sample(logits, states)]
-
-
-def _result(row: SampledToken | NumericalFault) -> Sampled | Fault:
-    if isinstance(row, NumericalFault):
-        return Fault(f"the logits at position {row.position} are not finite numbers")
-    return Sampled(row.token_id, row.logprobs)
+        return self._sampler.sample(logits, states)

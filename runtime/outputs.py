@@ -1,4 +1,4 @@
-"""What an engine gives back: token deltas on the way, completions at the end."""
+"""What comes out: a sampled token, token deltas on the way, completions at the end."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,6 +25,33 @@ class TokenLogprobs:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """The next token of a sequence.
+
+    Attributes:
+        token_id: the token.
+        logprobs: of the unmodified distribution, if the sequence asked for them.
+    """
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NumericalFault:
+    """Logits that are not numbers: their sequence has to fail, its neighbours need not.
+
+    Attributes:
+        position: absolute position of the token that could not be chosen.
+    """
+
+    position: int
+
+    def __str__(self) -> str:
+        return f"the logits at position {self.position} are not finite numbers"
 
 
 @dataclass(frozen=True, slots=True)

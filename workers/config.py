@@ -5,11 +5,10 @@ environment, nothing is unpickled.
 """
 
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
-Role = Literal["prefill", "decode", "mixed"]
+from twinflow.workers.role import Role
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -5,7 +5,6 @@ gateway; what arrives here incomplete is a protocol error.
 """
 
 from collections.abc import Iterable
-from typing import Literal
 
 from twinflow.protos.errors import InvalidRequest, TwinflowError, from_code
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
@@ -21,15 +20,6 @@ _FINISH_TO_PB = {
     FinishReason.ABORT: public.FINISH_REASON_ABORT,
 }
 _FINISH_FROM_PB = {value: reason for reason, value in _FINISH_TO_PB.items()}
-
-# Roles by the name that configurations use.
-Role = Literal["prefill", "decode", "mixed"]
-ROLES: dict[Role, pb.Role] = {
-    "prefill": pb.ROLE_PREFILL,
-    "decode": pb.ROLE_DECODE,
-    "mixed": pb.ROLE_MIXED,
-}
-ROLE_NAMES = {value: name for name, value in ROLES.items()}
 
 
 def sampling_to_pb(params: SamplingParams) -> public.SamplingParams:

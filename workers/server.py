@@ -19,12 +19,12 @@ from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
 from twinflow.runtime.build import BuiltEngine, EngineOptions, LoadProgress, build_engine
 from twinflow.runtime.engine import KVProgress
 from twinflow.workers.config import WorkerConfig
-from twinflow.workers.convert import ROLES
 from twinflow.workers.core import WorkerCore
 from twinflow.workers.handoff.links import PeerLinks
 from twinflow.workers.handoff.receiver import KVReceiver
 from twinflow.workers.handoff.sender import KVSender
 from twinflow.workers.handoff.store_calls import StoreCalls
+from twinflow.workers.role import ROLES
 from twinflow.workers.rpc import PROTOCOL_VERSION, create_server
 from twinflow.workers.service import WorkerService
 

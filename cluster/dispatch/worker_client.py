@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import grpc
 import structlog
 
-from twinflow.cluster.router.snapshot import Role, WorkerView
+from twinflow.cluster.router.snapshot import WorkerView
 from twinflow.protos.errors import DeadlineExceeded, TwinflowError, Unavailable, WorkerLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
 from twinflow.runtime.outputs import TokenDelta
-from twinflow.workers.convert import ROLE_NAMES, delta_from_pb
+from twinflow.workers.convert import delta_from_pb
+from twinflow.workers.role import ROLE_NAMES, Role
 from twinflow.workers.rpc import call_metadata, open_channel
 
 # A worker reports twice a second; one that is silent for longer is dead or frozen.

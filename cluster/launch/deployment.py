@@ -8,7 +8,8 @@ from typing import get_args
 from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.gateway.config import GatewayConfig
 from twinflow.cluster.launch.base import ServiceSpec
-from twinflow.workers.config import Role, WorkerConfig
+from twinflow.workers.config import WorkerConfig
+from twinflow.workers.role import Role
 
 # Of the memory that is free at start, what all KV caches of a machine take together by default,
 # and what is enough for one worker.

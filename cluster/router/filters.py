@@ -2,7 +2,8 @@
 
 from typing import Protocol
 
-from twinflow.cluster.router.snapshot import Role, RouteRequest, WorkerView
+from twinflow.cluster.router.snapshot import RouteRequest, WorkerView
+from twinflow.workers.role import Role
 
 
 class Filter(Protocol):

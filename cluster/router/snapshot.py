@@ -6,9 +6,8 @@ function of it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
-Role = Literal["prefill", "decode", "mixed"]
+from twinflow.workers.role import Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ nothing else: rows never influence one another, in any bit. Nothing here knows a
 scheduling or why a sequence ends.
 """
 
-from twinflow.runtime.sampling.sampler import NumericalFault, SampledToken, Sampler
+from twinflow.runtime.sampling.sampler import Sampler
 from twinflow.runtime.sampling.state import SamplingState
 
-__all__ = ["NumericalFault", "SampledToken", "Sampler", "SamplingState"]
+__all__ = ["Sampler", "SamplingState"]

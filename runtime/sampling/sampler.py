@@ -10,12 +10,11 @@ bound the memory taken on a GPU; the size of a block changes no bit of the resul
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from twinflow.runtime.outputs import TokenLogprobs
+from twinflow.runtime.outputs import NumericalFault, SampledToken
 from twinflow.runtime.sampling.filters import filters, keep_threshold
 from twinflow.runtime.sampling.logprobs import RawLogprobs
 from twinflow.runtime.sampling.modifiers import LOGIT_LIMIT, apply_modifiers
@@ -26,30 +25,6 @@ from twinflow.runtime.sampling.state import SamplingState
 # Logits per block. Scratch memory is 16 bytes per logit: 1 MiB on a CPU, 256 MiB on a GPU.
 _BLOCK_LOGITS_CPU = 2**16
 _BLOCK_LOGITS_GPU = 2**24
-
-
-@dataclass(frozen=True, slots=True)
-class SampledToken:
-    """The token chosen for one row.
-
-    Attributes:
-        token_id: the token.
-        logprobs: of the unmodified distribution, if the sequence asked for them.
-    """
-
-    token_id: int
-    logprobs: TokenLogprobs | None
-
-
-@dataclass(frozen=True, slots=True)
-class NumericalFault:
-    """A row whose logits are not numbers: its sequence has to fail, its neighbours need not.
-
-    Attributes:
-        position: absolute position of the token that could not be chosen.
-    """
-
-    position: int
 
 
 class Sampler:

@@ -18,8 +18,8 @@ from tests.support.engines import (
 
 from twinflow.protos.errors import ContextLengthExceeded, EngineError, InvalidRequest
 from twinflow.runtime.engine import KVProgress
-from twinflow.runtime.executor import Fault, LayersDone, Sampled, Work
-from twinflow.runtime.outputs import FinishReason, PhaseTime
+from twinflow.runtime.executor import LayersDone, Work
+from twinflow.runtime.outputs import FinishReason, NumericalFault, PhaseTime, SampledToken
 from twinflow.runtime.request import Request, RequestStatus
 from twinflow.runtime.sampling_params import SamplingParams
 
@@ -238,11 +238,11 @@ class TestFailures:
                 self,
                 work: "list[Work]",
                 on_layers: LayersDone | None,  # type: ignore[override]
-            ) -> list[Sampled | Fault]:
+            ) -> list[SampledToken | NumericalFault]:
                 results = super().execute(work, on_layers)
                 sampling = [item for item in work if item.group.samples]
                 return [
-                    Fault("NaN") if item.request is bad else result
+                    NumericalFault(0) if item.request is bad else result
                     for item, result in zip(sampling, results, strict=True)
                 ]
 
@@ -289,7 +289,7 @@ class TestHandoff:
         clock.advance(3.0)
         done = Collected()
         phases = (PhaseTime("prefill_queue", 0.5), PhaseTime("prefill", 1.5))
-        engine.receive_first_token(request.request_id, Sampled(self.first_token), phases, 0)
+        engine.receive_first_token(request.request_id, SampledToken(self.first_token), phases, 0)
         engine.receive_done(request.request_id)
         done = run(engine, done)
         assert done.tokens[request.request_id] == expected_output(request.prompt_token_ids, 6)
@@ -305,7 +305,7 @@ class TestHandoff:
         engine.step()
         engine.take_outputs()
         first = expected_output(request.prompt_token_ids, 1)[0]
-        engine.receive_first_token(request.request_id, Sampled(first), (), 0)
+        engine.receive_first_token(request.request_id, SampledToken(first), (), 0)
         engine.receive_failed(request.request_id, EngineError("lost"))
         done = run(engine)
         assert done.tokens[request.request_id] == expected_output(request.prompt_token_ids, 6)
@@ -328,7 +328,7 @@ class TestHandoff:
         engine.add_request(request)
         engine.step()
         engine.take_outputs()
-        engine.receive_first_token(request.request_id, Sampled(7), (), 0)
+        engine.receive_first_token(request.request_id, SampledToken(7), (), 0)
         ((_, delta),) = engine.take_outputs().deltas
         assert delta.finish_reason is FinishReason.LENGTH
         engine.receive_done(request.request_id)

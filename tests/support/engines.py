@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.engine import Engine, KVProgress
-from twinflow.runtime.executor import Fault, LayersDone, Sampled, Work
+from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.kv.block_manager import BlockManager
-from twinflow.runtime.outputs import TokenDelta
+from twinflow.runtime.outputs import NumericalFault, SampledToken, TokenDelta
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.schedulers import create_scheduler
@@ -51,11 +51,13 @@ class FakeExecutor:
     def forget(self, request_id: str) -> None:
         self.admitted.discard(request_id)
 
-    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[Sampled | Fault]:
+    def execute(
+        self, work: Sequence[Work], on_layers: LayersDone | None
+    ) -> list[SampledToken | NumericalFault]:
         self.batches.append(
             [(w.request.request_id, w.group.token_start, w.group.token_count) for w in work]
         )
-        results: list[Sampled | Fault] = []
+        results: list[SampledToken | NumericalFault] = []
         for item in work:
             if self._fail is not None and self._fail(item):
                 raise RuntimeError("planted failure")
@@ -65,7 +67,9 @@ class FakeExecutor:
             on_layers(NUM_LAYERS // 2, NUM_LAYERS)
         for item in work:
             if item.group.samples:
-                results.append(Sampled(next_token(self.read(item.blocks, item.group.token_end))))
+                results.append(
+                    SampledToken(next_token(self.read(item.blocks, item.group.token_end)))
+                )
         return results
 
     def _write(self, item: Work) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from twinflow.runtime.sampling import SampledToken, Sampler, SamplingState
+from twinflow.runtime.outputs import SampledToken
+from twinflow.runtime.sampling import Sampler, SamplingState
 from twinflow.runtime.sampling_params import SamplingParams
 
 

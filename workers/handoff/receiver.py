@@ -26,8 +26,8 @@ from twinflow.parallel.links.transfer import UnitReceiver
 from twinflow.protos.errors import HandoffError, TwinflowError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.runtime.build import BuiltEngine
-from twinflow.runtime.executor import Sampled
 from twinflow.runtime.lifecycle import ReceiveOrder
+from twinflow.runtime.outputs import SampledToken
 from twinflow.workers.convert import logprobs_from_pb, phases_from_pb
 from twinflow.workers.core import WorkerCore
 from twinflow.workers.handoff.links import PeerLinks
@@ -219,7 +219,7 @@ class _Exchange:
             raise HandoffError(f"{self._lease.peer} sent {len(output.token_ids)} first tokens")
         self._received.prefilled = True
         logprobs = logprobs_from_pb(output.logprobs)
-        sampled = Sampled(output.token_ids[0], logprobs[0] if logprobs else None)
+        sampled = SampledToken(output.token_ids[0], logprobs[0] if logprobs else None)
         phases, cached = phases_from_pb(output.phases), output.cached_tokens
         engine_id = self._order.request.request_id
         self._core.loop.post(

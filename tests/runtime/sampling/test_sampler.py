@@ -7,7 +7,8 @@ import pytest
 import torch
 from tests.support.sampling import choose, distribution, random_logits, random_state, state
 
-from twinflow.runtime.sampling import NumericalFault, SampledToken, Sampler
+from twinflow.runtime.outputs import NumericalFault, SampledToken
+from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
