@@ -12,7 +12,7 @@ Ray, and no retries: an error says by `retry_after_s` when trying again makes se
 """
 
 from twinflow.cluster.client.asynchronous import AsyncClient
-from twinflow.cluster.client.request import CallOptions
+from twinflow.cluster.client.request import CallOptions, ChatMessage
 from twinflow.cluster.client.response import ServedModel, TextChunk, Usage
 from twinflow.cluster.client.session import Tls
 from twinflow.cluster.client.synchronous import Client
@@ -20,6 +20,7 @@ from twinflow.cluster.client.synchronous import Client
 __all__ = [
     "AsyncClient",
     "CallOptions",
+    "ChatMessage",
     "Client",
     "ServedModel",
     "TextChunk",

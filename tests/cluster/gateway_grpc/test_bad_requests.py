@@ -1,13 +1,14 @@
 """Rows B1 to B6 and B11 of the catalogue: what a caller may get wrong in one call."""
 
-import json
 import math
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from google.protobuf.json_format import ParseDict
+from prometheus_client import CollectorRegistry
 from tests.support import http2
 from tests.support.fake_backend import Behaviour, FakeBackend
 from tests.support.fake_text import TEMPLATE_ERROR
@@ -23,8 +24,8 @@ from tests.support.grpc_doors import (
     stream_request,
 )
 
-from twinflow.cluster.gateway.text_pipeline import Call
-from twinflow.cluster.gateway.validation import parse_chat, parse_completion, parse_json
+from twinflow.cluster.gateway.http.app import create_app
+from twinflow.cluster.gateway.http.dependencies import HttpDependencies
 from twinflow.protos.errors import (
     ClientError,
     DeadlineExceeded,
@@ -192,15 +193,16 @@ def as_message(document: dict[str, Any]) -> pb.GenerateRequest:
     return ParseDict({"input": found}, pb.GenerateRequest())
 
 
-async def json_verdict(backend: FakeBackend, document: dict[str, Any]) -> ClientError:
-    """What becomes of the request at the HTTP door, rendering apart."""
-    pipeline = pipeline_of(backend)
-    parse = parse_chat if "messages" in document else parse_completion
-    with pytest.raises(ClientError) as caught:
-        request = parse(parse_json(json.dumps(document).encode()), pipeline.model)
-        async with pipeline.open(request, Call("id", pipeline.clock())):
-            pass
-    return caught.value
+async def http_verdict(backend: FakeBackend, document: dict[str, Any]) -> dict[str, Any]:
+    """The status, code and param with which the HTTP door refuses a request."""
+    route = "/v1/chat/completions" if "messages" in document else "/v1/completions"
+    dependencies = HttpDependencies(
+        pipeline=pipeline_of(backend), backend=backend, registry=CollectorRegistry()
+    )
+    transport = httpx.ASGITransport(create_app(dependencies))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        response = await client.post(route, json=document)
+    return {"status": response.status_code, **response.json()["error"]}
 
 
 @pytest.mark.parametrize("row", BAD_REQUESTS)
@@ -208,7 +210,7 @@ async def test_b4_both_doors_give_the_same_verdict(row: str) -> None:
     document = BAD_REQUESTS[row]
     backend = FakeBackend()
     backend.max_prompt_tokens = 128
-    expected = await json_verdict(backend, document)
+    expected = await http_verdict(backend, document)
     async with running_door(backend) as door, door.channel() as channel:
         message = as_message(document)
         with failing() as unary:
@@ -216,11 +218,13 @@ async def test_b4_both_doors_give_the_same_verdict(row: str) -> None:
         with failing() as streamed:
             await stream(channel, pb.GenerateStreamRequest(input=message.input)).read()
     for failure in (unary, streamed):
-        assert failure.code is grpc.StatusCode[expected.grpc_status]
-        assert isinstance(failure.error, ClientError)
-        assert (failure.error.code, failure.error.param) == (expected.code, expected.param)
-        assert len(failure.message) < 512
-        assert "x" * 100 not in failure.message
+        error = failure.error
+        assert isinstance(error, ClientError)
+        assert failure.code is grpc.StatusCode[error.grpc_status]
+        verdict = {"status": error.http_status, "code": error.code, "param": error.param}
+        assert verdict == {name: expected[name] for name in verdict}
+        assert len(error.message) < 512
+        assert "x" * 100 not in error.message
     assert not backend.specs
 
 
