@@ -32,7 +32,7 @@ class Milestones:
     """When a request reached what, in seconds of one monotonic clock.
 
     Attributes:
-        received: its first byte was read.
+        received: its headers were read.
         validated: its fields were checked.
         tokenized: its prompts were rendered and tokenised.
         admitted: room for it was reserved.

@@ -47,7 +47,7 @@ class Behaviour:
     """How the sequences of a `FakeBackend` go.
 
     Attributes:
-        reply: the bytes a sequence produces before its end of text.
+        reply: the tokens that a sequence produces before its end of text.
         tokens_per_delta: tokens that arrive together.
         first_delay_s: time before the first token.
         delay_s: time before every later delta.
@@ -56,7 +56,7 @@ class Behaviour:
         cached_tokens: prompt tokens reported as found in a prefix cache.
     """
 
-    reply: Callable[[GenerationSpec], bytes] = hashed_reply
+    reply: Callable[[GenerationSpec], Sequence[int]] = hashed_reply
     tokens_per_delta: int = 1
     first_delay_s: float = 0.0
     delay_s: float = 0.0
@@ -172,7 +172,9 @@ class FakeBackend:
             chunk.clear()
 
 
-def _tokens(reply: bytes, spec: GenerationSpec) -> Iterator[tuple[int, FinishReason | None]]:
+def _tokens(
+    reply: Sequence[int], spec: GenerationSpec
+) -> Iterator[tuple[int, FinishReason | None]]:
     """The tokens of a sequence, the last one with the reason why it is the last."""
     params = spec.params
     assert params.max_tokens is not None and params.n == 1 and params.seed is not None

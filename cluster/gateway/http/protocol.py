@@ -134,11 +134,14 @@ class GuardedProtocol(HttpToolsProtocol):
 
         llhttp takes what follows such a head for the other protocol, a request's body included.
         """
-        method = self.parser.get_method()
-        lines = [name + b": " + value for name, value in self.headers if name not in _UPGRADE]
+        version = self.parser.get_http_version().encode()
+        first = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)
+        lines = [b"%s: %s" % header for header in self.headers if header[0] not in _UPGRADE]
+        if not self.parser.should_keep_alive():
+            lines.append(b"connection: close")
         self.parser = httptools.HttpRequestParser(self)
         self._upgrading, self._in_head, self._head_bytes = False, True, 0
-        return b"\r\n".join([method + b" " + self.url + b" HTTP/1.1", *lines, b"", b""])
+        return b"\r\n".join([first, *lines, b"", b""])
 
     # Parser callbacks
 
@@ -200,8 +203,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _read_timed_out(self) -> None:
         self._reading = None
-        if self._in_head and self._busy():
-            return  # the head of a pipelined request waits for the answers before it
+        if self.pipeline or (self._in_head and self._busy()):
+            # A pipelined request is not read further before those ahead of it are answered.
+            self._read_within(self._limits.body_timeout_s)
+            return
         if self._in_head and not self._head_bytes:
             self.transport.close()  # nothing was asked
             return
@@ -226,7 +231,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """
         self._refused = True
         self._read_within(None)
-        answering = self._busy() and self.cycle.response_started
+        answering = bool(self.pipeline) or (self._busy() and self.cycle.response_started)
         answered = not self._in_head and not self._busy()
         if answering or answered:  # a second answer would be taken for another request's
             self.transport.abort()

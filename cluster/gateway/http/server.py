@@ -47,11 +47,11 @@ class HttpServer:
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
+                # Annotated as whole seconds, but only ever handed on to asyncio.
+                timeout_keep_alive=cast(Any, config.keep_alive_s),
                 timeout_graceful_shutdown=cast(Any, config.shutdown_s),
             )
         )
-        # Every value that uvicorn itself would round to whole seconds.
-        self._server.config.timeout_keep_alive = cast(Any, config.keep_alive_s)
         self._socket: socket.socket | None = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -83,6 +83,7 @@ class HttpServer:
                         self._serving.result()
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
+            self._serving.cancel()
             raise DeadlineExceeded(
                 f"The HTTP server did not start within {_START_TIMEOUT_S:g} s."
             ) from None

@@ -81,7 +81,8 @@ def _message(item: dict[str, object], prefix: str) -> ChatMessage:
         fields = validated(MessageFields, item)
     content = fields.content
     if isinstance(content, list):
-        content = "".join(_part_text(part, f"{prefix}content") for part in content)
+        # One line per part, as vLLM joins them.
+        content = "\n".join(_part_text(part, f"{prefix}content") for part in content)
     if not isinstance(content, str):
         raise InvalidRequest(
             f"{prefix}content must be a string or a list of text parts.", f"{prefix}content"

@@ -104,10 +104,12 @@ def refuse_unsupported(
         fields: a table of this module.
         prefix: where the object is, ending in a dot, for the error.
     """
-    for name in document.keys() & fields.keys():
+    for name, neutral in fields.items():
+        if name not in document:
+            continue
         value = document[name]
         # 1 and True are equal, but only one of them is the default of `best_of`.
-        if not any(type(value) is type(empty) and value == empty for empty in fields[name]):
+        if not any(type(value) is type(empty) and value == empty for empty in neutral):
             raise InvalidRequest(
                 f"{prefix}{name} is not supported with this value; leave it out.",
                 f"{prefix}{name}",

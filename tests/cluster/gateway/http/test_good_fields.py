@@ -89,6 +89,12 @@ NEUTRAL: dict[str, Any] = {
 }
 
 
+def test_a16_text_parts_become_lines(gateway: HttpGateway) -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    gateway.post(CHAT, chat_body(parts, max_tokens=1))
+    assert bytes(gateway.backend.specs[-1].prompt_token_ids) == b"user: one\ntwo\nassistant:"
+
+
 def test_values_that_ask_for_nothing_pass(gateway: HttpGateway) -> None:
     response = gateway.post(CHAT, chat_body(max_tokens=1, **NEUTRAL))
     assert response.status_code == 200, response.text

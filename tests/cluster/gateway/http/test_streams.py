@@ -171,6 +171,13 @@ def test_stop_string_ends_text_and_generation(gateway: HttpGateway) -> None:
     assert kept["usage"]["completion_tokens"] == len("one two three")
 
 
+def test_a26_stop_strings_are_no_patterns(gateway: HttpGateway) -> None:
+    saying(gateway, "abc a.c (x)* .*")
+    for stop, text in (("a.c", "abc "), ("(x)*", "abc a.c "), (".*", "abc a.c (x)* ")):
+        choice = gateway.post(COMPLETION, completion_body(stop=stop)).json()["choices"][0]
+        assert choice["text"] == text
+
+
 def test_stop_token(gateway: HttpGateway) -> None:
     saying(gateway, "abcd")
     body = chat_body(stop_token_ids=[ord("c")], return_token_ids=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from tests.support.fake_backend import Behaviour
 from tests.support.http_gateway import (
     CONFIG,
     HttpGateway,
@@ -207,10 +208,13 @@ def test_a45_expect_continue_is_not_granted_to_strangers() -> None:
 @pytest.mark.parametrize("protocol", ["websocket", "h2c"])
 def test_a45_upgrade_is_ignored(gateway: HttpGateway, protocol: str) -> None:
     upgrade = ["Connection: Upgrade, HTTP2-Settings", f"Upgrade: {protocol}", "HTTP2-Settings: AA"]
-    body = raw_post(CHAT, BODY, *upgrade).replace(b"Connection: close\r\n", b"")
-    after = request("GET /live HTTP/1.1", "Host: a", "Connection: close")
-    statuses = [int(part[:3]) for part in gateway.exchange(body + after).split(b"HTTP/1.1 ")[1:]]
-    assert statuses == [200, 200]
+    last = raw_post(CHAT, BODY, *upgrade)
+    first = last.replace(b"Connection: close\r\n", b"")
+    with gateway.connect() as connection:
+        connection.sendall(first)
+        connection.sendall(last)
+        answers = read_all(connection).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200", b"200"]
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +252,19 @@ def test_a41_slow_body_nobody_waits_for(impatient: HttpGateway) -> None:
         response = drip(connection, b"x" * 500)
     assert response.count(b"HTTP/1.1") == 1
     assert status_of(response) == 404
+
+
+def test_a45_pipelined_body_may_take_as_long_as_the_answers_before_it() -> None:
+    limits = replace(CONFIG, body_timeout_s=0.3)
+    with http_gateway(Behaviour(first_delay_s=1.0), config=limits) as gateway:
+        first = raw_post(CHAT, BODY).replace(b"Connection: close\r\n", b"")
+        second = raw_post(CHAT, BODY)
+        with gateway.connect() as connection:
+            connection.sendall(first + second[:-5])
+            gateway.wait_until(lambda: gateway.backend.outcomes["finished"] == 1, "the first")
+            connection.sendall(second[-5:])
+            answers = read_all(connection).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200", b"200"]
 
 
 def test_a41_idle_connections_do_not_stay(impatient: HttpGateway) -> None:
