@@ -15,6 +15,9 @@ from twinflow.runtime.row_tile import RowKernel
 # Packing asks for a typical number of rows. From 16 on it chooses one layout and kernel for all,
 # down to a single row; for smaller numbers it would choose a vector product of other rounding.
 _PACKED_ROWS_HINT = 128
+# oneDNN adds up the products of a row one by one, and the rounding error grows with their number.
+# In pieces of so many columns it is that of a plain product (measured against float64).
+_PIECE_COLUMNS = 288
 
 
 class Linear(ABC):
@@ -67,14 +70,23 @@ class PackedLinear(Linear):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS_HINT)
+        # Sums of pieces in bfloat16 would be rounded to it; oneDNN sums in float32 inside a piece.
+        count = -(-self.in_features // _PIECE_COLUMNS) if weight.dtype is torch.float32 else 1
+        pieces = torch.tensor_split(weight, count, dim=1)
+        self._weights = [
+            torch.ops.mkldnn._reorder_linear_weight(piece.contiguous(), _PACKED_ROWS_HINT)
+            for piece in pieces
+        ]
+        self._widths = [piece.shape[1] for piece in pieces]
         self._bias = bias
 
     def __call__(self, rows: Tensor) -> Tensor:
         """See the base class."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows, self._weight, self._bias, "none", [], ""
-        )
+        ops = torch.ops.mkldnn
+        first, *others = zip(torch.split(rows, self._widths, dim=1), self._weights, strict=True)
+        out: Tensor = ops._linear_pointwise(*first, self._bias, "none", [], "")
+        for columns, weight in others:
+            out = ops._linear_pointwise.binary(columns, out, weight, None, "add")
         return out
 
     @staticmethod

@@ -39,3 +39,17 @@ def test_bfloat16_has_a_form_on_every_machine() -> None:
     rows = torch.randn(5, 16).bfloat16()
     found = create_linear(weight)(rows)
     torch.testing.assert_close(found, F.linear(rows, weight))
+
+
+@needs_packing
+@pytest.mark.parametrize("width", [576, 1536, 4000])
+def test_packed_rows_are_as_exact_as_plain_ones(width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(200, width, generator=generator) / width**0.5
+    rows = torch.randn(64, width, generator=generator)
+    exact = rows.double() @ weight.double().T
+
+    def error(found: torch.Tensor) -> float:
+        return float((found.double() - exact).pow(2).mean().sqrt())
+
+    assert error(PackedLinear(weight, None)(rows)) < 1.5 * error(F.linear(rows, weight))
