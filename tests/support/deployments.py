@@ -1,0 +1,191 @@
+"""`twinflow serve` as a child of the test: started, watched from outside, and taken down.
+
+Every process that descends from the command carries a mark in its environment, so that those whose
+parent has died are found too. Leaving `serving` interrupts the command, demands exit status 0 and
+that no marked process is left; what is left for whatever reason is killed.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from tests.support.scrapes import Scrape, scrape
+
+# Bounds of waits on a machine that does much else; nothing takes that long when all is well.
+START_S = 110.0
+STOP_S = 60.0
+QUIET_S = 30.0
+
+_MARK = "TEST_DEPLOYMENT"
+_READY = re.compile(r"HTTP +(http://\S+)/v1\n +gRPC +(\S+)\n")
+_STARTED = re.compile(r"\[ *([0-9.]+) s\] Ready: (\S+)\n")
+_LOG_TAIL = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a process holds of the machine.
+
+    Attributes:
+        fds: open file descriptors.
+        threads: of the process.
+    """
+
+    fds: int
+    threads: int
+
+
+class Deployment:
+    """A running `twinflow serve`.
+
+    Args:
+        model: directory of the model.
+        flags: of the command; ports are chosen by the system.
+
+    Attributes:
+        http_url: of the HTTP door, without a path.
+        grpc_target: of the gRPC door.
+        model: name that requests use.
+        start_s: what the command says it took to start.
+    """
+
+    def __init__(self, model: Path, *flags: str) -> None:
+        self._mark = uuid.uuid4().hex
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - `kill` closes it
+        command = [sys.executable, "-m", "twinflow", "serve", str(model)]
+        self._process = subprocess.Popen(
+            [*command, "--port", "0", "--grpc-port", "0", *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, _MARK: self._mark},
+        )
+        self.http_url = self.grpc_target = self.model = ""
+        self.start_s = 0.0
+
+    @property
+    def pid(self) -> int:
+        """Of the command itself."""
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """What the command and its processes have written so far."""
+        return os.pread(self._log.fileno(), 1 << 24, 0).decode(errors="replace")
+
+    def wait_ready(self) -> None:
+        """Wait for the summary and read the endpoints in it."""
+
+        def ready() -> bool:
+            assert self._process.poll() is None, f"it ended: {self.log[-_LOG_TAIL:]}"
+            return _READY.search(self.log) is not None and "Ctrl-C" in self.log
+
+        wait_until(ready, f"twinflow serve {self._process.args!r}", START_S, lambda: self.log)
+        endpoints, started = _READY.search(self.log), _STARTED.search(self.log)
+        assert endpoints and started
+        self.http_url, self.grpc_target = endpoints.groups()
+        self.start_s, self.model = float(started[1]), started[2]
+
+    def processes(self) -> dict[int, psutil.Process]:
+        """Every live process of the deployment by its id, orphans included."""
+        found = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                ours = process.environ().get(_MARK) == self._mark
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found[process.pid] = process
+        return found
+
+    def footprints(self) -> Mapping[int, Footprint]:
+        """What each process holds, by process id."""
+        return {
+            pid: Footprint(process.num_fds(), process.num_threads())
+            for pid, process in self.processes().items()
+        }
+
+    def scrape(self) -> Scrape:
+        """The metrics now."""
+        return scrape(self.http_url)
+
+    def wait_idle(self) -> Scrape:
+        """Wait until no request holds anything anywhere; returns the metrics then."""
+        wait_until(
+            lambda: not self.scrape().held(),
+            "every resource to be given back",
+            QUIET_S,
+            lambda: f"{self.scrape().held()}\n{self.log[-_LOG_TAIL:]}",
+        )
+        return self.scrape()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the command alone, as a terminal or a supervisor would."""
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for the command to end; returns its exit status."""
+        try:
+            return self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(
+                f"did not stop within {STOP_S} s: {self.log[-_LOG_TAIL:]}"
+            ) from None
+
+    def wait_gone(self) -> None:
+        """Wait until the last process of the deployment has ended."""
+        wait_until(
+            lambda: not self.processes(),
+            "every process to end",
+            STOP_S,
+            lambda: f"{[process.cmdline() for process in self.processes().values()]}",
+        )
+
+    def stop(self) -> None:
+        """Interrupt the command unless it has ended; it must end well and leave nothing."""
+        if self._process.poll() is None:
+            self.send_signal(signal.SIGINT)
+        status = self.wait()
+        assert status == 0, f"exit status {status}: {self.log[-_LOG_TAIL:]}"
+        self.wait_gone()
+
+    def kill(self) -> None:
+        """End whatever is left of it."""
+        for process in self.processes().values():
+            with suppress(psutil.Error):
+                process.kill()
+        self._process.wait(STOP_S)
+        self._log.close()
+
+
+@contextmanager
+def serving(model: Path, *flags: str) -> Iterator[Deployment]:
+    """A deployment that is ready; afterwards it is stopped, if the test has not done so."""
+    deployment = Deployment(model, *flags)
+    try:
+        deployment.wait_ready()
+        yield deployment
+        deployment.stop()
+    finally:
+        deployment.kill()
+
+
+def wait_until(
+    condition: Callable[[], bool],
+    what: str,
+    timeout_s: float,
+    detail: Callable[[], str] = lambda: "",
+) -> None:
+    """Poll a condition; fails with what was waited for, and with `detail`."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"waited {timeout_s} s for {what}: {detail()}"
+        time.sleep(0.05)
