@@ -107,9 +107,10 @@ class Generation:
     async def __anext__(self) -> CompletionDelta:
         try:
             delta = await anext(self._deltas)
-        except Exception as error:
-            if not isinstance(error, StopAsyncIteration):
-                self._error = error
+        except StopAsyncIteration:
+            raise
+        except Exception as error:  # whatever it is, the books have to say so
+            self._error = error
             raise
         self._account(self._sequences[delta.index], delta)
         return delta

@@ -73,6 +73,8 @@ class FakeBackend:
         max_sequences: admission raises Overloaded above this many reserved or live ones.
         max_prompt_tokens: admission refuses longer prompts, as a pool without enough blocks does.
         refusal: admission raises this, if set (draining, starting); see also `refuse_next`.
+        ready: what `readiness` answers, after `readiness_delay_s`.
+        is_alive: what `alive` answers.
         specs: every admitted sequence.
         reserved: admitted, neither generating nor released yet.
         live: generating.
@@ -85,6 +87,7 @@ class FakeBackend:
         self.max_prompt_tokens = 10**9
         self.refusal: TwinflowError | None = None
         self.ready = Readiness(ready=True, pairs=("prefill-0→decode-0: ok",))
+        self.readiness_delay_s = 0.0
         self.is_alive = True
         self.specs: list[GenerationSpec] = []
         self.reserved: set[str] = set()
@@ -134,6 +137,7 @@ class FakeBackend:
             self.outcomes[outcome] += 1
 
     async def readiness(self) -> Readiness:
+        await asyncio.sleep(self.readiness_delay_s)
         return self.ready
 
     def alive(self) -> bool:

@@ -23,6 +23,7 @@ class HttpConfig:
         linger_s: how long a refused client may go on sending, so that it can read the refusal.
         shutdown_s: how long requests in flight may take once the server stops.
         deadline_s: time a request may take.
+        readiness_timeout_s: time the backend has to say whether it is ready.
     """
 
     host: str = "127.0.0.1"
@@ -40,3 +41,4 @@ class HttpConfig:
     linger_s: float = 2.0
     shutdown_s: float = 60.0
     deadline_s: float = 600.0
+    readiness_timeout_s: float = 10.0

@@ -1,12 +1,14 @@
 """Routes that tell what is served and how it is."""
 
+import asyncio
+
 import msgspec
 from fastapi import Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 import twinflow
-from twinflow.cluster.gateway.backend import ModelInfo
+from twinflow.cluster.gateway.backend import ModelInfo, Readiness
 from twinflow.cluster.gateway.http.dependencies import HttpDependencies
 from twinflow.cluster.gateway.http.schema import ModelCard, ModelList
 from twinflow.cluster.gateway.validation.request import check_model
@@ -24,6 +26,7 @@ class StatusRoutes:
     def __init__(self, dependencies: HttpDependencies) -> None:
         self._backend = dependencies.backend
         self._registry = dependencies.registry
+        self._readiness_timeout_s = dependencies.config.readiness_timeout_s
 
     async def models(self) -> Response:
         """Every name of the served model."""
@@ -48,7 +51,12 @@ class StatusRoutes:
 
     async def ready(self) -> Response:
         """Whether requests are served, and the proof."""
-        readiness = await self._backend.readiness()
+        try:
+            async with asyncio.timeout(self._readiness_timeout_s):
+                readiness = await self._backend.readiness()
+        except TimeoutError:
+            reason = f"the workers were not heard of for {self._readiness_timeout_s:g} s"
+            readiness = Readiness(ready=False, reason=reason)
         status = 200 if readiness.ready else 503
         return _json_response(readiness, status, None if readiness.ready else _RETRY_AFTER)
 

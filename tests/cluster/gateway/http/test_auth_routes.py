@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from tests.support.http_gateway import (
+    CONFIG,
     HttpGateway,
     assert_openai_error,
     chat_body,
@@ -161,6 +163,14 @@ def test_a48_starting_or_draining() -> None:
         assert gateway.metric("vllm:admission_rejections_total", reason="service_unavailable") == 2
         gateway.backend.refusal = None
         assert gateway.post(CHAT, chat_body()).status_code == 200
+
+
+def test_silence_is_not_readiness() -> None:
+    with http_gateway(config=replace(CONFIG, readiness_timeout_s=0.05)) as gateway:
+        gateway.backend.readiness_delay_s = 30.0
+        response = gateway.get("/ready")
+        assert response.status_code == 503
+        assert "0.05 s" in response.json()["reason"]
 
 
 def test_health_fails_with_the_gateway() -> None:
