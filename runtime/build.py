@@ -20,7 +20,7 @@ from twinflow.runtime.checkpoint.limits import check_memory, resolve_max_model_l
 from twinflow.runtime.checkpoint.shapes import expected_shapes
 from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
 from twinflow.runtime.checkpoint.weights import Checkpoint
-from twinflow.runtime.config import EngineConfig
+from twinflow.runtime.config import EngineConfig, check_block_size
 from twinflow.runtime.engine import Engine, KVProgress
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv.cache import KVCache
@@ -34,6 +34,7 @@ from twinflow.runtime.schedulers.base import SchedulerLimits
 
 # Told how far loading is: what, bytes done, bytes in all.
 LoadProgress = Callable[[str, int, int], None]
+_MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,7 @@ def build_engine(
         CheckpointError: the directory cannot be served.
         ConfigError: an option does not fit the model or the machine.
     """
+    check_device(options.device)
     model_config = load_model_config(options.model)
     check_tokenizer(options.model, model_config)
     dtype = resolve_dtype(options.dtype, model_config.dtype, options.device)
@@ -149,6 +151,21 @@ def build_engine(
     )
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ConfigError: it is neither `cpu` nor a CUDA device of this machine.
+    """
+    kind, _, number = device.partition(":")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(kind, 0)
+    if not (number or "0").isdecimal() or int(number or "0") >= count:
+        raise ConfigError(
+            f"device {device!r}: use cpu, or cuda on a machine that has it "
+            f"({torch.cuda.device_count()} CUDA devices here)"
+        )
+
+
 def resolve_dtype(requested: str, checkpoint_dtype: str, device: str) -> str:
     """The dtype to serve in.
 
@@ -168,15 +185,18 @@ def _engine_config(
     options: EngineOptions, model_config: ModelConfig, layout: KVLayout
 ) -> EngineConfig:
     """Settle block count and context length; a wanted context length must fit the KV memory."""
-    num_blocks = options.num_kv_blocks or options.kv_cache_memory // layout.block_bytes
-    capacity = (num_blocks - 1) * options.block_size
     max_model_len = resolve_max_model_len(options.max_model_len, model_config)
-    if options.max_model_len is None and max_model_len > capacity > 0:
-        structlog.get_logger().warning(
-            "KV memory bounds the context", max_model_len=capacity, model=max_model_len
-        )
-        max_model_len = capacity
     try:
+        check_block_size(options.block_size)
+        num_blocks = options.num_kv_blocks
+        if num_blocks is None:
+            num_blocks = options.kv_cache_memory // layout.block_bytes
+        capacity = (num_blocks - 1) * options.block_size
+        if options.max_model_len is None and max_model_len > capacity > 0:
+            structlog.get_logger().warning(
+                "KV memory bounds the context", max_model_len=capacity, model=max_model_len
+            )
+            max_model_len = capacity
         return EngineConfig(
             max_model_len=max_model_len,
             num_blocks=num_blocks,
@@ -244,8 +264,9 @@ def _available_memory(device: str) -> int:
     if device.startswith("cuda"):
         free, _total = torch.cuda.mem_get_info(device)
         return int(free)
-    with open("/proc/meminfo", encoding="ascii") as meminfo:
-        for line in meminfo:
+    # Linux says what could be freed for the asking; elsewhere all there is has to do.
+    if _MEMINFO.exists():
+        for line in _MEMINFO.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

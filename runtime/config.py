@@ -34,8 +34,12 @@ class EngineConfig:
     max_step_failures: int = 3
 
     def __post_init__(self) -> None:
-        if self.block_size < 1 or self.block_size & (self.block_size - 1):
-            raise ValueError(f"block_size must be a power of two, not {self.block_size}")
+        for name in ("max_model_len", "max_num_seqs", "max_step_failures"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0.0 <= self.watermark < 1.0:
+            raise ValueError(f"watermark must be at least 0 and below 1, not {self.watermark}")
+        check_block_size(self.block_size)
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
@@ -48,3 +52,9 @@ class EngineConfig:
                 f"tokens, less than max_model_len ({self.max_model_len}): lower --max-model-len "
                 f"or raise the KV memory"
             )
+
+
+def check_block_size(block_size: int) -> None:
+    """Raise ValueError unless the number of token slots of a block is a power of two."""
+    if block_size < 1 or block_size & (block_size - 1):
+        raise ValueError(f"block_size must be a power of two, not {block_size}")

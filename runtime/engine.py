@@ -130,7 +130,7 @@ class Engine:
         work = self._work(plan)
         if work:
             self._update(work, self._run(work))
-        return bool(plan.row_groups or plan.receive)
+        return bool(plan.row_groups or plan.receive or plan.preempted)
 
     def _schedule(self) -> StepPlan:
         queues = self.queues
@@ -247,3 +247,7 @@ class Engine:
         """Recount queues and blocks; raises AssertionError with the first disagreement."""
         self.queues.check_integrity()
         self.blocks.check_integrity()
+        holders = {r.request_id for r in self.queues if r.status is not RequestStatus.WAITING}
+        if self.blocks.holders != holders:
+            odd = sorted(self.blocks.holders ^ holders)
+            raise AssertionError(f"block tables and admitted requests differ: {odd}")

@@ -109,7 +109,8 @@ class RequestLifecycle:
             self._blocks.open(request, match)
             request.num_computed = match.num_tokens
             if request.cached_tokens is None:
-                request.cached_tokens = match.num_tokens
+                # What an earlier attempt generated may be cached too, and is no prompt.
+                request.cached_tokens = min(match.num_tokens, len(request.prompt_token_ids))
         for request in admitted:
             if request.request_id in receiving:
                 self._order_receive(request)

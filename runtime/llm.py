@@ -5,7 +5,8 @@
     for output in llm.generate(["Once upon a time"], SamplingParams(max_tokens=32)):
         print(output.outputs[0].text)
 
-One engine, no network, no other process. Tokens are the same as when the model is served.
+One engine, no network, no other process, one caller at a time. Tokens are the same as when the
+model is served.
 """
 
 import itertools
@@ -14,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
+from typing import cast
 
 from tqdm import tqdm
 
@@ -126,12 +127,15 @@ class LLM:
         each = _params_for(many, params)
         texts = [prompt if isinstance(prompt, str) else None for prompt in many]
         ids = [self._token_ids(prompt) for prompt in many]
-        completions = self._submit(ids, each)
+        completions: dict[str, _Completion] = {}
         try:
+            self._submit(ids, each, completions)
             self._run(completions, show=use_tqdm)
         finally:
             for request_id in completions:
                 self._engine.abort(request_id)
+            # Whatever an interrupted run left behind is not for the next one.
+            self._engine.take_outputs()
         outputs = iter(completions.values())
         return [
             self._output(text, tokens, [next(outputs) for _ in range(param.n)])
@@ -161,59 +165,52 @@ class LLM:
         ids = self._tokenizer.encode(prompt, add_special_tokens=False)
         return self.generate([ids], params or SamplingParams(max_tokens=None), use_tqdm=use_tqdm)[0]
 
-    def close(self) -> None:
-        """Check that everything was given back."""
+    def check_integrity(self) -> None:
+        """Between two calls nothing runs and every block is idle; raises AssertionError if not."""
         self._engine.check_integrity()
-
-    def __enter__(self) -> "LLM":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        blocks = self._engine.blocks
+        if len(self._engine.queues) or blocks.num_idle != blocks.num_blocks:
+            raise AssertionError(
+                f"{len(self._engine.queues)} requests are left, "
+                f"{blocks.num_idle} of {blocks.num_blocks} blocks are idle"
+            )
 
     def _token_ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self._tokenizer.encode(prompt, param="prompts")
         vocab_size = self._built.model.vocab_size
-        if any(not 0 <= token < vocab_size for token in prompt):
-            raise InvalidRequest(f"a prompt names a token outside [0, {vocab_size})", "prompts")
+        if not _are_token_ids(prompt, vocab_size):
+            raise InvalidRequest(
+                f"a prompt is a text, or a list of token ids in [0, {vocab_size})", "prompts"
+            )
         return list(prompt)
 
     def _submit(
-        self, prompts: Sequence[list[int]], params: Sequence[SamplingParams]
-    ) -> dict[str, _Completion]:
-        """Queue n sequences for each prompt; all or, if one is refused, none."""
-        completions: dict[str, _Completion] = {}
-        try:
-            for prompt, param in zip(prompts, params, strict=True):
-                seed = secrets.randbits(63) if param.seed is None else param.seed
-                room = max(1, self.max_model_len - len(prompt))
-                for index in range(param.n):
-                    settled = replace(
-                        param,
-                        n=1,
-                        seed=completion_seed(seed, index),
-                        max_tokens=room if param.max_tokens is None else param.max_tokens,
-                    )
-                    request = Request(
-                        request_id=f"offline-{next(self._numbers)}",
-                        prompt_token_ids=prompt,
-                        params=settled,
-                        eos_token_ids=self._built.model.eos_token_ids,
-                    )
-                    self._engine.add_request(request)
-                    text = SequenceText(self._tokenizer, settled, prompt)
-                    completions[request.request_id] = _Completion(text, index)
-        except InvalidRequest:
-            for request_id in completions:
-                self._engine.abort(request_id)
-            raise
-        return completions
+        self,
+        prompts: Sequence[list[int]],
+        params: Sequence[SamplingParams],
+        completions: dict[str, _Completion],
+    ) -> None:
+        """Queue n sequences for each prompt; those that the engine took are in `completions`."""
+        for prompt, param in zip(prompts, params, strict=True):
+            seed = secrets.randbits(63) if param.seed is None else param.seed
+            room = max(1, self.max_model_len - len(prompt))
+            for index in range(param.n):
+                settled = replace(
+                    param,
+                    n=1,
+                    seed=completion_seed(seed, index),
+                    max_tokens=room if param.max_tokens is None else param.max_tokens,
+                )
+                request = Request(
+                    request_id=f"offline-{next(self._numbers)}",
+                    prompt_token_ids=prompt,
+                    params=settled,
+                    eos_token_ids=self._built.model.eos_token_ids,
+                )
+                self._engine.add_request(request)
+                text = SequenceText(self._tokenizer, settled, prompt)
+                completions[request.request_id] = _Completion(text, index)
 
     def _run(self, completions: Mapping[str, _Completion], *, show: bool) -> None:
         """Step until every completion has ended."""
@@ -246,11 +243,15 @@ class LLM:
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """Tell one prompt from many: a text, or a list that begins with a token id, is one."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if prompts and isinstance(prompts[0], int):
-        return [[token for token in prompts if isinstance(token, int)]]
-    return [prompt for prompt in prompts if not isinstance(prompt, int)]
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
+        return [cast(Prompt, prompts)]
+    return list(cast(Sequence[Prompt], prompts))
+
+
+def _are_token_ids(prompt: object, vocab_size: int) -> bool:
+    return isinstance(prompt, Sequence) and all(
+        isinstance(token, int) and 0 <= token < vocab_size for token in prompt
+    )
 
 
 def _params_for(

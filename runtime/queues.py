@@ -60,6 +60,8 @@ class RequestQueues:
 
     def check_integrity(self) -> None:
         """Every request is where its status says; raises AssertionError otherwise."""
+        if any(r.status is RequestStatus.FINISHED for r in self._requests.values()):
+            raise AssertionError("a finished request is still here")
         for queue, status in (
             (self.waiting, RequestStatus.WAITING),
             (self.running, RequestStatus.RUNNING),

@@ -90,6 +90,11 @@ class BlockManager:
         """Blocks that can be allocated now."""
         return self._pool.num_idle
 
+    @property
+    def holders(self) -> frozenset[str]:
+        """Ids of the sequences that have a block table."""
+        return frozenset(self._tables)
+
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that `num_tokens` tokens fill, the last one perhaps in part."""
         return -(-num_tokens // self.block_size)
@@ -109,7 +114,7 @@ class BlockManager:
 
     def match(self, request: Request) -> PrefixMatch:
         """The longest cached prefix, short of the last token: its logits must be computed."""
-        if not self._caching or request.probe:
+        if not self._shares(request):
             return PrefixMatch()
         num_full = (request.num_tokens - 1) // self.block_size
         self._name(request, num_full)
@@ -123,8 +128,9 @@ class BlockManager:
             raise ValueError(f"request {request.request_id} already has a block table")
         self._pool.retain(match.blocks)
         self._tables[request.request_id] = BlockTable(list(match.blocks), len(match.blocks))
-        self.counters.queries += request.num_tokens
-        self.counters.hits += match.num_tokens
+        if self._shares(request):
+            self.counters.queries += request.num_tokens
+            self.counters.hits += match.num_tokens
 
     def grow(self, request_id: str, num_tokens: int) -> None:
         """Make room for the first `num_tokens` tokens of a sequence.
@@ -141,7 +147,7 @@ class BlockManager:
         """Make findable every full block among the computed tokens of a sequence."""
         table = self._tables[request.request_id]
         num_full = request.num_computed // self.block_size
-        if not self._caching or request.probe or num_full <= table.published:
+        if not self._shares(request) or num_full <= table.published:
             return
         self._name(request, num_full)
         for index in range(table.published, num_full):
@@ -161,6 +167,10 @@ class BlockManager:
     def check_integrity(self) -> None:
         """Recount all blocks; raises AssertionError with the first disagreement."""
         self._pool.check_integrity(table.blocks for table in self._tables.values())
+
+    def _shares(self, request: Request) -> bool:
+        """Whether a sequence takes part in prefix caching."""
+        return self._caching and not request.probe
 
     def _name(self, request: Request, num_blocks: int) -> None:
         extend_chain(

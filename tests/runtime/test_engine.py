@@ -1,6 +1,7 @@
 """The engine over a fake executor that computes only from what the block tables lead to."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -235,9 +236,7 @@ class TestFailures:
 
         class OneFault(FakeExecutor):
             def execute(
-                self,
-                work: "list[Work]",
-                on_layers: LayersDone | None,  # type: ignore[override]
+                self, work: Sequence[Work], on_layers: LayersDone | None
             ) -> list[SampledToken | NumericalFault]:
                 results = super().execute(work, on_layers)
                 sampling = [item for item in work if item.group.samples]

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.engine import Engine, KVProgress
@@ -12,7 +13,7 @@ from twinflow.runtime.outputs import NumericalFault, SampledToken, TokenDelta
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.schedulers import create_scheduler
-from twinflow.runtime.schedulers.base import SchedulerLimits
+from twinflow.runtime.schedulers.base import Scheduler, SchedulerLimits
 
 NUM_LAYERS = 4
 VOCAB = 997
@@ -117,6 +118,7 @@ class EngineSpec:
     max_num_batched_tokens: int = 16
     max_model_len: int = 128
     enable_prefix_caching: bool = True
+    watermark_blocks: int = 1
 
 
 def create_engine(
@@ -125,8 +127,9 @@ def create_engine(
     executor: FakeExecutor | None = None,
     clock: Callable[[], float] | None = None,
     on_kv: Callable[[KVProgress], None] | None = None,
+    wrap: Callable[[Scheduler, SchedulerLimits], Scheduler] | None = None,
 ) -> tuple[Engine, FakeExecutor]:
-    """An engine over a fake executor."""
+    """An engine over a fake executor; `wrap` may put something round its scheduler."""
     spec = spec or EngineSpec()
     config = EngineConfig(
         max_model_len=min(spec.max_model_len, (spec.num_blocks - 1) * spec.block_size),
@@ -143,13 +146,16 @@ def create_engine(
         layout_digest="layout",
         enable_prefix_caching=spec.enable_prefix_caching,
     )
-    limits = SchedulerLimits(spec.max_num_seqs, spec.max_num_batched_tokens, NUM_LAYERS, 1)
+    limits = SchedulerLimits(
+        spec.max_num_seqs, spec.max_num_batched_tokens, NUM_LAYERS, spec.watermark_blocks
+    )
+    scheduler = create_scheduler("chunked", limits)
     fake = executor or FakeExecutor(spec.block_size)
     engine = Engine(
         config,
         fake,
         blocks,
-        create_scheduler("chunked", limits),
+        wrap(scheduler, limits) if wrap else scheduler,
         clock=clock or ManualClock(),
         on_kv=on_kv,
     )
@@ -160,7 +166,7 @@ _ids = itertools.count()
 
 
 def create_request(
-    prompt: Sequence[int] | int = 10, max_tokens: int = 4, **changes: object
+    prompt: Sequence[int] | int = 10, max_tokens: int = 4, **changes: Any
 ) -> Request:
     """A greedy request; an int prompt is that many tokens no other request has."""
     number = next(_ids)

@@ -1,0 +1,304 @@
+"""The chunked policy: tables of states and plans, and what every plan owes in any history."""
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.engines import (
+    Collected,
+    EngineSpec,
+    FakeExecutor,
+    create_engine,
+    create_request,
+    expected_output,
+    run,
+)
+from tests.support.schedulers import CheckedScheduler, SchedulerBench
+
+from twinflow.protos.errors import ConfigError, EngineError
+from twinflow.runtime.engine import Engine
+from twinflow.runtime.request import Request
+from twinflow.runtime.schedulers import create_scheduler, register_scheduler
+from twinflow.runtime.schedulers.base import Scheduler, SchedulerLimits
+from twinflow.runtime.step_plan import RowKind, StepPlan
+
+
+def rows(plan: StepPlan) -> list[tuple[str, int, int]]:
+    """(request, first token, tokens) of every row group."""
+    return [(group.request_id, group.token_start, group.token_count) for group in plan.row_groups]
+
+
+class TestBudget:
+    """Who gets how many rows."""
+
+    def test_decodes_first_then_running_prompts_then_admissions(self) -> None:
+        bench = SchedulerBench(budget=12)
+        prefilling = bench.running(20, computed=15)
+        decoding = bench.running(8)
+        arriving = bench.waiting(9)
+        plan = bench.plan()
+        assert rows(plan) == [(decoding, 8, 1), (prefilling, 15, 5), (arriving, 0, 6)]
+        assert [group.kind for group in plan.row_groups] == [
+            RowKind.DECODE, RowKind.PREFILL, RowKind.PREFILL,
+        ]  # fmt: skip
+        assert [group.samples for group in plan.row_groups] == [True, True, False]
+
+    def test_nothing_is_left_for_prompts_when_decodes_take_the_budget(self) -> None:
+        bench = SchedulerBench(budget=4, max_num_seqs=8)
+        decoding = [bench.running(4) for _ in range(4)]
+        bench.running(20, computed=3)
+        bench.waiting(4)
+        assert rows(bench.plan()) == [(request_id, 4, 1) for request_id in decoding]
+
+    def test_a_prompt_that_waits_for_a_fetch_needs_no_rows(self) -> None:
+        bench = SchedulerBench(budget=2)
+        bench.running(4)
+        bench.running(4)
+        fetching = bench.waiting(40, fetch_from="peer")
+        assert bench.plan().receive == (fetching,)
+
+    def test_seats_count_parked_requests(self) -> None:
+        bench = SchedulerBench(max_num_seqs=3)
+        bench.parked()
+        bench.running()
+        first = bench.waiting()
+        bench.waiting()
+        assert [group[0] for group in rows(bench.plan())][1:] == [first]
+
+    def test_no_seat_is_free(self) -> None:
+        bench = SchedulerBench(max_num_seqs=1)
+        bench.parked()
+        bench.waiting()
+        assert bench.plan() == StepPlan()
+
+
+class TestAdmission:
+    """Who comes in, and in which order."""
+
+    def test_first_come_first_served_within_a_priority(self) -> None:
+        bench = SchedulerBench(budget=100)
+        late, urgent, later = bench.waiting(), bench.waiting(priority=-1), bench.waiting()
+        assert [group[0] for group in rows(bench.plan())] == [urgent, late, later]
+
+    def test_a_small_request_does_not_overtake_a_large_one(self) -> None:
+        bench = SchedulerBench(num_blocks=11)
+        bench.running(20)
+        bench.waiting(36)
+        bench.waiting(4)
+        assert len(bench.plan().row_groups) == 1
+
+    def test_the_whole_prompt_is_reserved(self) -> None:
+        """A prompt of three chunks is not begun where only the first one fits."""
+        bench = SchedulerBench(num_blocks=11, budget=16)
+        bench.waiting(41)
+        assert bench.plan() == StepPlan()
+
+    def test_admission_leaves_a_reserve_while_others_run(self) -> None:
+        alone = SchedulerBench(num_blocks=5, watermark=2)
+        alone.waiting(16)
+        assert len(alone.plan().row_groups) == 1
+        beside = SchedulerBench(num_blocks=9, watermark=2)
+        beside.running(14)
+        beside.waiting(12)
+        assert len(beside.plan().row_groups) == 1
+
+    def test_cached_blocks_are_not_needed_again(self) -> None:
+        bench = SchedulerBench(num_blocks=8, budget=30)
+        bench.running(list(range(16)))
+        again = bench.waiting([*range(16), 99])
+        assert rows(bench.plan())[1:] == [(again, 16, 1)]
+
+    @pytest.mark.parametrize(
+        ("prompt", "probe", "fetched"),
+        [
+            ([*range(16), 99], False, False),  # a short rest is computed here
+            ([*range(16), *range(50, 60)], False, True),
+            (list(range(100, 104)), False, True),  # nothing is cached, however short
+            ([*range(16), 99], True, True),
+        ],
+    )
+    def test_what_is_fetched(self, prompt: list[int], probe: bool, fetched: bool) -> None:
+        bench = SchedulerBench(budget=30)
+        bench.running(list(range(16)))
+        request_id = bench.waiting(prompt, fetch_from="peer", probe=probe)
+        assert (request_id in bench.plan().receive) is fetched
+
+
+class TestPreemption:
+    """Who makes room when a decoding request needs a block."""
+
+    def full(self, *, hold_last: bool = False) -> tuple[SchedulerBench, list[str]]:
+        """Three requests whose next token needs a block each, and two blocks."""
+        bench = SchedulerBench(num_blocks=9)
+        ids = [bench.running(8), bench.running(8)]
+        if hold_last:
+            return bench, [*ids, bench.running(16, computed=4, hold=True)]
+        return bench, [*ids, bench.running(8), bench.running(8, computed=3)]
+
+    def test_the_worst_rank(self) -> None:
+        bench, (first, second, third, newest) = self.full()
+        plan = bench.plan()
+        assert plan.preempted == (newest, third)
+        assert rows(plan) == [(first, 8, 1), (second, 8, 1)]
+
+    def test_a_prompt_for_another_worker_is_spared(self) -> None:
+        bench, (first, second, held) = self.full(hold_last=True)
+        plan = bench.plan()
+        assert plan.preempted == (second,)
+        assert rows(plan) == [(first, 8, 1), (held, 4, 12)]
+
+    def test_nobody_is_admitted_in_the_same_step(self) -> None:
+        bench, _ = self.full()
+        bench.waiting(4, priority=-1)
+        assert len(bench.plan().row_groups) == 2
+
+    def test_a_request_without_neighbours_gives_way_itself(self) -> None:
+        bench = SchedulerBench(num_blocks=5)
+        bench.parked(8)
+        alone = bench.running(8)
+        assert bench.plan() == StepPlan(preempted=(alone,))
+
+    def test_shared_blocks_do_not_count_as_gained(self) -> None:
+        bench = SchedulerBench(num_blocks=5)
+        first = bench.running(list(range(16)))
+        second = bench.running(list(range(16)))
+        plan = bench.plan()
+        assert plan == StepPlan(preempted=(second, first))
+
+
+class History:
+    """A random history of one engine: arrivals, hand-offs of both kinds, aborts."""
+
+    def __init__(self, seed: int, spec: EngineSpec) -> None:
+        self.rng = random.Random(seed)
+        self.requests: list[Request] = []
+        self.aborted: set[str] = set()
+        self.done = Collected()
+        self.checker: CheckedScheduler | None = None
+        self.engine, self.executor = create_engine(
+            spec, executor=FakeExecutor(spec.block_size), wrap=self._wrap
+        )
+
+    def _wrap(self, policy: Scheduler, limits: SchedulerLimits) -> CheckedScheduler:
+        self.checker = CheckedScheduler(policy, limits)
+        return self.checker
+
+    def play(self, steps: int) -> None:
+        """Random steps, then whatever it takes until nothing is left."""
+        for _ in range(steps):
+            if self.rng.random() < 0.5:
+                self._arrive()
+            self._meddle(0.3)
+            self._step()
+        for _ in range(500):
+            if not len(self.engine.queues):
+                return
+            self._meddle(1.0)
+            self._step()
+        raise AssertionError("requests starve")
+
+    def _arrive(self) -> None:
+        stem = list(range(self.rng.randrange(20)))
+        kinds: list[dict[str, Any]] = [{}, {}, {}, {"hold": True}, {"fetch_from": "peer"}]
+        request = create_request(
+            [*stem, *(self.rng.randrange(900) for _ in range(1 + self.rng.randrange(12)))],
+            max_tokens=1 + self.rng.randrange(8),
+            priority=self.rng.randrange(2),
+            **self.rng.choice(kinds),
+        )
+        self.engine.add_request(request)
+        self.requests.append(request)
+
+    def _meddle(self, chance: float) -> None:
+        """Finish or fail hand-offs, release held blocks, abort somebody."""
+        for request in list(self.engine.queues):
+            if self.rng.random() >= chance:
+                continue
+            self.engine.release(request.request_id)
+            self.engine.receive_failed(request.request_id, EngineError("lost"))
+            if self.rng.random() < 0.02:
+                self.engine.abort(request.request_id)
+                self.aborted.add(request.request_id)
+
+    def _step(self) -> None:
+        self.engine.step()
+        self.done.take(self.engine)
+        self.engine.check_integrity()
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    num_blocks=st.integers(12, 40),
+    budget=st.integers(4, 32),
+    max_num_seqs=st.integers(1, 4),
+)
+def test_every_plan_of_any_history(
+    seed: int, num_blocks: int, budget: int, max_num_seqs: int
+) -> None:
+    """Budget, seats, blocks, order and purity hold in every plan, and everybody is served."""
+    spec = EngineSpec(
+        num_blocks=num_blocks,
+        max_num_batched_tokens=budget,
+        max_num_seqs=max_num_seqs,
+        max_model_len=44,
+    )
+    history = History(seed, spec)
+    history.play(steps=40)
+    engine = history.engine
+    assert engine.blocks.num_idle == engine.blocks.num_blocks
+    assert history.executor.admitted == set()
+    assert history.checker is not None and len(history.checker.plans) >= 40
+    for request in history.requests:
+        if request.request_id not in history.aborted:
+            count = 1 if request.hold else request.params.max_tokens or 0
+            expected = expected_output(request.prompt_token_ids, count)
+            assert history.done.tokens[request.request_id] == expected
+
+
+def first_served(engine: Engine, executor: FakeExecutor) -> list[str]:
+    """Request ids in the order of their first rows."""
+    run(engine)
+    seen = [request_id for batch in executor.batches for request_id, *_ in batch]
+    return list(dict.fromkeys(seen))
+
+
+@settings(max_examples=50, deadline=None)
+@given(prompts=st.lists(st.integers(1, 40), min_size=2, max_size=12))
+def test_requests_of_one_priority_begin_in_the_order_of_their_arrival(prompts: list[int]) -> None:
+    engine, executor = create_engine(EngineSpec(num_blocks=14, max_num_seqs=3, max_model_len=44))
+    requests = [create_request(prompt=prompt, max_tokens=4) for prompt in prompts]
+    for request in requests:
+        engine.add_request(request)
+    assert first_served(engine, executor) == [request.request_id for request in requests]
+
+
+def test_a_large_prompt_is_served_under_a_stream_of_small_ones() -> None:
+    engine, executor = create_engine(EngineSpec(num_blocks=13, max_num_seqs=4, max_model_len=44))
+    large = create_request(prompt=40, max_tokens=2)
+    for _ in range(6):
+        engine.add_request(create_request(prompt=6, max_tokens=6))
+    engine.add_request(large)
+    for step in range(200):
+        engine.add_request(create_request(prompt=6, max_tokens=6))
+        engine.step()
+        if any(request_id == large.request_id for request_id, *_ in executor.batches[-1]):
+            assert step < 60
+            return
+    raise AssertionError("the large prompt starves")
+
+
+class TestRegistry:
+    """Policies by name."""
+
+    LIMITS = SchedulerLimits(1, 1, 1, 0)
+
+    def test_unknown_policy(self) -> None:
+        with pytest.raises(ConfigError, match=r"--scheduler magic: unknown; .*'chunked'"):
+            create_scheduler("magic", self.LIMITS)
+
+    def test_a_name_is_taken_once(self) -> None:
+        with pytest.raises(ValueError, match="already registered"):
+            register_scheduler("chunked", lambda limits: create_scheduler("chunked", limits))
