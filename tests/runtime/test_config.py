@@ -1,0 +1,55 @@
+"""Every bound of an engine's configuration, and that there is one default for each."""
+
+from dataclasses import fields
+
+import pytest
+
+from twinflow.runtime.build import EngineOptions
+from twinflow.runtime.config import EngineConfig
+from twinflow.workers.config import WorkerConfig
+
+
+def create_config(**changes: object) -> EngineConfig:
+    """A configuration that is right but for `changes`."""
+    values: dict[str, object] = {"max_model_len": 64, "num_blocks": 5, **changes}
+    return EngineConfig(**values)  # type: ignore[arg-type]
+
+
+def test_the_longest_sequence_may_take_all_blocks() -> None:
+    assert create_config(max_model_len=64, num_blocks=5, block_size=16).max_model_len == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_model_len": 65}, r"4 KV blocks of 16 tokens hold 64 tokens, less than.*\(65\)"),
+        ({"num_blocks": 1}, r"0 KV blocks of 16 tokens hold 0 tokens"),
+        ({"max_model_len": 0}, "max_model_len must be at least 1, not 0"),
+        ({"max_num_seqs": 0}, "max_num_seqs must be at least 1, not 0"),
+        ({"max_step_failures": 0}, "max_step_failures must be at least 1"),
+        ({"block_size": 0}, "block_size must be a power of two, not 0"),
+        ({"block_size": -16}, "block_size must be a power of two, not -16"),
+        ({"block_size": 12}, "block_size must be a power of two, not 12"),
+        ({"max_num_seqs": 64, "max_num_batched_tokens": 63}, r"\(63\) must be at least.*\(64\)"),
+        ({"watermark": 1.0}, "watermark must be at least 0 and below 1"),
+        ({"watermark": -0.1}, "watermark must be at least 0 and below 1"),
+        ({"watermark": float("nan")}, "watermark must be at least 0 and below 1"),
+    ],
+)
+def test_what_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_config(**changes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_num_seqs", "max_num_batched_tokens", "block_size", "enable_prefix_caching",
+        "scheduler",
+    ],
+)  # fmt: skip
+def test_options_and_workers_have_the_engines_defaults(name: str) -> None:
+    engine = {field.name: field.default for field in fields(EngineConfig)}[name]
+    options = {field.name: field.default for field in fields(EngineOptions)}[name]
+    worker = getattr(WorkerConfig(worker_id="w", epoch=1, role="mixed", model=""), name)  # type: ignore[arg-type]
+    assert engine == options == worker
