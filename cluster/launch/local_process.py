@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from io import RawIOBase
 from typing import BinaryIO, cast
 
 import msgspec
@@ -26,17 +27,19 @@ _DEFAULT_GRACE_S = 5.0
 def main() -> int:
     """Run one service until told to stop, or until standard input ends."""
     kind, log_level = cast(ServiceKind, sys.argv[1]), sys.argv[2]
+    # Unbuffered: a thread that reads a buffered stream when the process ends aborts it.
+    orders = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # noqa: SIM115
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0) as channel:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         configure_logging(log_level)
-        config = sys.stdin.buffer.readline()
-        return uvloop.run(_serve(kind, config, channel))
+        return uvloop.run(_serve(kind, orders, channel))
 
 
-async def _serve(kind: ServiceKind, config: bytes, channel: BinaryIO) -> int:
+async def _serve(kind: ServiceKind, orders: RawIOBase, channel: BinaryIO) -> int:
+    config = orders.readline()
     stop: asyncio.Future[float] = asyncio.get_running_loop().create_future()
     loop = asyncio.get_running_loop()
-    threading.Thread(target=_listen, args=(loop, stop), daemon=True).start()
+    threading.Thread(target=_listen, args=(orders, loop, stop), daemon=True).start()
     loop.add_signal_handler(signal.SIGTERM, _resolve, stop, _DEFAULT_GRACE_S)
     runner = ServiceRunner(kind, config)
     reporter = asyncio.create_task(_report(runner, channel))
@@ -50,9 +53,11 @@ async def _serve(kind: ServiceKind, config: bytes, channel: BinaryIO) -> int:
     return 0
 
 
-def _listen(loop: asyncio.AbstractEventLoop, stop: "asyncio.Future[float]") -> None:
+def _listen(
+    orders: RawIOBase, loop: asyncio.AbstractEventLoop, stop: "asyncio.Future[float]"
+) -> None:
     """Wait for the order to stop; the end of input is one."""
-    line = sys.stdin.buffer.readline()
+    line = orders.readline()
     grace = float(msgspec.json.decode(line)["stop"]) if line.strip() else 0.0
     loop.call_soon_threadsafe(_resolve, stop, grace)
 

@@ -1,11 +1,9 @@
 """Services as Ray actors.
 
-Ray places, starts and watches the processes; no request and no token goes through it. The cluster
-that is started here listens on the loopback interface only.
+Ray places, starts and watches the processes; no request and no token goes through it.
 """
 
 import logging
-import os
 from typing import Any
 
 import ray
@@ -102,9 +100,6 @@ class RayLauncher:
 
     def open(self) -> None:
         """See `Launcher.open`."""
-        # A local cluster reports no usage and needs no dashboard.
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
         ray.init(
             address="local",
             namespace=NAMESPACE,

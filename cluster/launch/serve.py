@@ -16,6 +16,7 @@ from types import FrameType
 
 from twinflow.cluster.cli.progress import ReadySummary, ServeUI
 from twinflow.cluster.config import ServeConfig
+from twinflow.cluster.launch import ray_environment
 from twinflow.cluster.launch.base import Launcher, ServiceHandle, ServiceStatus
 from twinflow.cluster.launch.deployment import Machine, new_token, plan_gateway, plan_workers
 from twinflow.protos.errors import DeadlineExceeded, ServerError, SetupError, from_code
@@ -201,6 +202,7 @@ def create_launcher(name: str) -> Launcher:
         from twinflow.cluster.launch.local import LocalLauncher  # noqa: PLC0415
 
         return LocalLauncher()
+    ray_environment.prepare()
     from twinflow.cluster.launch.ray_actors import RayLauncher  # noqa: PLC0415
 
     return RayLauncher()
