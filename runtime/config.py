@@ -45,10 +45,11 @@ class EngineConfig:
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
                 f"max_num_seqs ({self.max_num_seqs}): every running request decodes in every step"
             )
-        capacity = (self.num_blocks - 1) * self.block_size
+        usable = max(0, self.num_blocks - 1)
+        capacity = usable * self.block_size
         if capacity < self.max_model_len:
             raise ValueError(
-                f"{self.num_blocks - 1} KV blocks of {self.block_size} tokens hold {capacity} "
+                f"{usable} KV blocks of {self.block_size} tokens hold {capacity} "
                 f"tokens, less than max_model_len ({self.max_model_len}): lower --max-model-len "
                 f"or raise the KV memory"
             )

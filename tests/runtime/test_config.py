@@ -1,6 +1,8 @@
 """Every bound of an engine's configuration, and that there is one default for each."""
 
 from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,10 +11,9 @@ from twinflow.runtime.config import EngineConfig
 from twinflow.workers.config import WorkerConfig
 
 
-def create_config(**changes: object) -> EngineConfig:
+def create_config(**changes: Any) -> EngineConfig:
     """A configuration that is right but for `changes`."""
-    values: dict[str, object] = {"max_model_len": 64, "num_blocks": 5, **changes}
-    return EngineConfig(**values)  # type: ignore[arg-type]
+    return EngineConfig(**{"max_model_len": 64, "num_blocks": 5, **changes})
 
 
 def test_the_longest_sequence_may_take_all_blocks() -> None:
@@ -36,7 +37,7 @@ def test_the_longest_sequence_may_take_all_blocks() -> None:
         ({"watermark": float("nan")}, "watermark must be at least 0 and below 1"),
     ],
 )
-def test_what_is_refused(changes: dict[str, object], message: str) -> None:
+def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_config(**changes)
 
@@ -51,5 +52,5 @@ def test_what_is_refused(changes: dict[str, object], message: str) -> None:
 def test_options_and_workers_have_the_engines_defaults(name: str) -> None:
     engine = {field.name: field.default for field in fields(EngineConfig)}[name]
     options = {field.name: field.default for field in fields(EngineOptions)}[name]
-    worker = getattr(WorkerConfig(worker_id="w", epoch=1, role="mixed", model=""), name)  # type: ignore[arg-type]
+    worker = getattr(WorkerConfig(worker_id="w", epoch=1, role="mixed", model=Path("m")), name)
     assert engine == options == worker

@@ -1,5 +1,7 @@
 """Transitions of requests that the engine's own tests do not reach."""
 
+from typing import Any
+
 import pytest
 from tests.support.engines import (
     Collected,
@@ -95,7 +97,7 @@ class TestPreempted:
 class TestFirstTokenFromAfar:
     """The worker that computed the prompt has sampled the first token."""
 
-    def received(self, **changes: object) -> tuple[Collected, str]:
+    def received(self, **changes: Any) -> tuple[Collected, str]:
         engine, _ = create_engine()
         request = create_request(prompt=9, fetch_from="peer", **changes)
         engine.add_request(request)
