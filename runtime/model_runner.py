@@ -16,7 +16,6 @@ from twinflow.runtime.attention.registry import create_attention
 from twinflow.runtime.attention.rows import FlatRows, IntArray
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.models.base import ForwardPass, Model, RowBatch
-from twinflow.runtime.row_tile import find_row_tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class ModelRunner:
     Attributes:
         kv_cache: the blocks; pages may be read and written between steps.
         batch_invariant: a token's KV and logits do not depend, bit by bit, on what else is
-            computed with it. Measured when the runner is built.
+            computed with it. Measured on this machine when model and runner are built.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class ModelRunner:
         self._max_num_tokens = max_num_tokens
         self._device = device
         self._attention = create_attention("tiled", self.kv_cache, model.config.num_heads)
-        self._row_tile = find_row_tile(model.kernels())
+        self._row_tile = model.row_tile
         self.batch_invariant = self._row_tile.batch_invariant and self._attention.batch_invariant
         size = self._row_tile.round_up(max_num_tokens)
         self._token_ids = torch.zeros(size, dtype=torch.int64, device=device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 CANDIDATES = (1, 4, 8, 16, 32)
 _PROBE_FLOP = 5e8
-_MIN_PROBE_ROWS = 64
+_MIN_PROBE_ROWS = 32
 _MAX_PROBE_ROWS = 512
 
 
@@ -31,6 +31,11 @@ class RowTile:
 
     rows: int
     batch_invariant: bool
+
+    def join(self, other: "RowTile") -> "RowTile":
+        """What suits both; the candidates divide each other."""
+        invariant = self.batch_invariant and other.batch_invariant
+        return RowTile(max(self.rows, other.rows), invariant)
 
     def round_up(self, count: int) -> int:
         """The next multiple of `rows`."""
@@ -58,7 +63,7 @@ class RowKernel:
 
 @torch.inference_mode()
 def find_row_tile(kernels: Iterable[RowKernel], candidates: Sequence[int] = CANDIDATES) -> RowTile:
-    """The smallest candidate for which every kernel treats every row alike.
+    """The first of ascending candidates for which every kernel treats every row alike.
 
     Takes a few hundred megaflops for each kernel and candidate. Where no candidate passes, the
     smallest is returned as not batch invariant: padding would buy nothing.
@@ -67,7 +72,7 @@ def find_row_tile(kernels: Iterable[RowKernel], candidates: Sequence[int] = CAND
     for tile in candidates:
         if all(_is_invariant(kernel, tile) for kernel in kernels):
             return RowTile(tile, batch_invariant=True)
-    return RowTile(min(candidates), batch_invariant=False)
+    return RowTile(candidates[0], batch_invariant=False)
 
 
 def _is_invariant(kernel: RowKernel, tile: int) -> bool:

@@ -21,6 +21,14 @@ _HIDDEN = -1e30
 # Weights below exp(-80) = 2e-35 are taken for that. It makes no difference to a sum that contains
 # exp(0), and the exponential is more than ten times slower where it has to underflow.
 _LEAST_EXPONENT = -80.0
+# Matrix libraries share the columns of a product out to threads in units of so many, and compute
+# the rest in another way, which depends on the number of rows and threads.
+_COLUMN_TILE = 16
+
+
+def value_width(head_dim: int) -> int:
+    """Columns of the values as matrices: `head_dim`, padded to what is computed alike."""
+    return -(-head_dim // _COLUMN_TILE) * _COLUMN_TILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +36,7 @@ class SoftmaxState:
     """Unfinished softmax-weighted sums, a row for each matrix row of the query tiles.
 
     Attributes:
-        weighted: [rows, head_dim] sum of exp(score - maximum) * value.
+        weighted: [rows, value_width] sum of exp(score - maximum) * value.
         total: [rows, 1] sum of exp(score - maximum).
         maximum: [rows, 1] largest score.
     """
@@ -41,7 +49,7 @@ class SoftmaxState:
     def take(cls, workspace: Workspace, num_rows: int, head_dim: int) -> "SoftmaxState":
         """A state in a workspace, its content undefined."""
         return cls(
-            weighted=workspace.take("weighted", (num_rows, head_dim)),
+            weighted=workspace.take("weighted", (num_rows, value_width(head_dim))),
             total=workspace.take("total", (num_rows, 1)),
             maximum=workspace.take("maximum", (num_rows, 1)),
         )
@@ -69,7 +77,7 @@ class SoftmaxState:
         self.maximum.copy_(maximum)
 
     def normalised(self) -> Tensor:
-        """The finished [rows, head_dim]; consumes the state."""
+        """The finished [rows, value_width]; consumes the state."""
         return self.weighted.div_(self.total)
 
 
@@ -101,10 +109,11 @@ class SlabRun:
         self._state = state.part(slab.state_start, slab.num_tiles * kv_heads * rows)
 
         self._queries = workspace.take("queries", (matrices, rows, dim))
+        width = value_width(dim)
         self._keys = _Gathered(workspace, "keys", (matrices, tokens, dim), layout)
-        self._values = _Gathered(workspace, "values", (matrices, tokens, dim), layout)
+        self._values = _Gathered(workspace, "values", (matrices, tokens, width), layout)
         self._scores = workspace.take("scores", (matrices, rows, tokens))
-        self._weighted = workspace.take("item_weighted", (matrices, rows, dim))
+        self._weighted = workspace.take("item_weighted", (matrices, rows, width))
         self._total = workspace.take("item_total", (matrices, rows, 1))
         self._maximum = workspace.take("item_maximum", (matrices, rows, 1))
         self._spread = workspace.take("spread", (items, kv_heads * rows))
@@ -113,7 +122,7 @@ class SlabRun:
         self._masks = tuple(_MaskedScores.of(scores, mask) for mask in slab.masks)
         self._segments = tuple(
             SoftmaxState(
-                weighted=self._weighted.view(items, -1, dim)[segment].view(-1, dim),
+                weighted=self._weighted.view(items, -1, width)[segment].view(-1, width),
                 total=self._total.view(items, -1)[segment].view(-1, 1),
                 maximum=self._maximum.view(items, -1)[segment].view(-1, 1),
             )
@@ -166,24 +175,34 @@ class SlabRun:
 
 
 class _Gathered:
-    """Keys or values of all items, brought together from their blocks as float32."""
+    """Keys or values of all items, brought together from their blocks.
+
+    Args:
+        workspace: for the tensors.
+        name: of the tensors.
+        shape: [matrices, tokens, columns]; columns behind `head_dim` are zero.
+        layout: of the KV cache.
+    """
 
     def __init__(
         self, workspace: Workspace, name: str, shape: tuple[int, int, int], layout: KVLayout
     ) -> None:
+        dim = layout.head_dim
         self._matrices = workspace.take(name, shape)
-        self._stored = (
-            self._matrices
-            if layout.torch_dtype is torch.float32
-            else workspace.take(name, shape, layout.torch_dtype)
-        )
-        self._rows = self._stored.view(-1, layout.block_size * layout.head_dim)
+        self._stored = self._matrices
+        self._is_copied = shape[2] > dim or layout.torch_dtype is not torch.float32
+        if self._is_copied:
+            stored = (*shape[:2], dim)
+            self._stored = workspace.take(f"stored_{name}", stored, layout.torch_dtype)
+            self._matrices[..., dim:].zero_()
+        self._target = self._matrices[..., :dim]
+        self._rows = self._stored.view(-1, layout.block_size * dim)
 
     def gather(self, source: Tensor, index: Tensor) -> Tensor:
-        """[matrices, tokens, head_dim] of the rows of `source`."""
+        """float32 [matrices, tokens, columns] of the rows of `source`."""
         torch.index_select(source, 0, index, out=self._rows)
-        if self._stored is not self._matrices:
-            self._matrices.copy_(self._stored)
+        if self._is_copied:
+            self._target.copy_(self._stored)
         return self._matrices
 
 

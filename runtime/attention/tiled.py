@@ -7,8 +7,8 @@ For each item of `work_items` (a query tile Q and a KV tile K, V of one KV head)
 Items of a span add up in the order of their KV tiles, l and O alike; spans are joined by the
 recurrence of FlashAttention (arXiv 2205.14135, algorithm 1), and O / l is the result. All of it
 is float32, whatever the KV cache holds. Each of these operations treats a row as if it were alone:
-matrix products because their row counts are multiples of a measured row tile, the others by
-nature. So a row's bits do not depend on the other rows of the step.
+matrix products because their row counts are multiples of a measured row tile and their columns
+of 16, the others by nature. So a row's bits do not depend on the other rows of the step.
 """
 
 from functools import partial
@@ -16,10 +16,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from twinflow.parallel.kv_layout import KVLayout
 from twinflow.runtime.attention.base import Attention
 from twinflow.runtime.attention.rows import FlatRows
-from twinflow.runtime.attention.slab import SlabRun, SoftmaxState
-from twinflow.runtime.attention.work_items import TileShape, plan_work
+from twinflow.runtime.attention.slab import SlabRun, SoftmaxState, value_width
+from twinflow.runtime.attention.work_items import TileShape, kv_tile_tokens, plan_work
 from twinflow.runtime.attention.workspace import Workspace
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.row_tile import RowKernel, RowTile, find_row_tile
@@ -36,7 +37,7 @@ class TiledAttention(Attention):
         super().__init__(cache, num_heads)
         layout = cache.layout
         device = cache.data.device
-        self._tile = _probe(layout.head_dim, num_heads // layout.kv_heads, device)
+        self._tile = _probe(layout, device)
         self._shape = TileShape(
             num_heads=num_heads,
             kv_heads=layout.kv_heads,
@@ -66,7 +67,8 @@ class TiledAttention(Attention):
         result = self._state.normalised()
         out = self._workspace.take("out", flat_queries.shape)
         used = len(self._output_rows)
-        torch.index_select(result, 0, self._output_rows, out=out[:used])
+        columns = result[:, : out.shape[1]]
+        torch.index_select(columns, 0, self._output_rows, out=out[:used])
         if used < len(out):
             out[used:].zero_()
         return out.view(queries.shape)
@@ -79,10 +81,12 @@ class TiledAttention(Attention):
         self._slabs = [SlabRun(slab, layout, self._workspace, self._state) for slab in work.slabs]
 
 
-def _probe(head_dim: int, queries_per_kv_head: int, device: torch.device) -> RowTile:
+def _probe(layout: KVLayout, device: torch.device) -> RowTile:
     """Measure the two batched products; the number of matrices varies with that of rows."""
+    tokens, dim = kv_tile_tokens(layout.block_size), layout.head_dim
     generator = torch.Generator().manual_seed(0)
-    keys = torch.randn(5, 128, head_dim, generator=generator).to(device)
+    keys = torch.randn(5, tokens, dim, generator=generator).to(device)
+    values = torch.randn(5, tokens, value_width(dim), generator=generator).to(device)
 
     def product(matrices: Tensor, rows: Tensor) -> Tensor:
         count = 1 + rows.shape[0] % len(matrices)
@@ -96,5 +100,5 @@ def _probe(head_dim: int, queries_per_kv_head: int, device: torch.device) -> Row
             device=device,
             run=partial(product, matrices),
         )
-        for matrices in (keys.mT, keys)
+        for matrices in (keys.mT, values)
     )

@@ -32,6 +32,11 @@ KV_TILE_TOKENS = 128
 SPAN_TILES = 8
 
 
+def kv_tile_tokens(block_size: int) -> int:
+    """Token slots of a KV tile, whole blocks."""
+    return max(KV_TILE_TOKENS, block_size)
+
+
 @dataclass(frozen=True, slots=True)
 class TileShape:
     """Sizes that all steps of a kernel share.
@@ -63,7 +68,7 @@ class TileShape:
     @property
     def kv_tile_tokens(self) -> int:
         """Token slots of a KV tile, whole blocks."""
-        return max(KV_TILE_TOKENS, self.block_size)
+        return kv_tile_tokens(self.block_size)
 
     def matrix_rows(self, query_rows: int) -> int:
         """Rows of the matrix of one query tile and KV head, padding included."""

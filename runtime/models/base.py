@@ -5,7 +5,6 @@ layer by layer, so that others can work between the layers. Neither knows reques
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from twinflow.runtime.attention.base import Attention
 from twinflow.runtime.models.config import ModelConfig
-from twinflow.runtime.row_tile import RowKernel
+from twinflow.runtime.row_tile import RowTile
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class ForwardPass(ABC):
         """Logits of some rows, after the last layer.
 
         Args:
-            rows: int64 [n] indices of rows.
+            rows: int64 [n] indices of rows; n fits `Model.row_tile`.
 
         Returns:
             float32 [n, vocab_size].
@@ -65,9 +64,10 @@ class Model(ABC):
         self.dtype = dtype
         self.device = device
 
+    @property
     @abstractmethod
-    def kernels(self) -> Sequence[RowKernel]:
-        """The matrix products of the model, one of each shape, for a row tile probe."""
+    def row_tile(self) -> RowTile:
+        """Row counts of a step and of `ForwardPass.logits` are multiples of this."""
 
     @abstractmethod
     def begin(self, batch: RowBatch, attention: Attention) -> ForwardPass:

@@ -8,19 +8,20 @@ there is no code for a particular member. q, k and v are one matrix product, gat
 Norm statistics, rotary embedding, attention and logits are float32 for any dtype of the weights.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from twinflow.runtime.attention.base import Attention
 from twinflow.runtime.models.base import ForwardPass, Model, RowBatch
 from twinflow.runtime.models.config import ModelConfig
-from twinflow.runtime.models.linear import Linear, create_linear
+from twinflow.runtime.models.linear import Linear, LinearFactory
 from twinflow.runtime.models.rope import RotaryTable, rotate
 from twinflow.runtime.models.weights import Parameter, load_parameters
-from twinflow.runtime.row_tile import RowKernel
+from twinflow.runtime.row_tile import RowTile
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,15 @@ class Decoder(Model):
     ) -> None:
         self.embedding = parameters.pop("embedding")
         super().__init__(config, dtype, self.embedding.device)
-        self.layers = [_take_layer(config, parameters, index) for index in range(config.num_layers)]
+        linears = LinearFactory()
+        self.layers = [
+            _take_layer(config, parameters, linears, index) for index in range(config.num_layers)
+        ]
         self.final_norm = parameters.pop("final_norm")
-        self.head = create_linear(
+        self.head = linears.create(
             self.embedding if config.tie_word_embeddings else parameters.pop("head")
         )
+        self._row_tile = linears.row_tile
         self.rotary = RotaryTable(config, self.device)
 
     @classmethod
@@ -74,11 +79,10 @@ class Decoder(Model):
         parameters = load_parameters(decoder_parameters(config), weights, dtype, device, on_warning)
         return cls(config, parameters, dtype)
 
-    def kernels(self) -> Sequence[RowKernel]:
+    @property
+    def row_tile(self) -> RowTile:
         """See the base class."""
-        layer = self.layers[0]
-        linears = (layer.query_key_value, layer.output, layer.gate_up, layer.down, self.head)
-        return [linear.kernel() for linear in linears]
+        return self._row_tile
 
     def begin(self, batch: RowBatch, attention: Attention) -> ForwardPass:
         """See the base class."""
@@ -130,12 +134,14 @@ def _layer_parameters(config: ModelConfig, index: int) -> list[Parameter]:
     return parameters
 
 
-def _take_layer(config: ModelConfig, parameters: dict[str, Tensor], index: int) -> DecoderLayer:
+def _take_layer(
+    config: ModelConfig, parameters: dict[str, Tensor], linears: LinearFactory, index: int
+) -> DecoderLayer:
     """Move a layer's parameters out of the dictionary, so that those that are packed are freed."""
 
     def linear(key: str) -> Linear:
         weight = parameters.pop(f"{index}.{key}.weight")
-        return create_linear(weight, parameters.pop(f"{index}.{key}.bias", None))
+        return linears.create(weight, parameters.pop(f"{index}.{key}.bias", None))
 
     head_norm = None
     if config.qk_norm:
@@ -199,9 +205,9 @@ def rms_norm(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns:
         A new tensor like `rows`; the statistics are float32.
     """
-    exact = rows.float()
-    inverse = (exact * exact).mean(-1, keepdim=True).add_(eps).rsqrt_()
-    return (exact * inverse).to(rows.dtype).mul_(weight)
+    if weight.dim() == 1:
+        return F.rms_norm(rows, weight.shape, weight, eps)
+    return F.rms_norm(rows, weight.shape[-1:], eps=eps).mul_(weight)
 
 
 def gated_silu(gate_up: Tensor) -> Tensor:

@@ -1,16 +1,17 @@
 """Linear layers: `x @ weightᵀ + bias`, in the form that is fastest on the device.
 
-The weight is not needed in its plain form afterwards, so a variant may keep it as it likes. A
-variant never changes which rows influence each other: see `row_tile`.
+Whether rows are computed independently of each other, bit by bit, depends on the form, the machine
+and the shape; `LinearFactory` measures it (see `row_tile`) and chooses.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from twinflow.runtime.row_tile import RowKernel
+from twinflow.runtime.row_tile import RowKernel, RowTile, find_row_tile
 
 # Packing asks for a typical number of rows. From 16 on it chooses one layout and kernel for all,
 # down to a single row; for smaller numbers it would choose a vector product of other rounding.
@@ -23,15 +24,25 @@ _PIECE_COLUMNS = 288
 class Linear(ABC):
     """A linear layer.
 
+    Args:
+        weight: [out_features, in_features]; whether it is kept is the variant's business.
+        bias: [out_features], if any.
+
     Attributes:
         in_features: width of a row that goes in.
         out_features: width of a row that comes out.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._bias = bias
         self.out_features, self.in_features = weight.shape
         self._dtype = weight.dtype
         self._device = weight.device
+
+    @staticmethod
+    @abstractmethod
+    def supports(dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether this build and machine can do it."""
 
     @abstractmethod
     def __call__(self, rows: Tensor) -> Tensor:
@@ -52,9 +63,13 @@ class PlainLinear(Linear):
     """The weight as it is; every device and dtype."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__(weight)
+        super().__init__(weight, bias)
         self._weight = weight
-        self._bias = bias
+
+    @staticmethod
+    def supports(dtype: torch.dtype, device: torch.device) -> bool:
+        """Always."""
+        return True
 
     def __call__(self, rows: Tensor) -> Tensor:
         """See the base class."""
@@ -69,7 +84,7 @@ class PackedLinear(Linear):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__(weight)
+        super().__init__(weight, bias)
         # Sums of pieces in bfloat16 would be rounded to it; oneDNN sums in float32 inside a piece.
         count = -(-self.in_features // _PIECE_COLUMNS) if weight.dtype is torch.float32 else 1
         pieces = torch.tensor_split(weight, count, dim=1)
@@ -78,7 +93,6 @@ class PackedLinear(Linear):
             for piece in pieces
         ]
         self._widths = [piece.shape[1] for piece in pieces]
-        self._bias = bias
 
     def __call__(self, rows: Tensor) -> Tensor:
         """See the base class."""
@@ -91,7 +105,7 @@ class PackedLinear(Linear):
 
     @staticmethod
     def supports(dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether this build and machine have the operators for a dtype."""
+        """Whether oneDNN is there and has the dtype."""
         has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         if device.type != "cpu" or not has_onednn:
             return False
@@ -102,8 +116,43 @@ class PackedLinear(Linear):
         return dtype is torch.float32
 
 
-def create_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """The fastest variant for a weight [out_features, in_features] on its device."""
-    if PackedLinear.supports(weight.dtype, weight.device):
-        return PackedLinear(weight, bias)
-    return PlainLinear(weight, bias)
+class LinearFactory:
+    """Makes each linear layer in its fastest form that keeps rows independent on this machine.
+
+    Each shape is probed once. Where no form keeps rows independent, the fastest one is used.
+
+    Args:
+        variants: forms, the fastest first; the last one supports everything.
+    """
+
+    def __init__(self, variants: Sequence[type[Linear]] = (PackedLinear, PlainLinear)) -> None:
+        self._variants = variants
+        self._chosen: dict[tuple[object, ...], type[Linear]] = {}
+        self._row_tile = RowTile(1, batch_invariant=True)
+
+    @property
+    def row_tile(self) -> RowTile:
+        """What all layers made so far need."""
+        return self._row_tile
+
+    def create(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """A layer with a weight [out_features, in_features] and a bias [out_features]."""
+        kind = (weight.shape, weight.dtype, weight.device, bias is None)
+        variant = self._chosen.get(kind)
+        if variant is not None:
+            return variant(weight, bias)
+        linear, tile = self._first(weight, bias)
+        self._chosen[kind] = type(linear)
+        self._row_tile = self._row_tile.join(tile)
+        return linear
+
+    def _first(self, weight: Tensor, bias: Tensor | None) -> tuple[Linear, RowTile]:
+        """The layer, and what its form was found to need."""
+        found: list[tuple[Linear, RowTile]] = []
+        for variant in self._variants:
+            if variant.supports(weight.dtype, weight.device):
+                linear = variant(weight, bias)
+                found.append((linear, find_row_tile([linear.kernel()])))
+                if found[-1][1].batch_invariant:
+                    return found[-1]
+        return found[0]

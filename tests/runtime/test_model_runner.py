@@ -143,12 +143,13 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     """Two workers that exchange KV may have different numbers of cores."""
     config = CONFIGS["qwen2, odd sizes"]
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 4, 8):
         torch.set_num_threads(threads)
         runner = make_runner(make_model(config))
         (sequence,) = make_sequences(config, [301], block_size=16)
         for size in (200, 100, 1):
             feed(runner, [(sequence, size)])
+        assert runner.batch_invariant
         results.append((pages(runner, sequence), sequence.logits[300]))
     for found in results[1:]:
         assert torch.equal(found[0], results[0][0])

@@ -55,6 +55,11 @@ def test_notices_dependence_on_the_place_of_a_row() -> None:
     assert not find_row_tile([kernel(by_place)]).batch_invariant
 
 
+def test_joined_tiles_suit_both() -> None:
+    assert RowTile(4, True).join(RowTile(16, True)) == RowTile(16, True)
+    assert RowTile(8, True).join(RowTile(1, False)) == RowTile(8, False)
+
+
 def test_round_up() -> None:
     tile = RowTile(4, batch_invariant=True)
     assert [tile.round_up(count) for count in (1, 4, 5, 8)] == [4, 4, 8, 8]

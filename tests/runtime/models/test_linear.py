@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from twinflow.runtime.models.linear import PackedLinear, PlainLinear, create_linear
+from twinflow.runtime.models.linear import LinearFactory, PackedLinear, PlainLinear
 from twinflow.runtime.row_tile import RowTile, find_row_tile
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def test_computes_the_product(variant: type[PlainLinear | PackedLinear], bias: b
 @needs_packing
 @pytest.mark.parametrize("shape", [(96, 64), (37, 50), (257, 18), (33, 130)])
 def test_packed_rows_are_independent_from_the_first_on(shape: tuple[int, int]) -> None:
-    linear = create_linear(torch.randn(shape))
+    linear = LinearFactory().create(torch.randn(shape))
     assert isinstance(linear, PackedLinear)
     assert find_row_tile([linear.kernel()]) == RowTile(1, batch_invariant=True)
 
@@ -37,7 +37,7 @@ def test_packed_rows_are_independent_from_the_first_on(shape: tuple[int, int]) -
 def test_bfloat16_has_a_form_on_every_machine() -> None:
     weight = torch.randn(24, 16).bfloat16()
     rows = torch.randn(5, 16).bfloat16()
-    found = create_linear(weight)(rows)
+    found = LinearFactory().create(weight)(rows)
     torch.testing.assert_close(found, F.linear(rows, weight))
 
 
@@ -53,3 +53,25 @@ def test_packed_rows_are_as_exact_as_plain_ones(width: int) -> None:
         return float((found.double() - exact).pow(2).mean().sqrt())
 
     assert error(PackedLinear(weight, None)(rows)) < 1.5 * error(F.linear(rows, weight))
+
+
+class CarelessLinear(PlainLinear):
+    """Fast, but its result depends on the number of rows."""
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return super().__call__(rows) + 1e-3 * len(rows)
+
+
+def test_a_form_that_mixes_rows_is_not_chosen() -> None:
+    factory = LinearFactory((CarelessLinear, PackedLinear, PlainLinear))
+    for _ in range(2):
+        linear = factory.create(torch.randn(32, 48), torch.randn(32))
+        assert isinstance(linear, (PackedLinear, PlainLinear))
+        assert not isinstance(linear, CarelessLinear)
+    assert factory.row_tile == find_row_tile([linear.kernel()])
+
+
+def test_the_fastest_form_is_chosen_when_all_mix_rows() -> None:
+    factory = LinearFactory((CarelessLinear,))
+    factory.create(torch.randn(32, 48))
+    assert factory.row_tile == RowTile(1, batch_invariant=False)
