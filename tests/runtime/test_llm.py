@@ -191,10 +191,8 @@ class TestPrompts:
 
     def test_a_text_and_its_tokens_are_one_prompt_each(self, llm: LLM) -> None:
         ids = llm.tokenizer.encode(TEXTS[0])
-        outputs = [
-            llm.generate(prompts, GREEDY, use_tqdm=False)
-            for prompts in (TEXTS[0], ids, tuple(ids), [TEXTS[0]], [ids])
-        ]
+        forms: list[Any] = [TEXTS[0], ids, tuple(ids), [TEXTS[0]], [ids]]
+        outputs = [llm.generate(prompts, GREEDY, use_tqdm=False) for prompts in forms]
         assert all(tokens(output) == tokens(outputs[0]) for output in outputs)
 
     def test_none(self, llm: LLM) -> None:
@@ -223,8 +221,9 @@ class TestPrompts:
             llm.generate(prompts, GREEDY, use_tqdm=False)
 
     def test_nothing_runs_if_one_prompt_is_refused(self, llm: LLM) -> None:
+        prompts: list[str | list[int]] = ["x", [1] * 600]
         with pytest.raises(ContextLengthExceeded, match="limit is 512"):
-            llm.generate(["x", [1] * 600], GREEDY, use_tqdm=False)
+            llm.generate(prompts, GREEDY, use_tqdm=False)
 
     def test_parameters_for_each_prompt(self, llm: LLM) -> None:
         with pytest.raises(InvalidRequest, match="2 prompts and 1 sampling params"):
