@@ -7,6 +7,7 @@ lines on its standard output. It stops when its input ends, so it never outlives
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import asdict
 
 import msgspec
@@ -100,7 +101,9 @@ class LocalHandle:
         self._reader.join()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                # Closing flushes what a process that was gone already could not be told.
+                with suppress(BrokenPipeError):
+                    pipe.close()
 
 
 class LocalLauncher:
