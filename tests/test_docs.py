@@ -1,6 +1,7 @@
 """What the documentation says is so: links, commands, names, tables and examples."""
 
 import asyncio
+import dataclasses
 import importlib
 import re
 import shlex
@@ -127,9 +128,11 @@ def test_timeouts_of_the_hand_off_are_those_of_the_code() -> None:
 
 def default_of(owner: Any, field: str) -> Any:
     """A constant of a module, or the default of a field of a configuration."""
-    if isinstance(owner, type) and issubclass(owner, msgspec.Struct):
-        return {f.name: f.default for f in msgspec.structs.fields(owner)}[field]
-    return getattr(owner, field)
+    if not isinstance(owner, type):
+        return getattr(owner, field)
+    is_struct = issubclass(owner, msgspec.Struct)
+    fields = msgspec.structs.fields(owner) if is_struct else dataclasses.fields(owner)
+    return {one.name: one.default for one in fields}[field]
 
 
 def test_limits_of_the_doors_are_those_of_the_code() -> None:
