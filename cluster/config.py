@@ -137,8 +137,9 @@ class ServeConfig(BaseModel):
     """Names that requests may use for the model, the first being the one answers carry; by default
     the directory's name."""
 
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Group.MODEL] = "auto"
-    """Number format of weights, activations and KV cache; auto takes the checkpoint's."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Group.MODEL] = "auto"
+    """Number format of weights, activations and KV cache; auto takes bfloat16 if the checkpoint is in
+    it and the processor can compute with it, else float32."""
 
     max_model_len: Annotated[Count | None, Group.MODEL] = None
     """Longest sequence in tokens, prompt and output together, such as 4096 or 32k; by default what
@@ -196,14 +197,14 @@ class ServeConfig(BaseModel):
     """Memory for each worker's KV cache, such as 4GiB; by default a share of what is free."""
 
     max_num_queued_reqs: Annotated[Count, Group.LIMITS] = 1024
-    """Requests that may be waiting or running; one more is answered with 429 and Retry-After."""
+    """Requests that may wait for their first token; one more is answered with 429 and Retry-After."""
 
     max_num_queued_tokens: Annotated[Count, Group.LIMITS] = 4_000_000
-    """Prompt tokens that may be waiting or running; beyond that the answer is 429."""
+    """Prompt tokens that may wait for their first token; beyond that the answer is 429."""
 
     kv_transfer_timeout: Annotated[Seconds, Field(gt=0), Group.LIMITS] = 10.0
-    """Seconds that the KV cache of one prompt may take from worker to worker before it is computed
-    again."""
+    """Seconds that each wait of a KV hand-off may take before the prompt is computed where it is
+    needed."""
 
     shutdown_timeout: Annotated[Seconds, Group.LIMITS] = 30.0
     """Seconds that running requests get to finish after Ctrl-C or SIGTERM; 0 aborts them."""

@@ -169,16 +169,15 @@ def check_device(device: str) -> None:
 def resolve_dtype(requested: str, checkpoint_dtype: str, device: str) -> str:
     """The dtype to serve in.
 
-    `auto` takes the checkpoint's, except on a CPU without bfloat16 arithmetic, where float32 is
-    faster and exact.
+    `auto` takes bfloat16 for a bfloat16 checkpoint, except on a CPU without bfloat16 arithmetic;
+    everything else is served in float32, which holds every value of every checkpoint dtype.
     """
     if requested != "auto":
-        if requested not in ("float32", "bfloat16", "float16"):
-            raise ConfigError(f"--dtype {requested}: use auto, float32, bfloat16 or float16")
+        if requested not in ("float32", "bfloat16"):
+            raise ConfigError(f"--dtype {requested}: use auto, float32 or bfloat16")
         return requested
-    if device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "float32"
-    return checkpoint_dtype
+    native = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bfloat16" if checkpoint_dtype == "bfloat16" and native else "float32"
 
 
 def _engine_config(
@@ -230,7 +229,14 @@ def _load_runner(
         target,
         on_warning=lambda text: structlog.get_logger().warning(text),
     )
-    return ModelRunner(model, layout, config.num_blocks, config.max_num_batched_tokens, target)
+    runner = ModelRunner(model, layout, config.num_blocks, config.max_num_batched_tokens, target)
+    if not runner.batch_invariant:
+        structlog.get_logger().warning(
+            "the matrix products of this machine are not batch-invariant in this dtype: near ties "
+            "may fall differently from run to run",
+            dtype=layout.dtype,
+        )
+    return runner
 
 
 def _assemble(
