@@ -138,7 +138,7 @@ class ServeConfig(BaseModel):
     the directory's name."""
 
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Group.MODEL] = "auto"
-    """Number format of weights, activations and KV cache; auto takes bfloat16 if the checkpoint is in
+    """Number format of weights, activations and KV cache; auto takes bfloat16 if the checkpoint has
     it and the processor can compute with it, else float32."""
 
     max_model_len: Annotated[Count | None, Group.MODEL] = None
@@ -197,7 +197,7 @@ class ServeConfig(BaseModel):
     """Memory for each worker's KV cache, such as 4GiB; by default a share of what is free."""
 
     max_num_queued_reqs: Annotated[Count, Group.LIMITS] = 1024
-    """Requests that may wait for their first token; one more is answered with 429 and Retry-After."""
+    """Requests that may wait for their first token; one more is answered with 429."""
 
     max_num_queued_tokens: Annotated[Count, Group.LIMITS] = 4_000_000
     """Prompt tokens that may wait for their first token; beyond that the answer is 429."""

@@ -98,7 +98,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"dtype": "int8"}, "--dtype int8: use auto, float32, bfloat16 or float16"),
+            ({"dtype": "int8"}, "--dtype int8: use auto, float32 or bfloat16"),
             ({"max_model_len": 513}, "--max-model-len: found 513, expected 1 to 512"),
             ({"max_model_len": 500, "num_kv_blocks": 5}, r"less than max_model_len \(500\)"),
             ({"block_size": 0}, "block_size must be a power of two, not 0"),
@@ -149,7 +149,7 @@ def test_the_cpu_is_there() -> None:
 class TestDtype:
     """`auto` takes the checkpoint's dtype where the device computes in it."""
 
-    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_a_wish_is_granted(self, dtype: str) -> None:
         assert resolve_dtype(dtype, "float32", "cpu") == dtype
 
@@ -160,3 +160,4 @@ class TestDtype:
         )
         assert resolve_dtype("auto", "bfloat16", "cpu") == dtype
         assert resolve_dtype("auto", "bfloat16", "cuda") == "bfloat16"
+        assert resolve_dtype("auto", "float16", "cuda") == "float32"
