@@ -6,11 +6,20 @@ gRPC in this module.
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import structlog
 
-from twinflow.protos.errors import EngineError, TwinflowError
+from twinflow.protos.errors import (
+    EngineError,
+    HandoffError,
+    InvalidRequest,
+    ServerError,
+    TwinflowError,
+    Unavailable,
+    WorkerLost,
+)
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.lifecycle import ReceiveOrder
@@ -36,7 +45,7 @@ class KVFetcher(Protocol):
 
 @dataclass(slots=True)
 class HandoffCounters:
-    """Totals of KV hand-offs since the start, both directions."""
+    """Totals of the hand-offs that this worker received, since its start."""
 
     bytes: int = 0
     seconds: float = 0.0
@@ -50,7 +59,7 @@ class WorkerState:
     """What changes in a worker's life besides its requests."""
 
     draining: bool = False
-    death: EngineError | None = None
+    death: WorkerLost | None = None
     handoffs: HandoffCounters = field(default_factory=HandoffCounters)
 
 
@@ -60,11 +69,13 @@ class WorkerCore:
     Args:
         config: of the worker.
         engine: not yet running.
+        vocab_size: tokens that the engine's model knows.
     """
 
-    def __init__(self, config: WorkerConfig, engine: Engine) -> None:
+    def __init__(self, config: WorkerConfig, engine: Engine, vocab_size: int) -> None:
         self.config = config
         self.state = WorkerState()
+        self._vocab_size = vocab_size
         self._fetcher: KVFetcher | None = None
         self.outputs = OutputRouter(self._receive)
         self.loop = EngineLoop(engine, publish=self.outputs.publish, on_death=self._die)
@@ -75,25 +86,43 @@ class WorkerCore:
         self.loop.start()
 
     @property
-    def draining(self) -> bool:
-        """Whether new requests are refused."""
-        return self.state.draining or self.state.death is not None
+    def refusal(self) -> ServerError | None:
+        """Why new requests are refused, if they are."""
+        if self.state.draining:
+            return Unavailable(f"worker {self.config.worker_id} is draining")
+        return self.state.death
 
     def submit(self, request: Request, owner: RequestOwner) -> None:
         """Queue a request; refusals reach the owner as failures."""
         engine_id = request.request_id
-        self.outputs.own(engine_id, owner)
-        if self.state.death is not None:
-            self.outputs.fail(engine_id, self.state.death)
+        error = self.refusal or self._fault(request)
+        if error is not None:
+            owner.fail(engine_id, error)
+            owner.flush()
             return
+        self.outputs.own(engine_id, owner)
+        self.loop.post(partial(self._add, request))
 
-        def add(engine: Engine) -> None:
-            try:
-                engine.add_request(request)
-            except TwinflowError as error:
-                self.loop.to_events(self.outputs.fail, engine_id, error)
+    def _fault(self, request: Request) -> InvalidRequest | None:
+        """What is wrong with a request; one that got as far as a step would fail its neighbours."""
+        if request.request_id in self.outputs:
+            return InvalidRequest(f"request {request.request_id} is here already.")
+        tokens = request.token_ids
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self._vocab_size:
+            return InvalidRequest(
+                f"the prompt has a token outside the vocabulary of {self._vocab_size}.", "prompt"
+            )
+        return None
 
-        self.loop.post(add)
+    def _add(self, request: Request, engine: Engine) -> None:
+        try:
+            engine.add_request(request)
+        except TwinflowError as error:
+            self.loop.to_events(self.outputs.fail, request.request_id, error)
+        except Exception as error:  # noqa: BLE001 - one request must not end the engine
+            structlog.get_logger().exception("a request was not taken in")
+            failure = EngineError(f"{type(error).__name__}: {error}")
+            self.loop.to_events(self.outputs.fail, request.request_id, failure)
 
     def abort(self, engine_id: str) -> None:
         """End a request silently."""
@@ -135,15 +164,34 @@ class WorkerCore:
             handoffs_completed=handoffs.completed,
             handoffs_failed=handoffs.failed,
             digests_refused=handoffs.digests_refused,
-            draining=self.draining,
+            draining=self.refusal is not None,
             steps=now.steps,
         )
 
+    async def check_integrity(self) -> None:
+        """Recount the engine's queues and blocks between two steps.
+
+        Raises:
+            AssertionError: they disagree.
+            Unavailable: the engine has stopped.
+        """
+        await self.loop.call(Engine.check_integrity)
+
     def _receive(self, order: ReceiveOrder) -> None:
-        if self._fetcher is not None:
-            self._fetcher.start(order)
+        engine_id = order.request.request_id
+        if self._fetcher is None or engine_id not in self.outputs:
+            # Aborted while the order was on its way here: nobody has asked for the KV yet.
+            error = HandoffError("the request was aborted")
+            self.loop.post(lambda engine: engine.receive_failed(engine_id, error))
+            return
+        self._fetcher.start(order)
 
     def _die(self, error: EngineError) -> None:
-        structlog.get_logger().error("engine failed for good", error=str(error))
-        self.state.death = error
-        self.outputs.fail_all(error)
+        """Fail every request in a way that lets its gateway go on elsewhere."""
+        structlog.get_logger().error("the engine failed for good", error=str(error))
+        lost = WorkerLost(f"the engine of worker {self.config.worker_id} failed for good: {error}")
+        self.state.death = lost
+        for engine_id in self.outputs:
+            if self._fetcher is not None:
+                self._fetcher.cancel(engine_id)
+        self.outputs.fail_all(lost)

@@ -20,8 +20,9 @@ from twinflow.runtime.snapshot import take_snapshot
 
 Command = Callable[[Engine], None]
 T = TypeVar("T")
-# How long to wait when there is work that cannot run yet, such as a full KV cache.
-_BLOCKED_WAIT_S = 0.005
+# Work that cannot run yet, such as a request that finds the KV cache full, waits for a command.
+# Asked again this often all the same: a scheduling policy may look at the time.
+_BLOCKED_WAIT_S = 0.1
 
 
 class EngineLoop:
@@ -31,6 +32,7 @@ class EngineLoop:
         engine: owned by the loop's thread from `start` on.
         publish: called on the event loop with the outputs of each step.
         on_death: called on the event loop if the engine fails for good.
+        blocked_wait_s: how often work that cannot run is looked at again.
 
     Attributes:
         snapshot: the engine's figures after its latest step.
@@ -43,8 +45,10 @@ class EngineLoop:
         *,
         publish: Callable[[EngineOutputs], None],
         on_death: Callable[[EngineError], None],
+        blocked_wait_s: float = _BLOCKED_WAIT_S,
     ) -> None:
         self._engine = engine
+        self._blocked_wait_s = blocked_wait_s
         self._publish = publish
         self._on_death = on_death
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
@@ -63,11 +67,12 @@ class EngineLoop:
     @property
     def alive(self) -> bool:
         """Whether commands will still be carried out."""
-        return self._thread.is_alive() and self.error is None
+        return self._thread.is_alive() and not self._stopping and self.error is None
 
     def post(self, command: Command) -> None:
-        """Run a command between two steps; it must not raise."""
-        self._commands.put(command)
+        """Run a command between two steps; it must not raise. A dead engine runs none."""
+        if self.error is None:
+            self._commands.put(command)
 
     def to_events(self, callback: Callable[..., None], *args: object) -> None:
         """Call something on the event loop, from a command."""
@@ -115,7 +120,7 @@ class EngineLoop:
                 progressed = self._engine.runnable and self._engine.step()
                 self._deliver()
                 if self._engine.runnable and not progressed:
-                    self._run_commands(block=True, timeout_s=_BLOCKED_WAIT_S)
+                    self._run_commands(block=True, timeout_s=self._blocked_wait_s)
         except EngineError as error:
             self._die(error)
         except Exception as error:  # noqa: BLE001 - the thread's last words

@@ -3,7 +3,7 @@
 An owner is a gateway's session or an outgoing hand-off. Nothing here waits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from twinflow.protos.errors import TwinflowError
@@ -41,6 +41,12 @@ class OutputRouter:
     def __len__(self) -> int:
         return len(self._owners)
 
+    def __contains__(self, engine_id: str) -> bool:
+        return engine_id in self._owners
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._owners))
+
     def own(self, engine_id: str, owner: RequestOwner) -> None:
         """From now on `owner` hears of the request."""
         self._owners[engine_id] = owner
@@ -75,4 +81,4 @@ class OutputRouter:
 
     def fail_all(self, error: TwinflowError) -> None:
         """The engine is gone, and every request with it."""
-        self.publish(EngineOutputs(failures=[(engine_id, error) for engine_id in self._owners]))
+        self.publish(EngineOutputs(failures=[(engine_id, error) for engine_id in self]))

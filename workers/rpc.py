@@ -6,9 +6,11 @@ launcher for each deployment; without it every call is refused.
 
 import hmac
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
+
+from twinflow.protos.errors import ServerError, TwinflowError, subclasses_by_code
 
 # A frozen peer answers no HTTP/2 ping: its calls fail this long after it stopped.
 KEEPALIVE_INTERVAL_S = 2.0
@@ -30,6 +32,8 @@ _CHANNEL_OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # Also how long one attempt may take: a frozen peer accepts and then says nothing.
+    ("grpc.min_reconnect_backoff_ms", 2000),
 ]
 _SERVER_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -87,6 +91,24 @@ def _refuse_like(handler: Any) -> Any:
     if handler.request_streaming:
         return grpc.stream_stream_rpc_method_handler(stream)
     return grpc.unary_unary_rpc_method_handler(unary)
+
+
+async def abort_call(
+    context: "grpc.aio.ServicerContext[Any, Any]", error: TwinflowError
+) -> NoReturn:
+    """End a call with an error, which `error_of_call` turns back at the other end."""
+    await context.abort(grpc.StatusCode[error.grpc_status], f"{error.code}: {error.message}")
+    raise error  # not reached: `abort` raises
+
+
+def error_of_call(problem: grpc.aio.AioRpcError) -> TwinflowError:
+    """What the peer ended a call with, or what broke it."""
+    details = problem.details() or ""
+    code, _, message = details.partition(": ")
+    known = subclasses_by_code().get(code)
+    if known is not None:
+        return known(message)
+    return ServerError(f"{problem.code().name.lower()}: {details}")
 
 
 def create_server(token: str) -> grpc.aio.Server:

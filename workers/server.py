@@ -7,7 +7,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import structlog
 import torch
@@ -20,6 +20,7 @@ from twinflow.runtime.build import BuiltEngine, EngineOptions, LoadProgress, bui
 from twinflow.runtime.engine import KVProgress
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.core import WorkerCore
+from twinflow.workers.handoff.end import HandoffEnd
 from twinflow.workers.handoff.links import PeerLinks
 from twinflow.workers.handoff.receiver import KVReceiver
 from twinflow.workers.handoff.sender import KVSender
@@ -28,9 +29,34 @@ from twinflow.workers.role import ROLES
 from twinflow.workers.rpc import PROTOCOL_VERSION, create_server
 from twinflow.workers.service import WorkerService
 
-# Each hand-off in flight may block one thread on its link and one on its rendezvous.
-_HANDOFF_THREADS = 32
 _STOP_S = 10.0
+# Calls that are still under way when everything else has ended are cut off after this long.
+_LAST_CALLS_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerParts:
+    """What a started worker consists of.
+
+    Attributes:
+        core: the engine and its requests.
+        built: the engine's model and KV memory.
+        links: to other workers.
+        stores: rendezvous of the links that it sends over.
+        store_calls: how its peers reach them.
+        receiver: hand-offs to this worker.
+        sender: hand-offs from this worker.
+        service: its gRPC face.
+    """
+
+    core: WorkerCore
+    built: BuiltEngine
+    links: PeerLinks
+    stores: StoreDirectory
+    store_calls: StoreCalls
+    receiver: KVReceiver
+    sender: KVSender
+    service: WorkerService
 
 
 class WorkerServer:
@@ -44,21 +70,17 @@ class WorkerServer:
     def __init__(self, config: WorkerConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.config = config
         self._clock = clock
-        self._threads = ThreadPoolExecutor(_HANDOFF_THREADS, "twinflow-handoff")
-        self._stores = StoreDirectory()
         self._grpc = create_server(config.token)
         self._on_kv: Callable[[KVProgress], None] = lambda progress: None
-        self._core: WorkerCore | None = None
-        self._sender: KVSender | None = None
-        self._receiver: KVReceiver | None = None
+        self._parts: WorkerParts | None = None
         self.description = pb.DescribeResponse()
 
     @property
-    def core(self) -> WorkerCore:
-        """The engine and its requests; there from `start` on."""
-        if self._core is None:
+    def parts(self) -> WorkerParts:
+        """What the worker consists of; there from `start` on."""
+        if self._parts is None:
             raise RuntimeError("the worker has not started")
-        return self._core
+        return self._parts
 
     async def start(self, progress: LoadProgress | None = None) -> str:
         """Load the model and serve; returns the address of the gRPC server.
@@ -67,13 +89,24 @@ class WorkerServer:
             SetupError: the model or the configuration cannot be served.
         """
         built = await asyncio.to_thread(self._build, progress)
-        port = self._grpc.add_insecure_port(f"{self.config.host}:0")
-        if port == 0:
-            raise ConfigError(f"worker {self.config.worker_id} cannot listen on {self.config.host}")
-        self.description = self._describe(built, f"{self.config.host}:{port}")
-        self._wire(built)
+        self.description = self._describe(built, self._listen())
+        self._parts = self._assemble(built)
+        self._on_kv = self._parts.sender.on_kv
+        rpc.add_WorkerServicer_to_server(self._parts.service, self._grpc)
+        self._parts.core.start(self._parts.receiver)
         await self._grpc.start()
         return self.description.address
+
+    def _listen(self) -> str:
+        """Take a port; returns the address."""
+        host = self.config.host
+        try:
+            port = self._grpc.add_insecure_port(f"{host}:0")
+        except RuntimeError as error:
+            raise ConfigError(
+                f"worker {self.config.worker_id} cannot listen on {host}: {error}"
+            ) from error
+        return f"{host}:{port}"
 
     def _build(self, progress: LoadProgress | None) -> BuiltEngine:
         config = self.config
@@ -96,17 +129,15 @@ class WorkerServer:
             options, clock=self._clock, on_kv=lambda kv: self._on_kv(kv), progress=progress
         )
 
-    def _wire(self, built: BuiltEngine) -> None:
-        core = self._core = WorkerCore(self.config, built.engine)
-        links = PeerLinks(self.config, self._stores, self._threads)
-        self._sender = KVSender(core, built, links, self.description)
-        self._receiver = KVReceiver(core, built, links, self.description)
-        self._on_kv = self._sender.on_kv
-        service = WorkerService(
-            core, self._sender, StoreCalls(self._stores, self._threads), self.description
-        )
-        rpc.add_WorkerServicer_to_server(service, self._grpc)
-        core.start(self._receiver)
+    def _assemble(self, built: BuiltEngine) -> WorkerParts:
+        core = WorkerCore(self.config, built.engine, built.model.vocab_size)
+        stores = StoreDirectory()
+        links = PeerLinks(self.config, stores)
+        store_calls = StoreCalls(stores, links.max_sending)
+        end = HandoffEnd(core, built, links, self.description)
+        receiver, sender = KVReceiver(end), KVSender(end)
+        service = WorkerService(core, sender, store_calls, self.description)
+        return WorkerParts(core, built, links, stores, store_calls, receiver, sender, service)
 
     def _describe(self, built: BuiltEngine, address: str) -> pb.DescribeResponse:
         return pb.DescribeResponse(
@@ -126,20 +157,33 @@ class WorkerServer:
             pid=os.getpid(),
         )
 
+    async def check_integrity(self) -> None:
+        """Recount everything that requests and hand-offs hold.
+
+        Raises:
+            AssertionError: the engine's blocks and queues disagree.
+            RuntimeError: links or their stores do not add up.
+            Unavailable: the engine has stopped.
+        """
+        await self.parts.core.check_integrity()
+        self.parts.links.check_integrity()
+        self.parts.stores.check_integrity()
+
     async def stop(self, grace_s: float) -> None:
         """Finish what runs for at most `grace_s`, then end everything."""
-        if self._core is not None:
-            left = await self._core.drain(grace_s)
-            if left:
-                structlog.get_logger().warning(
-                    "requests cut off", worker=self.config.worker_id, requests=left
-                )
-        if self._receiver is not None:
-            await self._receiver.close()
-        await self._grpc.stop(grace=0.5)
-        if self._sender is not None:
-            await self._sender.close()
-        if self._core is not None:
-            await self._core.loop.stop(_STOP_S)
-        self._stores.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        parts = self._parts
+        if parts is None:
+            await self._grpc.stop(grace=None)
+            return
+        left = await parts.core.drain(grace_s)
+        if left:
+            structlog.get_logger().warning(
+                "requests cut off", worker=self.config.worker_id, requests=left
+            )
+        parts.service.end_sessions()
+        await parts.receiver.close()
+        await self._grpc.stop(_LAST_CALLS_S)
+        await parts.links.close()
+        await parts.core.loop.stop(_STOP_S)
+        parts.stores.close()
+        parts.store_calls.close()

@@ -6,9 +6,9 @@ Turns calls into calls of the core and of the hand-off, errors into status codes
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
 
 import grpc
+import structlog
 
 from twinflow.protos.errors import TwinflowError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
@@ -16,6 +16,7 @@ from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
 from twinflow.workers.core import WorkerCore
 from twinflow.workers.handoff.sender import KVSender
 from twinflow.workers.handoff.store_calls import StoreCalls
+from twinflow.workers.rpc import abort_call
 from twinflow.workers.session import Session
 
 
@@ -47,12 +48,19 @@ class WorkerService(rpc.WorkerServicer):
         """Gateways that are attached."""
         return len(self._sessions)
 
+    def end_sessions(self) -> None:
+        """Let every session end after what is unread; their requests are aborted."""
+        for session in self._sessions:
+            session.end()
+
     async def Describe(
         self,
         request: pb.DescribeRequest,
         context: "grpc.aio.ServicerContext[pb.DescribeRequest, pb.DescribeResponse]",
     ) -> pb.DescribeResponse:
-        """See the proto."""
+        """See the proto; a worker whose engine is dead says that instead."""
+        if self._core.state.death is not None:
+            await abort_call(context, self._core.state.death)
         return self._description
 
     async def Attach(
@@ -68,7 +76,7 @@ class WorkerService(rpc.WorkerServicer):
             async for message in session.messages():
                 yield message
         except TwinflowError as error:
-            await _abort(context, error)
+            await abort_call(context, error)
         finally:
             self._sessions.discard(session)
             session.close()
@@ -86,7 +94,7 @@ class WorkerService(rpc.WorkerServicer):
                 async for response in responses:
                     yield response
         except TwinflowError as error:
-            await _abort(context, error)
+            await abort_call(context, error)
 
     async def LinkStore(
         self,
@@ -97,8 +105,7 @@ class WorkerService(rpc.WorkerServicer):
         try:
             return await self._stores.answer(request)
         except TwinflowError as error:
-            await _abort(context, error)
-            raise
+            await abort_call(context, error)
 
     async def Drain(
         self,
@@ -114,9 +121,7 @@ async def _read(requests: AsyncIterator[pb.AttachRequest], session: Session) -> 
     try:
         async for message in requests:
             session.handle(message)
+    except Exception:  # noqa: BLE001 - whatever the gateway sent, it costs no more than its session
+        structlog.get_logger().exception("a session was given up")
     finally:
         session.end()
-
-
-async def _abort(context: "grpc.aio.ServicerContext[Any, Any]", error: TwinflowError) -> None:
-    await context.abort(grpc.StatusCode[error.grpc_status], f"{error.code}: {error.message}")

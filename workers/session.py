@@ -5,6 +5,7 @@ came through it is aborted, so a dead gateway holds no blocks.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 
 from twinflow.protos.errors import DeadlineExceeded, TwinflowError, Unavailable
@@ -39,8 +40,14 @@ class Session:
         self._core = core
         self._entries: dict[str, _Entry] = {}
         self._outputs: list[pb.RequestOutput] = []
-        self._messages: asyncio.Queue[pb.AttachResponse | None] = asyncio.Queue(max_backlog)
+        self._unread: deque[pb.AttachResponse] = deque()
+        self._max_backlog = max_backlog
         self._overrun = False
+        self._ended = False
+        self._wake = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def handle(self, message: pb.AttachRequest) -> None:
         """Act on a message of the gateway."""
@@ -53,9 +60,8 @@ class Session:
     def _submit(self, submission: pb.Submission) -> None:
         request_id, attempt = submission.request_id, submission.attempt
         engine_id = engine_id_of(request_id, attempt)
-        if self._core.draining:
-            self._refuse(request_id, attempt, Unavailable("the worker is draining"))
-            return
+        if engine_id in self._entries:
+            return  # sent twice: it is being served
         try:
             request = request_from_pb(submission, engine_id)
         except TwinflowError as error:
@@ -105,34 +111,44 @@ class Session:
 
     def flush(self) -> None:
         """See `RequestOwner.flush`: one message for all outputs of the step."""
-        outputs, self._outputs = self._outputs, []
-        message = pb.AttachResponse(outputs=outputs, stats=self._core.stats())
-        try:
-            self._messages.put_nowait(message)
-        except asyncio.QueueFull:
+        if len(self._unread) >= self._max_backlog:
+            # The stream itself may be stuck in a write; the blocks need not wait for it.
             self._overrun = True
+            self.close()
+            return
+        outputs, self._outputs = self._outputs, []
+        self._unread.append(pb.AttachResponse(outputs=outputs, stats=self._core.stats()))
+        self._wake.set()
 
     async def messages(self) -> AsyncIterator[pb.AttachResponse]:
         """What the gateway is to be told, and the worker's load at least twice a second.
 
         Raises:
+            WorkerLost: the engine failed for good; every request has been told.
             Unavailable: the gateway reads too slowly.
         """
-        yield pb.AttachResponse(stats=self._core.stats())
-        while not self._overrun:
-            try:
-                message = await asyncio.wait_for(self._messages.get(), _STATS_INTERVAL_S)
-            except TimeoutError:
-                message = pb.AttachResponse(stats=self._core.stats())
-            if message is None:
+        if self._core.state.death is None:
+            yield pb.AttachResponse(stats=self._core.stats())
+        while True:
+            self._wake.clear()
+            while self._unread and not self._overrun:
+                yield self._unread.popleft()
+            if self._overrun:
+                raise Unavailable("the gateway does not read its messages")
+            if self._ended:
                 return
-            yield message
-        raise Unavailable("the gateway does not read its messages")
+            if self._core.state.death is not None:
+                raise self._core.state.death
+            try:
+                async with asyncio.timeout(_STATS_INTERVAL_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                yield pb.AttachResponse(stats=self._core.stats())
 
     def end(self) -> None:
-        """End `messages` after what is queued."""
-        if not self._messages.full():
-            self._messages.put_nowait(None)
+        """End `messages` after what is unread."""
+        self._ended = True
+        self._wake.set()
 
     def close(self) -> None:
         """Abort every live request."""

@@ -7,7 +7,9 @@ first rank of the links it sends over and the second rank of those it receives o
 
 import asyncio
 import uuid
-from concurrent.futures import Executor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import grpc
 
@@ -15,7 +17,7 @@ from twinflow.parallel.links.config import BackendName, LinkConfig, LinkPeer
 from twinflow.parallel.links.link import Link
 from twinflow.parallel.links.pool import LinkLease, LinkPool, PoolLimits
 from twinflow.parallel.links.store import StoreDirectory
-from twinflow.protos.errors import HandoffError
+from twinflow.protos.errors import LinkError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
 from twinflow.workers.config import WorkerConfig
@@ -28,59 +30,127 @@ _SENDER_IDLE_S = 120.0
 _EVICT_INTERVAL_S = 15.0
 
 
+class PeerLease:
+    """A link for one hand-off, which may still have to be opened.
+
+    Args:
+        lease: of the pool.
+        stop_opening: wakes a `connect` that waits for the peer, and makes later ones fail.
+    """
+
+    def __init__(self, lease: LinkLease, stop_opening: Callable[[], None]) -> None:
+        self._lease = lease
+        self._stop_opening = stop_opening
+        self.peer = lease.peer
+        self.link_id = lease.link_id
+        self.reused = lease.reused
+
+    def connect(self) -> Link:
+        """The link; opens it first if it is new, which blocks.
+
+        Raises:
+            LinkError: the link could not be opened, or was given up.
+        """
+        return self._lease.connect()
+
+    async def release(self) -> None:
+        """Keep the link for the next hand-off: this one is complete at both ends."""
+        await asyncio.to_thread(self._lease.release)
+
+    async def discard(self) -> None:
+        """Close the link, or stop opening it. When it is closed, nothing writes any more."""
+        self._stop_opening()
+        await asyncio.to_thread(self._lease.discard)
+
+
 class PeerLinks:
     """The connections of one worker to its peers, control and data.
 
     Args:
         config: of the worker.
         stores: rendezvous of the links that this worker sends over.
-        threads: where blocking calls run.
+
+    Attributes:
+        max_sending: most links that this worker sends over.
+        threads: where links are worked.
+        metadata: of every call to a peer.
     """
 
-    def __init__(self, config: WorkerConfig, stores: StoreDirectory, threads: Executor) -> None:
+    def __init__(self, config: WorkerConfig, stores: StoreDirectory) -> None:
         self._config = config
         self._stores = stores
         self._self = LinkPeer(config.worker_id, config.epoch)
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._addresses: dict[LinkPeer, str] = {}
+        self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        # Of links that are leased and not opened yet.
+        self._remote_stores: dict[str, RemoteStore] = {}
         self._events = asyncio.get_running_loop()
         self._evictor = self._events.create_task(self._evict())
-        self.threads = threads
         self.metadata = call_metadata(config.token)
-        self.receiving = LinkPool(
-            self._open_receiving, self._new_id, PoolLimits(config.max_num_seqs, _RECEIVER_IDLE_S)
-        )
+        # A link outlives its request for the moment that the two ends need to part.
+        max_receiving = 2 * config.max_num_seqs
         # Every decode worker may have as many requests as we have.
-        self.sending = LinkPool(
-            self._open_sending, self._new_id, PoolLimits(4 * config.max_num_seqs, _SENDER_IDLE_S)
+        self.max_sending = 4 * config.max_num_seqs
+        self.receiving = LinkPool(
+            self._open_receiving, self._new_id, PoolLimits(max_receiving, _RECEIVER_IDLE_S)
         )
+        self.sending = LinkPool(
+            self._open_sending, self._new_id, PoolLimits(self.max_sending, _SENDER_IDLE_S)
+        )
+        # One for each link that can be leased: a hand-off whose peer waits for it never queues.
+        self.threads = ThreadPoolExecutor(max_receiving + self.max_sending, "twinflow-handoff")
 
-    def stub(self, address: str) -> rpc.WorkerStub:
-        """The control channel to a peer."""
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channels[address] = open_channel(address)
-        return rpc.WorkerStub(channel)
+    def stub(self, peer: pb.Peer) -> rpc.WorkerStub:
+        """The control channel to a peer; a peer with a new address gets a new one."""
+        known = self._channels.get(peer.worker_id)
+        if known is None or known[0] != peer.address:
+            if known is not None:
+                closing = self._events.create_task(known[1].close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+            known = self._channels[peer.worker_id] = (peer.address, open_channel(peer.address))
+        return rpc.WorkerStub(known[1])
 
-    def lease_receiving(self, peer: pb.Peer) -> LinkLease:
-        """A link to receive over, from a peer."""
+    def lease_receiving(self, peer: pb.Peer, *, fresh: bool = False) -> PeerLease:
+        """A link to receive over.
+
+        Args:
+            peer: the sender.
+            fresh: a new link, even if there is an idle one.
+
+        Raises:
+            LinkError: there are too many links, or a newer life of the peer was seen.
+        """
         key = LinkPeer(peer.worker_id, peer.epoch)
-        self._addresses[key] = peer.address
-        return self.receiving.lease(key)
+        lease = self.receiving.lease(key, self._new_id() if fresh else None)
+        if lease.reused:
+            return PeerLease(lease, lambda: None)
+        store = RemoteStore(lease.link_id, self._self, self.stub(peer), self.metadata, self._events)
+        self._remote_stores[lease.link_id] = store
 
-    def lease_sending(self, opening: pb.TransferOpen) -> LinkLease:
+        def stop_opening() -> None:
+            self._remote_stores.pop(lease.link_id, None)
+            store.close()
+
+        return PeerLease(lease, stop_opening)
+
+    def lease_sending(self, opening: pb.TransferOpen) -> PeerLease:
         """The link that a receiver has named.
 
         Raises:
-            LinkError: it cannot be leased.
-            HandoffError: the receiver means a link that is not here any more.
+            LinkError: it cannot be leased, or the receiver means one that is not here any more.
         """
-        peer = LinkPeer(opening.receiver_id, opening.receiver_epoch)
-        lease = self.sending.lease(peer, opening.link_id)
-        if lease.reused == opening.new_link:
+        peer, link_id = LinkPeer(opening.receiver_id, opening.receiver_epoch), opening.link_id
+        lease = self.sending.lease(peer, link_id)
+        try:
+            if lease.reused == opening.new_link:
+                raise LinkError(f"link {link_id} to {peer} is not here any more")
+            if not lease.reused:
+                self._stores.create(link_id, peer)
+        except LinkError:
             lease.discard()
-            raise HandoffError(f"link {opening.link_id} to {peer} is not here any more")
-        return lease
+            raise
+        return PeerLease(lease, lambda: self._stores.drop(link_id))
 
     async def close(self) -> None:
         """Close all links and channels."""
@@ -88,8 +158,18 @@ class PeerLinks:
         await asyncio.gather(self._evictor, return_exceptions=True)
         await asyncio.to_thread(self.receiving.close)
         await asyncio.to_thread(self.sending.close)
+        await asyncio.to_thread(self.threads.shutdown)
         channels, self._channels = self._channels, {}
-        await asyncio.gather(*(channel.close() for channel in channels.values()))
+        await asyncio.gather(*self._closing, *(c.close() for _, c in channels.values()))
+
+    def check_integrity(self) -> None:
+        """Recount both pools.
+
+        Raises:
+            RuntimeError: something does not add up.
+        """
+        self.receiving.check_integrity()
+        self.sending.check_integrity()
 
     async def _evict(self) -> None:
         while True:
@@ -101,20 +181,21 @@ class PeerLinks:
         return f"{self._config.worker_id}.{self._config.epoch}.{uuid.uuid4().hex}"
 
     def _open_receiving(self, peer: LinkPeer, link_id: str) -> Link:
-        stub = self.stub(self._addresses[peer])
-        store = RemoteStore(link_id, self._self, stub, self.metadata, self._events)
+        store = self._remote_stores.pop(link_id, None)
+        if store is None:
+            raise LinkError(f"link {link_id} to {peer} was given up")
         return Link.open(self._link_config(peer, link_id, 1), store)
 
     def _open_sending(self, peer: LinkPeer, link_id: str) -> Link:
-        store = self._stores.create(link_id, peer)
+        store = self._stores.find(link_id, peer)
         config = self._link_config(peer, link_id, 0)
         return Link.open(config, store, on_close=lambda: self._stores.drop(link_id))
 
-    def _link_config(self, peer: LinkPeer, link_id: str, rank: int) -> LinkConfig:
+    def _link_config(self, peer: LinkPeer, link_id: str, rank: Literal[0, 1]) -> LinkConfig:
         backend: BackendName = "nccl" if self._config.device.startswith("cuda") else "gloo"
         return LinkConfig(
             link_id=link_id,
-            rank=0 if rank == 0 else 1,
+            rank=rank,
             peer=peer,
             bind_address=self._config.host,
             backend=backend,

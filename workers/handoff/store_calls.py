@@ -5,8 +5,9 @@ the client that the receiver's torch talks to, and the handler that answers it.
 """
 
 import asyncio
+import concurrent.futures
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
@@ -23,6 +24,8 @@ _EARLY_S = 5.0
 
 class RemoteStore:
     """A link's store at the peer, for torch's blocking calls on a link's own thread.
+
+    Used by one thread at a time; closing it, from any thread, wakes that one.
 
     Args:
         link_id: the link.
@@ -45,6 +48,15 @@ class RemoteStore:
         self._stub = stub
         self._metadata = metadata
         self._events = events
+        self._call_under_way: concurrent.futures.Future[pb.LinkStoreResponse] | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """End the call that is under way and refuse further ones with a LinkError."""
+        self._closed = True
+        call = self._call_under_way
+        if call is not None:
+            call.cancel()
 
     def set(self, key: str, value: bytes) -> None:
         """See `StoreBackend.set`."""
@@ -80,13 +92,20 @@ class RemoteStore:
         request.link_id = self._link_id
         request.sender_id, request.sender_epoch = self._owner.worker_id, self._owner.epoch
         timeout_s = wait_s + _CALL_TIMEOUT_S
-        future = asyncio.run_coroutine_threadsafe(self._send(request, timeout_s), self._events)
+        call = asyncio.run_coroutine_threadsafe(self._send(request, timeout_s), self._events)
+        self._call_under_way = call
+        if self._closed:  # looked at after the call can be found: `close` cannot miss it
+            call.cancel()
         try:
-            return future.result(timeout_s + 1.0)
-        except (grpc.aio.AioRpcError, TimeoutError) as error:
-            future.cancel()
-            reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else "no answer"
-            raise LinkError(f"link {self._link_id}: rendezvous failed: {reason}") from error
+            return call.result(timeout_s + 1.0)
+        except grpc.aio.AioRpcError as error:
+            reason = error.details() or error.code().name.lower()
+        except TimeoutError:
+            reason = f"no answer within {timeout_s:g} s"
+        except concurrent.futures.CancelledError:
+            reason = "it was given up"
+        call.cancel()
+        raise LinkError(f"link {self._link_id}: rendezvous failed: {reason}")
 
     async def _send(self, request: pb.LinkStoreRequest, timeout_s: float) -> pb.LinkStoreResponse:
         answer: pb.LinkStoreResponse = await self._stub.LinkStore(
@@ -100,12 +119,17 @@ class StoreCalls:
 
     Args:
         directory: the stores.
-        threads: where a call may wait for a key.
+        max_calls: how many may wait for a key at the same time; of each link that is being opened
+            one does.
     """
 
-    def __init__(self, directory: StoreDirectory, threads: Executor) -> None:
+    def __init__(self, directory: StoreDirectory, max_calls: int) -> None:
         self._directory = directory
-        self._threads = threads
+        self._threads = ThreadPoolExecutor(max_calls, "twinflow-rendezvous")
+
+    def close(self) -> None:
+        """Answer no more calls. A thread that still waits ends with its wait."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, request: pb.LinkStoreRequest) -> pb.LinkStoreResponse:
         """Carry out one operation.
