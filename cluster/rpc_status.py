@@ -106,11 +106,6 @@ def _details(trailers: Metadata | None) -> _Details:
 
 def _rebuilt(message: str, found: _Details) -> TwinflowError:
     cls = errors.subclasses_by_code().get(found.info.reason, errors.ServerError)
-    # The roots share their codes with the classes below them that are raised.
-    if cls is errors.ClientError:
-        cls = errors.InvalidRequest
-    if cls is TwinflowError:
-        cls = errors.ServerError
     violations = found.bad_request.field_violations
     param = violations[0].field if violations else None
     retry_after_s = found.retry.retry_delay.ToMilliseconds() / 1000

@@ -207,13 +207,18 @@ class LinkError(HandoffError):
     code = "link_error"
 
 
+# Never raised: each shares its code with the class below it that is.
+_ROOTS: frozenset[type[TwinflowError]] = frozenset({TwinflowError, ClientError})
+
+
 def subclasses_by_code() -> dict[str, type[TwinflowError]]:
-    """Every error class by its code; the most general class wins where codes are shared."""
+    """Every error class that is raised, by its code; where codes are shared, the most general."""
     found: dict[str, type[TwinflowError]] = {}
     pending: list[type[TwinflowError]] = [TwinflowError]
     while pending:
         cls = pending.pop(0)
-        found.setdefault(cls.code, cls)
+        if cls not in _ROOTS:
+            found.setdefault(cls.code, cls)
         pending.extend(cls.__subclasses__())
     return found
 

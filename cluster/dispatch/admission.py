@@ -7,6 +7,7 @@ refused at once, whole: n completions are admitted together or not at all.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from twinflow.cluster.dispatch.backlog import Backlog
 from twinflow.cluster.gateway.backend import GenerationSpec
 from twinflow.protos.errors import Overloaded
 
@@ -33,22 +34,25 @@ class AdmissionLimits:
 
 
 class AdmissionQueue:
-    """Counts sequences in and out."""
+    """Counts sequences in and out.
+
+    Attributes:
+        waiting: the sequences that are admitted and have no first token yet.
+    """
 
     def __init__(self, limits: AdmissionLimits) -> None:
         self._limits = limits
-        self._waiting: dict[str, int] = {}
-        self._tokens = 0
+        self.waiting = Backlog()
 
     @property
     def num_requests(self) -> int:
         """Sequences that are admitted and have no first token yet."""
-        return len(self._waiting)
+        return len(self.waiting)
 
     @property
     def num_tokens(self) -> int:
         """Their prompt tokens."""
-        return self._tokens
+        return self.waiting.num_tokens
 
     def admit(self, specs: Sequence[GenerationSpec]) -> None:
         """Count all sequences of a request in.
@@ -57,8 +61,8 @@ class AdmissionQueue:
             Overloaded: one of the bounds would be passed; nothing was counted.
         """
         limits = self._limits
-        requests = len(self._waiting) + len(specs)
-        tokens = self._tokens + sum(len(spec.prompt_token_ids) for spec in specs)
+        requests = self.num_requests + len(specs)
+        tokens = self.num_tokens + sum(len(spec.prompt_token_ids) for spec in specs)
         size = requests * _BYTES_PER_SEQUENCE + tokens * _BYTES_PER_TOKEN
         for name, value, limit in (
             ("requests", requests, limits.max_requests),
@@ -71,14 +75,8 @@ class AdmissionQueue:
                     retry_after_s=limits.retry_after_s,
                 )
         for spec in specs:
-            self._waiting[spec.request_id] = len(spec.prompt_token_ids)
-        self._tokens = tokens
+            self.waiting.add(spec.request_id, len(spec.prompt_token_ids))
 
     def leave(self, spec: GenerationSpec) -> None:
         """The sequence has its first token, or is over; leaving twice is fine."""
-        self._tokens -= self._waiting.pop(spec.request_id, 0)
-
-    def check_integrity(self) -> None:
-        """Recount; raises AssertionError if the totals are off."""
-        if sum(self._waiting.values()) != self._tokens:
-            raise AssertionError("queued tokens and their total differ")
+        self.waiting.remove(spec.request_id)

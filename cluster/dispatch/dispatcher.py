@@ -13,17 +13,19 @@ from contextlib import aclosing
 import structlog
 
 from twinflow.cluster.dispatch.admission import AdmissionLimits, AdmissionQueue
+from twinflow.cluster.dispatch.config import DispatchConfig
 from twinflow.cluster.dispatch.probe import Prober
 from twinflow.cluster.dispatch.submission import build_submission
 from twinflow.cluster.dispatch.worker_client import StatsListener, WorkerAddress, WorkerClient
 from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo, Readiness
 from twinflow.cluster.router.policy import RoutingPolicy
 from twinflow.cluster.router.prefix_index import PrefixIndex
-from twinflow.cluster.router.snapshot import Route, RouteRequest
+from twinflow.cluster.router.snapshot import Route, RouteRequest, WorkerView
 from twinflow.protos.errors import DeadlineExceeded, Unavailable, WorkerLost
 from twinflow.runtime.outputs import TokenDelta
 
 MAX_ATTEMPTS = 2
+_DRAIN_POLL_S = 0.05
 
 
 class Dispatcher:
@@ -36,6 +38,7 @@ class Dispatcher:
         token: the deployment's secret.
         limits: of the admission queue.
         on_stats: hears every worker's load reports.
+        config: time limits.
         clock: seconds, monotonic.
     """
 
@@ -48,8 +51,10 @@ class Dispatcher:
         *,
         limits: AdmissionLimits,
         on_stats: StatsListener,
+        config: DispatchConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        config = config or DispatchConfig()
         self._model = model
         self._eos = eos_token_ids
         self._clock = clock
@@ -58,13 +63,13 @@ class Dispatcher:
         self._queue = AdmissionQueue(limits)
         self._workers = {
             where.worker_id: WorkerClient(
-                where, token, on_stats=on_stats, on_change=self._worker_changed
+                where, token, on_stats=on_stats, on_change=self._worker_changed, config=config
             )
             for where in workers
         }
-        self._prober = Prober(self._workers, model, eos_token_ids, clock)
+        self._prober = Prober(self._workers, eos_token_ids, config, clock)
         self._draining = False
-        self._live = 0
+        self._admitted: set[str] = set()
 
     @property
     def model(self) -> ModelInfo:
@@ -73,13 +78,18 @@ class Dispatcher:
 
     @property
     def num_live(self) -> int:
-        """Sequences between `generate` and their end."""
-        return self._live
+        """Sequences that are admitted and not over."""
+        return len(self._admitted)
 
     @property
     def queue(self) -> AdmissionQueue:
         """What was admitted and waits for its first token."""
         return self._queue
+
+    @property
+    def available(self) -> tuple[str, ...]:
+        """Ids of the workers that sequences can be sent to now."""
+        return tuple(view.worker_id for view in self._views() if view.up and not view.draining)
 
     def start(self) -> None:
         """Connect to the workers."""
@@ -91,31 +101,32 @@ class Dispatcher:
         await asyncio.gather(*(worker.close() for worker in self._workers.values()))
 
     async def drain(self, timeout_s: float) -> int:
-        """Admit nothing more and wait for the live sequences; returns how many are left."""
+        """Admit nothing more and wait for what was admitted; returns how many are left."""
         self._draining = True
         end = self._clock() + timeout_s
-        while self._live and self._clock() < end:
-            await asyncio.sleep(0.05)
-        return self._live
+        while self._admitted and self._clock() < end:
+            await asyncio.sleep(_DRAIN_POLL_S)
+        return len(self._admitted)
 
     def admit(self, specs: tuple[GenerationSpec, ...]) -> None:
         """See `Backend.admit`."""
         if self._draining:
             raise Unavailable("The server is shutting down.", retry_after_s=5.0)
-        if not any(worker.up for worker in self._workers.values()):
+        if not self.available:
             raise Unavailable("No worker is available.", retry_after_s=2.0)
         self._queue.admit(specs)
+        self._admitted.update(spec.request_id for spec in specs)
 
     def release(self, spec: GenerationSpec) -> None:
         """See `Backend.release`."""
         self._queue.leave(spec)
+        self._admitted.discard(spec.request_id)
 
     async def generate(self, spec: GenerationSpec) -> AsyncGenerator[TokenDelta, None]:
         """See `Backend.generate`."""
         deadline = self._clock() + spec.deadline_s
         emitted: list[int] = []
         excluded: set[str] = set()
-        self._live += 1
         try:
             for attempt in range(MAX_ATTEMPTS):
                 if self._clock() >= deadline:
@@ -140,8 +151,7 @@ class Dispatcher:
                         problem=str(error),
                     )
         finally:
-            self._queue.leave(spec)
-            self._live -= 1
+            self.release(spec)
 
     async def _attempt(
         self,
@@ -161,13 +171,20 @@ class Dispatcher:
             deadline_s=deadline - self._clock(),
         )
         worker = self._workers[route.decode.worker_id]
-        worker.note_assigned(0 if route.prefill else len(spec.prompt_token_ids))
-        if route.prefill is not None:
-            self._workers[route.prefill.worker_id].note_assigned(len(spec.prompt_token_ids))
-        async with aclosing(worker.generate(submission)) as deltas:
-            async for delta in deltas:
-                emitted.extend(delta.token_ids)
-                yield delta
+        prompt_worker = self._workers[(route.prefill or route.decode).worker_id]
+        backlogs = (prompt_worker.computing, worker.promised)
+        for backlog in backlogs:
+            backlog.add(spec.request_id, len(spec.prompt_token_ids) + len(emitted))
+        try:
+            async with aclosing(worker.generate(submission)) as deltas:
+                async for delta in deltas:
+                    for backlog in backlogs:
+                        backlog.remove(spec.request_id)
+                    emitted.extend(delta.token_ids)
+                    yield delta
+        finally:
+            for backlog in backlogs:
+                backlog.remove(spec.request_id)
 
     def _route(
         self, spec: GenerationSpec, emitted: Sequence[int], excluded: frozenset[str]
@@ -179,10 +196,12 @@ class Dispatcher:
             prefix_hits=self._index.hits(names),
             excluded=excluded,
         )
-        views = [worker.view() for worker in self._workers.values()]
-        route = self._policy.route(views, request)
+        route = self._policy.route(self._views(), request)
         self._index.record(names, (route.prefill or route.decode).worker_id)
         return route
+
+    def _views(self) -> list[WorkerView]:
+        return [worker.view() for worker in self._workers.values()]
 
     async def readiness(self) -> Readiness:
         """See `Backend.readiness`."""
@@ -197,3 +216,16 @@ class Dispatcher:
     def _worker_changed(self, worker: WorkerClient) -> None:
         if not worker.up:
             self._index.forget(worker.where.worker_id)
+
+    def check_integrity(self) -> None:
+        """Whatever is counted somewhere was admitted and is not over.
+
+        Raises:
+            AssertionError: a count or a worker is left with a sequence that is over.
+        """
+        workers = self._workers.values()
+        backlogs = [b for worker in workers for b in (worker.computing, worker.promised)]
+        for backlog in (self._queue.waiting, *backlogs):
+            backlog.check_integrity()
+            if stray := sorted(backlog.request_ids - self._admitted):
+                raise AssertionError(f"sequences are over and still counted: {stray}")

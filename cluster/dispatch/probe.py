@@ -10,15 +10,14 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 
+from twinflow.cluster.dispatch.config import DispatchConfig
 from twinflow.cluster.dispatch.submission import build_submission
 from twinflow.cluster.dispatch.worker_client import WorkerClient
-from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo, Readiness
+from twinflow.cluster.gateway.backend import GenerationSpec, Readiness
 from twinflow.cluster.router.snapshot import Route, WorkerView
 from twinflow.protos.errors import ServerError, TwinflowError
 from twinflow.runtime.sampling_params import SamplingParams
 
-PROBE_TIMEOUT_S = 4.0
-_FRESH_S = 1.0
 _FIRST_IN_LINE = -(2**31)
 
 
@@ -27,30 +26,30 @@ class Prober:
 
     Args:
         workers: all workers, by id.
-        model: what is served.
         eos_token_ids: of the model.
+        config: time limits.
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
         workers: Mapping[str, WorkerClient],
-        model: ModelInfo,
         eos_token_ids: tuple[int, ...],
+        config: DispatchConfig,
         clock: Callable[[], float],
     ) -> None:
         self._workers = workers
-        self._model = model
         self._eos = eos_token_ids
+        self._config = config
         self._clock = clock
         self._lock = asyncio.Lock()
         self._latest: Readiness | None = None
         self._taken_at = 0.0
 
     async def readiness(self) -> Readiness:
-        """The latest answer, or a new one if it is older than a second."""
+        """The latest answer, or a new one if that is no longer fresh."""
         async with self._lock:
-            if self._latest is None or self._clock() - self._taken_at > _FRESH_S:
+            if self._latest is None or self._clock() - self._taken_at > self._config.probe_fresh_s:
                 self._latest = await self._probe_all()
                 self._taken_at = self._clock()
             return self._latest
@@ -78,30 +77,35 @@ class Prober:
             params=SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, seed=0),
             priority=_FIRST_IN_LINE,
         )
-        submission = build_submission(spec, self._eos, route=route, deadline_s=PROBE_TIMEOUT_S)
+        timeout_s = self._config.probe_timeout_s
+        submission = build_submission(spec, self._eos, route=route, deadline_s=timeout_s)
         submission.probe = True
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 worker = self._workers[route.decode.worker_id]
                 num_tokens = 0
                 async with aclosing(worker.generate(submission)) as deltas:
                     async for delta in deltas:
                         num_tokens += len(delta.token_ids)
         except TimeoutError:
-            return f"no token within {PROBE_TIMEOUT_S:.0f} s"
+            return f"no token within {timeout_s:g} s"
         except TwinflowError as error:
             return str(error) if isinstance(error, ServerError) else f"{error.code}: {error}"
         return "" if num_tokens == 2 else f"{num_tokens} tokens instead of 2"
 
 
 def probe_routes(views: list[WorkerView]) -> list[Route]:
-    """Every way a request can take through the workers that are up and not draining."""
+    """Every way a request can take through the workers that are up and not draining.
+
+    These are the ways of `RoutingPolicy`: mixed workers serve alone and compute prompts for decode
+    workers; if there are workers of one kind only, each of them serves alone.
+    """
     able = [view for view in views if view.up and not view.draining]
-    prefill = [view for view in able if view.role == "prefill"]
+    prefill = [view for view in able if view.role in ("prefill", "mixed")]
     decode = [view for view in able if view.role == "decode"]
-    alone = [view for view in able if view.role == "mixed"]
+    alone = [Route(view) for view in able if view.role == "mixed"]
     pairs = [Route(d, p) for p in prefill for d in decode]
-    return [*pairs, *(Route(view) for view in alone)] or [Route(view) for view in able]
+    return [*pairs, *alone] or [Route(view) for view in able]
 
 
 def _name(route: Route) -> str:

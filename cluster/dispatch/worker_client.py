@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import grpc
 import structlog
 
+from twinflow.cluster.dispatch.backlog import Backlog
+from twinflow.cluster.dispatch.config import DispatchConfig
 from twinflow.cluster.router.snapshot import WorkerView
 from twinflow.protos.errors import DeadlineExceeded, TwinflowError, Unavailable, WorkerLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
@@ -19,11 +21,6 @@ from twinflow.runtime.outputs import TokenDelta
 from twinflow.workers.convert import delta_from_pb
 from twinflow.workers.role import ROLE_NAMES, Role
 from twinflow.workers.rpc import call_metadata, open_channel
-
-# A worker reports twice a second; one that is silent for longer is dead or frozen.
-SILENCE_LIMIT_S = 5.0
-_DESCRIBE_TIMEOUT_S = 5.0
-_RECONNECT_S = 0.5
 
 # What arrived for a request and was not read yet.
 _Stream = asyncio.Queue[TokenDelta | TwinflowError]
@@ -43,14 +40,6 @@ class WorkerAddress:
     address: str
 
 
-@dataclass(slots=True)
-class _Assigned:
-    """What was sent since the worker last reported, so that a burst does not pile up on one."""
-
-    requests: int = 0
-    tokens: int = 0
-
-
 class WorkerClient:
     """Keeps a session with a worker.
 
@@ -59,6 +48,13 @@ class WorkerClient:
         token: the deployment's secret.
         on_stats: hears every load report.
         on_change: called when the worker comes up or goes down.
+        config: time limits.
+
+    Attributes:
+        description: what the worker said about itself when it was last connected to.
+        computing: sequences sent to the worker, or to another one on its behalf, whose prompts it
+            computes.
+        promised: sequences that it decodes.
     """
 
     def __init__(
@@ -68,16 +64,19 @@ class WorkerClient:
         *,
         on_stats: StatsListener,
         on_change: Callable[["WorkerClient"], None],
+        config: DispatchConfig | None = None,
     ) -> None:
         self.where = where
         self.description: pb.DescribeResponse | None = None
+        self.computing = Backlog()
+        self.promised = Backlog()
+        self._config = config or DispatchConfig()
         self._metadata = call_metadata(token)
         self._on_stats = on_stats
         self._on_change = on_change
         self._streams: dict[tuple[str, int], _Stream] = {}
         self._outgoing: asyncio.Queue[pb.AttachRequest] = asyncio.Queue()
         self._stats = pb.WorkerStats()
-        self._assigned = _Assigned()
         self._up = False
         self._task: asyncio.Task[None] | None = None
         self._problem = "not connected yet"
@@ -123,8 +122,9 @@ class WorkerClient:
             free_blocks=stats.free_blocks,
             num_requests=stats.num_running + stats.num_waiting + stats.num_receiving,
             queued_tokens=stats.waiting_tokens,
-            assigned_requests=self._assigned.requests,
-            assigned_tokens=self._assigned.tokens,
+            assigned_requests=len(self._streams),
+            assigned_tokens=self.computing.num_tokens,
+            promised_tokens=self.promised.num_tokens,
         )
 
     def start(self) -> None:
@@ -138,11 +138,6 @@ class WorkerClient:
             await asyncio.gather(self._task, return_exceptions=True)
         self._up = False
         self._fail_streams("the gateway closed the session")
-
-    def note_assigned(self, num_tokens: int) -> None:
-        """Prompt tokens are on their way there, through this session or through a peer."""
-        self._assigned.requests += 1
-        self._assigned.tokens += num_tokens
 
     async def generate(self, submission: pb.Submission) -> AsyncGenerator[TokenDelta, None]:
         """Submit a request and stream its tokens; closing the iterator aborts it.
@@ -160,7 +155,7 @@ class WorkerClient:
         late = DeadlineExceeded(
             f"worker {self.where.worker_id} did not end the request at its deadline"
         )
-        patience = submission.deadline_ms / 1000 + SILENCE_LIMIT_S
+        patience = submission.deadline_ms / 1000 + self._config.silence_limit_s
         timer = asyncio.get_running_loop().call_later(patience, stream.put_nowait, late)
         finished = False
         try:
@@ -184,36 +179,48 @@ class WorkerClient:
             channel = open_channel(self.where.address)
             try:
                 await self._session(rpc.WorkerStub(channel))
-            except (grpc.aio.AioRpcError, TwinflowError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, the requests must hear it
                 self._down(_describe(error))
             finally:
                 await channel.close()
-            await asyncio.sleep(_RECONNECT_S)
+            await asyncio.sleep(self._config.reconnect_s)
 
     async def _session(self, stub: rpc.WorkerStub) -> None:
-        self.description = await stub.Describe(
-            pb.DescribeRequest(), metadata=self._metadata, timeout=_DESCRIBE_TIMEOUT_S
+        description = await stub.Describe(
+            pb.DescribeRequest(), metadata=self._metadata, timeout=self._config.describe_timeout_s
         )
-        if self.description.worker_id != self.where.worker_id:
-            raise Unavailable(
-                f"{self.where.address} is worker {self.description.worker_id}, "
-                f"not {self.where.worker_id}"
-            )
+        self._check_identity(description)
+        self.description = description
         self._outgoing = asyncio.Queue()
         call = stub.Attach(metadata=self._metadata)
         sender = asyncio.create_task(self._send(call))
         try:
             while True:
-                message = await asyncio.wait_for(call.read(), SILENCE_LIMIT_S)
+                # Not `wait_for`: until Python 3.12 it can swallow the order to close.
+                async with asyncio.timeout(self._config.silence_limit_s):
+                    message = await call.read()
                 if message is grpc.aio.EOF:
                     raise Unavailable("the worker ended the session")
                 self._receive(message)
         except TimeoutError as error:
-            raise Unavailable(f"no sign of life for {SILENCE_LIMIT_S:.0f} s") from error
+            raise Unavailable(f"no sign of life for {self._config.silence_limit_s:g} s") from error
         finally:
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
             call.cancel()
+
+    def _check_identity(self, found: pb.DescribeResponse) -> None:
+        """A worker may come back in a new life, but only as itself and with the same model."""
+        if found.worker_id != self.where.worker_id:
+            raise Unavailable(
+                f"{self.where.address} is worker {found.worker_id}, not {self.where.worker_id}"
+            )
+        before = self.description or found
+        if (found.model_fingerprint, found.kv_layout) != (
+            before.model_fingerprint,
+            before.kv_layout,
+        ):
+            raise Unavailable("it came back with another model or KV layout: restart the gateway")
 
     async def _send(
         self, call: "grpc.aio.StreamStreamCall[pb.AttachRequest, pb.AttachResponse]"
@@ -224,7 +231,6 @@ class WorkerClient:
     def _receive(self, message: pb.AttachResponse) -> None:
         if message.HasField("stats"):
             self._stats = message.stats
-            self._assigned = _Assigned()
             self._on_stats(self.where.worker_id, self.role, message.stats)
         if not self._up:
             self._up = True
@@ -235,12 +241,14 @@ class WorkerClient:
                 stream.put_nowait(_delta_or_error(output))
 
     def _down(self, problem: str) -> None:
-        was_up, self._up, self._problem = self._up, False, problem
+        was_up, is_news = self._up, self._up or problem != self._problem
+        self._up, self._problem = False, problem
         self._fail_streams(problem)
-        if was_up:
+        if is_news:
             structlog.get_logger().warning(
-                "worker lost", worker=self.where.worker_id, problem=problem
+                "worker is not available", worker=self.where.worker_id, problem=problem
             )
+        if was_up:
             self._on_change(self)
 
     def _fail_streams(self, problem: str) -> None:

@@ -34,9 +34,9 @@ class HasRole:
 
 
 class HasRoom:
-    """Enough free KV blocks for the prompt and the tokens this gateway has just sent there."""
+    """Enough free KV blocks for the request and for those that were promised room before it."""
 
     def keep(self, worker: WorkerView, request: RouteRequest) -> bool:
         """See `Filter.keep`."""
-        tokens = request.num_tokens + worker.assigned_tokens
+        tokens = request.num_tokens + worker.promised_tokens
         return -(-tokens // worker.block_size) <= worker.free_blocks

@@ -1,11 +1,12 @@
 """The routing policy: one decode worker and, if it pays, one prefill worker.
 
-    decode worker    decode and mixed workers; least load, KV room first
+    decode worker    decode and mixed workers; KV room first, then least load
     prefill worker   prefill and mixed workers; least queue and uncached prompt
 
-A mixed worker that is chosen to decode computes the prompt itself. If a pool is empty the other
-one stands in for it, because every worker holds both flows: without prefill workers the decode
-worker computes the prompt, without decode workers a prefill worker decodes.
+A mixed worker that is chosen to decode computes the prompt itself, so what it has cached counts in
+the first decision too. If a pool is empty the other one stands in for it, because every worker
+holds both flows: without prefill workers the decode worker computes the prompt, without decode
+workers a prefill worker decodes.
 """
 
 from collections.abc import Sequence
@@ -48,7 +49,8 @@ class Choice:
 
 
 def _decode_choice(*roles: Filter) -> Choice:
-    return Choice((Available(), *roles), (HasRoom(),), (DecodeLoad(), KVShortage(), QueueAhead()))
+    scorers = (DecodeLoad(), KVShortage(), QueueAhead(), UncachedPrompt())
+    return Choice((Available(), *roles), (HasRoom(),), scorers)
 
 
 @dataclass(frozen=True, slots=True)

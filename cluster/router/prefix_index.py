@@ -55,7 +55,9 @@ class PrefixIndex:
 
     def record(self, names: Sequence[bytes], worker_id: str) -> None:
         """A prompt with these names was sent to a worker."""
-        for name in names:
+        # Backwards, so that the end of a prefix is forgotten before what it is worth nothing
+        # without: its beginning.
+        for name in reversed(names):
             self._workers.setdefault(name, {})[worker_id] = None
             self._workers.move_to_end(name)
         while len(self._workers) > self._capacity:

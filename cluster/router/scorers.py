@@ -18,7 +18,7 @@ class QueueAhead:
 
     def cost(self, worker: WorkerView, request: RouteRequest) -> float:
         """See `Scorer.cost`."""
-        return worker.queued_tokens + worker.assigned_tokens
+        return max(worker.queued_tokens, worker.assigned_tokens)
 
 
 class UncachedPrompt:
@@ -37,7 +37,7 @@ class DecodeLoad:
 
     def cost(self, worker: WorkerView, request: RouteRequest) -> float:
         """See `Scorer.cost`."""
-        return self._weight * (worker.num_requests + worker.assigned_requests)
+        return self._weight * max(worker.num_requests, worker.assigned_requests)
 
 
 class KVShortage:
@@ -45,5 +45,5 @@ class KVShortage:
 
     def cost(self, worker: WorkerView, request: RouteRequest) -> float:
         """See `Scorer.cost`."""
-        needed = request.num_tokens + request.max_new_tokens + worker.assigned_tokens
+        needed = request.num_tokens + request.max_new_tokens + worker.promised_tokens
         return max(0.0, needed - worker.free_blocks * worker.block_size)

@@ -25,8 +25,15 @@ class WorkerView:
         free_blocks: blocks it could allocate when it last reported.
         num_requests: requests it had when it last reported, in any state.
         queued_tokens: tokens it had still to compute when it last reported.
-        assigned_requests: requests this gateway has sent it since then.
-        assigned_tokens: their prompt tokens.
+        assigned_requests: requests that this gateway has sent it and that are not over.
+        assigned_tokens: prompt tokens that this gateway has sent it to compute and that have
+            brought no token yet.
+        promised_tokens: tokens of the requests that this gateway has sent it to decode and that
+            have brought no token yet; it may still have to find room for them.
+
+    What a worker reports may be a step old, and misses what is on its way to it. What a gateway
+    has sent is exact, and misses what other gateways have sent. Scorers take the larger of the
+    two: the sum would count most requests twice.
     """
 
     worker_id: str
@@ -41,6 +48,7 @@ class WorkerView:
     queued_tokens: int = 0
     assigned_requests: int = 0
     assigned_tokens: int = 0
+    promised_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,23 @@
+"""How patient a gateway is with its workers."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchConfig:
+    """Time limits between a gateway and its workers, in seconds.
+
+    Attributes:
+        silence_limit_s: a worker reports twice a second; one that is silent for longer than this
+            is dead or frozen.
+        describe_timeout_s: a worker that is connected to says who it is within this time.
+        reconnect_s: pause between two attempts to open a session.
+        probe_timeout_s: a probe's tokens come within this time.
+        probe_fresh_s: an answer to whether requests are served holds for so long.
+    """
+
+    silence_limit_s: float = 5.0
+    describe_timeout_s: float = 5.0
+    reconnect_s: float = 0.5
+    probe_timeout_s: float = 4.0
+    probe_fresh_s: float = 1.0

@@ -1,0 +1,90 @@
+"""Dispatchers over fake workers, and the sequences they are given."""
+
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from tests.support.fake_worker import TOKEN, FakeWorker, running, until
+
+from twinflow.cluster.dispatch.admission import AdmissionLimits
+from twinflow.cluster.dispatch.config import DispatchConfig
+from twinflow.cluster.dispatch.dispatcher import Dispatcher
+from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo
+from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
+from twinflow.runtime.outputs import TokenDelta
+from twinflow.runtime.sampling_params import SamplingParams
+
+# Patient enough for a busy machine, and fast where a test waits for the limit itself.
+QUICK = DispatchConfig(silence_limit_s=0.6, reconnect_s=0.02, probe_timeout_s=1.0)
+MODEL = ModelInfo(
+    name="tiny",
+    root="tiny",
+    max_model_len=256,
+    vocab_size=997,
+    dtype="float32",
+    block_size=4,
+    created=0,
+)
+EOS = (996,)
+_numbers = itertools.count()
+
+
+def create_spec(
+    prompt: Sequence[int] | int = 10, max_tokens: int = 8, **changes: Any
+) -> GenerationSpec:
+    """A greedy sequence; an int prompt is that many tokens no other sequence has."""
+    number = next(_numbers)
+    if isinstance(prompt, int):
+        prompt = [(number * 131 + index * 7) % 900 for index in range(prompt)]
+    params = SamplingParams(temperature=0, seed=number, max_tokens=max_tokens, logprobs=0)
+    return GenerationSpec(f"sequence-{number}", tuple(prompt), params, **changes)
+
+
+def create_dispatcher(
+    workers: Sequence[FakeWorker], config: DispatchConfig = QUICK, **limits: Any
+) -> Dispatcher:
+    """A dispatcher that is not connected yet."""
+
+    def on_stats(_worker: str, _role: str, _stats: pb.WorkerStats) -> None:
+        return
+
+    return Dispatcher(
+        MODEL,
+        EOS,
+        [worker.where for worker in workers],
+        TOKEN,
+        limits=AdmissionLimits(**limits),
+        on_stats=on_stats,
+        config=config,
+    )
+
+
+@asynccontextmanager
+async def dispatching(
+    *workers: FakeWorker, config: DispatchConfig = QUICK, **limits: Any
+) -> AsyncGenerator[Dispatcher, None]:
+    """A dispatcher that is connected to all workers; at the end, nothing may be left anywhere."""
+    async with running(*workers):
+        dispatcher = create_dispatcher(workers, config, **limits)
+        dispatcher.start()
+        try:
+            await until(lambda: len(dispatcher.available) == len(workers))
+            yield dispatcher
+            await until(lambda: not any(worker.live for worker in workers))
+            assert dispatcher.num_live == 0
+            assert dispatcher.queue.num_requests == dispatcher.queue.num_tokens == 0
+            dispatcher.check_integrity()
+        finally:
+            await dispatcher.close()
+
+
+async def collect(dispatcher: Dispatcher, spec: GenerationSpec) -> list[TokenDelta]:
+    """Admit a sequence and run it to its end."""
+    dispatcher.admit((spec,))
+    return [delta async for delta in dispatcher.generate(spec)]
+
+
+def tokens_of(deltas: Sequence[TokenDelta]) -> list[int]:
+    """All tokens, in order."""
+    return [token for delta in deltas for token in delta.token_ids]
