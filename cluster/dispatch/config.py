@@ -8,8 +8,8 @@ class DispatchConfig:
     """Time limits between a gateway and its workers, in seconds.
 
     Attributes:
-        silence_limit_s: a worker reports twice a second; one that is silent for longer than this
-            is dead or frozen.
+        silence_limit_s: a worker reports twice a second; one that is silent for so long is dead
+            or frozen, which is noticed within half as long again.
         describe_timeout_s: a worker that is connected to says who it is within this time.
         reconnect_s: pause between two attempts to open a session.
         probe_timeout_s: a probe's tokens come within this time.

@@ -7,6 +7,7 @@ makes no routing decision and never retries a request.
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import grpc
 import structlog
@@ -24,6 +25,7 @@ from twinflow.workers.rpc import call_metadata, open_channel
 
 # What arrived for a request and was not read yet.
 _Stream = asyncio.Queue[TokenDelta | TwinflowError]
+_Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.AttachRequest, pb.AttachResponse]"
 StatsListener = Callable[[str, str, pb.WorkerStats], None]
 
 
@@ -77,6 +79,7 @@ class WorkerClient:
         self._streams: dict[tuple[str, int], _Stream] = {}
         self._outgoing: asyncio.Queue[pb.AttachRequest] = asyncio.Queue()
         self._stats = pb.WorkerStats()
+        self._num_messages = 0
         self._up = False
         self._task: asyncio.Task[None] | None = None
         self._problem = "not connected yet"
@@ -193,20 +196,19 @@ class WorkerClient:
         self.description = description
         self._outgoing = asyncio.Queue()
         call = stub.Attach(metadata=self._metadata)
-        sender = asyncio.create_task(self._send(call))
+        parts = [
+            asyncio.create_task(part)
+            for part in (self._listen(call), self._send(call), self._watch())
+        ]
         try:
-            while True:
-                # Not `wait_for`: until Python 3.12 it can swallow the order to close.
-                async with asyncio.timeout(self._config.silence_limit_s):
-                    message = await call.read()
-                if message is grpc.aio.EOF:
-                    raise Unavailable("the worker ended the session")
-                self._receive(message)
-        except TimeoutError as error:
-            raise Unavailable(f"no sign of life for {self._config.silence_limit_s:g} s") from error
+            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in parts:
+                if part.done():
+                    part.result()
         finally:
-            sender.cancel()
-            await asyncio.gather(sender, return_exceptions=True)
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
             call.cancel()
 
     def _check_identity(self, found: pb.DescribeResponse) -> None:
@@ -222,11 +224,30 @@ class WorkerClient:
         ):
             raise Unavailable("it came back with another model or KV layout: restart the gateway")
 
-    async def _send(
-        self, call: "grpc.aio.StreamStreamCall[pb.AttachRequest, pb.AttachResponse]"
-    ) -> None:
+    async def _listen(self, call: _Call) -> None:
+        """Take the worker's messages until there are no more."""
+        while isinstance(message := await call.read(), pb.AttachResponse):
+            self._num_messages += 1
+            self._receive(message)
+        raise Unavailable("the worker ended the session")
+
+    async def _send(self, call: _Call) -> None:
+        """Send what there is to send, until cancelled."""
         while True:
             await call.write(await self._outgoing.get())
+
+    async def _watch(self) -> None:
+        """Give up a worker that is silent.
+
+        Two looks without a message between them: if this process itself stood still, messages are
+        there by the second one.
+        """
+        silent_looks = 0
+        while silent_looks < 2:
+            before = self._num_messages
+            await asyncio.sleep(self._config.silence_limit_s / 2)
+            silent_looks = silent_looks + 1 if self._num_messages == before else 0
+        raise Unavailable(f"no sign of life for {self._config.silence_limit_s:g} s")
 
     def _receive(self, message: pb.AttachResponse) -> None:
         if message.HasField("stats"):

@@ -15,7 +15,10 @@ from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.runtime.outputs import TokenDelta
 from twinflow.runtime.sampling_params import SamplingParams
 
-# Patient enough for a busy machine, and fast where a test waits for the limit itself.
+# For a busy machine, and for tests that wait for the limit itself.
+PATIENT = DispatchConfig(
+    silence_limit_s=30.0, describe_timeout_s=30.0, reconnect_s=0.02, probe_timeout_s=30.0
+)
 QUICK = DispatchConfig(silence_limit_s=0.6, reconnect_s=0.02, probe_timeout_s=1.0)
 MODEL = ModelInfo(
     name="tiny",
@@ -42,7 +45,7 @@ def create_spec(
 
 
 def create_dispatcher(
-    workers: Sequence[FakeWorker], config: DispatchConfig = QUICK, **limits: Any
+    workers: Sequence[FakeWorker], config: DispatchConfig = PATIENT, **limits: Any
 ) -> Dispatcher:
     """A dispatcher that is not connected yet."""
 
@@ -62,7 +65,7 @@ def create_dispatcher(
 
 @asynccontextmanager
 async def dispatching(
-    *workers: FakeWorker, config: DispatchConfig = QUICK, **limits: Any
+    *workers: FakeWorker, config: DispatchConfig = PATIENT, **limits: Any
 ) -> AsyncGenerator[Dispatcher, None]:
     """A dispatcher that is connected to all workers; at the end, nothing may be left anywhere."""
     async with running(*workers):

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from tests.support.dispatchers import (
+    PATIENT,
+    QUICK,
     collect,
     create_dispatcher,
     create_spec,
@@ -99,7 +101,8 @@ class TestLoss:
         """No token is lost or doubled, and logprobs go on with them."""
         first, second = pair()
         first.behaviour.pause_after = 3
-        async with dispatching(first, second) as dispatcher:
+        config = QUICK if how == "freeze" else PATIENT
+        async with dispatching(first, second, config=config) as dispatcher:
             spec = create_spec(prompt=10, max_tokens=9)
             dispatcher.admit((spec,))
             async with aclosing(dispatcher.generate(spec)) as stream:
@@ -303,7 +306,7 @@ class TestDeadline:
         worker = FakeWorker("mixed-0")
         worker.behaviour.pause_after = 0
         worker.behaviour.forgets_deadlines = True
-        async with dispatching(worker) as dispatcher:
+        async with dispatching(worker, config=QUICK) as dispatcher:
             spec = create_spec(deadline_s=0.05)
             with pytest.raises(DeadlineExceeded, match="mixed-0 did not end the request"):
                 await collect(dispatcher, spec)

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from tests.support.dispatchers import dispatching
+from tests.support.dispatchers import QUICK, dispatching
 from tests.support.engines import ManualClock
 from tests.support.fake_worker import FakeWorker, running, until
 
@@ -79,7 +79,7 @@ class TestReadiness:
         worker = FakeWorker("mixed-0")
         worker.behaviour.pause_after = 1
         worker.behaviour.forgets_deadlines = True
-        async with dispatching(worker) as dispatcher:
+        async with dispatching(worker, config=QUICK) as dispatcher:
             answer = await dispatcher.readiness()
             assert answer.reason == "mixed-0: no token within 1 s"
             await until(lambda: worker.aborted)

@@ -1,13 +1,15 @@
 """A session with one worker: connecting, identity, load, and what it does when it breaks."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
-from tests.support.dispatchers import QUICK, create_spec
+from tests.support.dispatchers import PATIENT, QUICK, create_spec
 from tests.support.fake_worker import TOKEN, FakeWorker, running, until
 
+from twinflow.cluster.dispatch.config import DispatchConfig
 from twinflow.cluster.dispatch.submission import build_submission
 from twinflow.cluster.dispatch.worker_client import WorkerAddress, WorkerClient
 from twinflow.cluster.router.snapshot import Route, WorkerView
@@ -34,11 +36,14 @@ class Listener:
 
 @asynccontextmanager
 async def connected(
-    where: WorkerAddress, listener: Listener, token: str = TOKEN
+    where: WorkerAddress,
+    listener: Listener,
+    token: str = TOKEN,
+    config: DispatchConfig = PATIENT,
 ) -> AsyncGenerator[WorkerClient, None]:
     """A client that tries to connect."""
     client = WorkerClient(
-        where, token, on_stats=listener.on_stats, on_change=listener.on_change, config=QUICK
+        where, token, on_stats=listener.on_stats, on_change=listener.on_change, config=config
     )
     client.start()
     try:
@@ -141,7 +146,11 @@ class TestLosing:
     async def test_every_request_hears_of_it(self, how: str, problem: str) -> None:
         worker = FakeWorker("mixed-0")
         worker.behaviour.pause_after = 1
-        async with running(worker) as (where,), connected(where, Listener()) as client:
+        config = QUICK if how == "freeze" else PATIENT
+        async with (
+            running(worker) as (where,),
+            connected(where, Listener(), config=config) as client,
+        ):
             await until(lambda: client.up)
             streams = [client.generate(submission_of()) for _ in range(3)]
             for stream in streams:
@@ -182,6 +191,16 @@ class TestLosing:
                 async with asyncio.timeout(20.0):
                     await client.close()
                 await death
+
+    async def test_a_gateway_that_stood_still_does_not_blame_the_worker(self) -> None:
+        """What came meanwhile is read before anybody is given up."""
+        worker, listener = FakeWorker("mixed-0"), Listener()
+        async with running(worker) as (where,), connected(where, listener, config=QUICK) as client:
+            await until(lambda: client.up)
+            time.sleep(QUICK.silence_limit_s * 1.5)
+            heard = len(listener.stats)
+            await until(lambda: len(listener.stats) > heard + 20)
+        assert listener.changes == [True]
 
     async def test_a_listener_that_fails_does_not_leave_requests_waiting(self) -> None:
         worker, listener = FakeWorker("mixed-0"), Listener()
