@@ -137,7 +137,9 @@ class RequestLifecycle:
         request.output_token_ids.append(sampled.token_id)
         self._executor.accept(request.request_id, sampled.token_id)
         now = self._clock()
-        request.stopwatch.enter(phase, now)
+        if not request.hold:
+            # What a held request waits for is another worker's time, and counted there.
+            request.stopwatch.enter(phase, now)
         reason = None if request.hold else self._finish_reason(request, sampled.token_id)
         delta = TokenDelta(
             token_ids=(sampled.token_id,),
