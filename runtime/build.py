@@ -4,7 +4,6 @@ The one place where production collaborators meet. Everything that can be refuse
 before memory is taken. Starts nothing and opens no socket.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
 from twinflow.runtime.checkpoint.weights import Checkpoint
 from twinflow.runtime.config import EngineConfig, check_block_size
 from twinflow.runtime.engine import Engine, KVProgress
+from twinflow.runtime.host_memory import available_memory
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.model_executor import ModelExecutor
@@ -34,7 +34,6 @@ from twinflow.runtime.schedulers.base import SchedulerLimits
 
 # Told how far loading is: what, bytes done, bytes in all.
 LoadProgress = Callable[[str, int, int], None]
-_MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,9 +269,4 @@ def _available_memory(device: str) -> int:
     if device.startswith("cuda"):
         free, _total = torch.cuda.mem_get_info(device)
         return int(free)
-    # Linux says what could be freed for the asking; elsewhere all there is has to do.
-    if _MEMINFO.exists():
-        for line in _MEMINFO.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return available_memory()

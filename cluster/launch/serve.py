@@ -6,7 +6,6 @@
 The first Ctrl-C or SIGTERM stops in order, the second at once.
 """
 
-import http.client
 import os
 import signal
 import time
@@ -19,7 +18,15 @@ from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.launch import ray_environment
 from twinflow.cluster.launch.base import Launcher, ServiceHandle, ServiceStatus
 from twinflow.cluster.launch.deployment import Machine, new_token, plan_gateway, plan_workers
-from twinflow.protos.errors import DeadlineExceeded, ServerError, SetupError, from_code
+from twinflow.cluster.launch.readiness import missing_for_readiness
+from twinflow.protos.errors import (
+    DeadlineExceeded,
+    ServerError,
+    SetupError,
+    TwinflowError,
+    from_code,
+)
+from twinflow.runtime.host_memory import available_memory
 
 START_TIMEOUT_S = 600.0
 READY_TIMEOUT_S = 60.0
@@ -52,7 +59,9 @@ class Deployment:
         launcher: starts processes.
         ui: hears how far it is.
         interrupts: orders to stop so far.
+        readiness: what is missing at a gateway's HTTP address; empty when it is ready.
         sleep: waits.
+        clock: seconds, monotonic.
     """
 
     def __init__(
@@ -61,15 +70,49 @@ class Deployment:
         launcher: Launcher,
         ui: ServeUI,
         interrupts: Callable[[], int],
+        *,
+        readiness: Callable[[str], str],
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._launcher = launcher
         self._ui = ui
         self._interrupts = interrupts
+        self._readiness = readiness
         self._sleep = sleep
+        self._clock = clock
         self._workers: list[ServiceHandle] = []
         self._gateway: ServiceHandle | None = None
+
+    def run(self, machine: Machine) -> int:
+        """Serve until told to stop, and leave nothing behind; returns the exit status.
+
+        Raises:
+            SetupError: it could not start, and what to change.
+        """
+        try:
+            self._ui.phase("Starting Ray" if self._config.launcher == "ray" else "Starting")
+            self._launcher.open()
+            self._ui.ready(self.start(machine))
+            self.watch()
+            self._ui.phase(
+                "Stopping", "running requests finish first; Ctrl-C again to stop at once"
+            )
+            self.stop(self._config.shutdown_timeout)
+        except Interrupted:
+            self._ui.phase("Stopping")
+            self.stop(0.0)
+        except SetupError:
+            raise
+        except TwinflowError as error:
+            self._ui.message(f"Stopping, because {error}")
+            self.stop(0.0)
+            return 1
+        finally:
+            self._launcher.close()
+        self._ui.message("Stopped.")
+        return 0
 
     def start(self, machine: Machine) -> ReadySummary:
         """Start everything and wait until a token went through every pair.
@@ -104,13 +147,10 @@ class Deployment:
         """Return when an order to stop comes.
 
         Raises:
-            ServerError: a process died.
+            TwinflowError: a service has failed or is gone.
         """
         while not self._interrupts():
-            for handle in self._handles():
-                status = handle.status()
-                if status.state in ("gone", "failed"):
-                    raise ServerError(status.detail)
+            self._statuses(self._handles())
             self._sleep(_WATCH_S)
 
     def stop(self, grace_s: float) -> None:
@@ -128,38 +168,49 @@ class Deployment:
     def _handles(self) -> list[ServiceHandle]:
         return [*self._workers, *([self._gateway] if self._gateway else [])]
 
+    def _statuses(self, handles: Sequence[ServiceHandle]) -> dict[str, ServiceStatus]:
+        """How far services are, by name.
+
+        Raises:
+            TwinflowError: one has failed or is gone.
+        """
+        statuses = {handle.name: handle.status() for handle in handles}
+        for name, status in statuses.items():
+            if status.state in ("failed", "gone"):
+                raise _failure(name, status)
+        return statuses
+
     def _await(self, handles: Sequence[ServiceHandle]) -> dict[str, dict[str, str]]:
         """Wait until all services are ready; returns their endpoints by name."""
-        end = time.monotonic() + START_TIMEOUT_S
+        end = self._clock() + START_TIMEOUT_S
         while True:
-            statuses = {handle.name: handle.status() for handle in handles}
-            for name, status in statuses.items():
-                if status.state in ("failed", "gone"):
-                    raise _failure(name, status)
-            if all(status.state == "ready" for status in statuses.values()):
+            statuses = self._statuses(handles)
+            late = [name for name, status in statuses.items() if status.state != "ready"]
+            if not late:
                 return {name: dict(status.endpoints) for name, status in statuses.items()}
             self._ui.progress(
                 sum(status.done for status in statuses.values()),
                 sum(status.total for status in statuses.values()),
             )
-            self._wait(end, "the services to start")
+            self._wait(end, f"{', '.join(late)} to start: {statuses[late[0]].detail}")
 
     def _await_ready(self, address: str) -> None:
-        end = time.monotonic() + READY_TIMEOUT_S
-        while not _answers_ready(address):
-            self._wait(end, "a token through every prefill and decode pair")
+        end = self._clock() + READY_TIMEOUT_S
+        while missing := self._readiness(address):
+            self._statuses(self._handles())
+            self._wait(end, f"a token through every prefill and decode pair: {missing}")
 
     def _wait(self, end: float, what: str) -> None:
         if self._interrupts():
             raise Interrupted
-        if time.monotonic() > end:
+        if self._clock() > end:
             raise DeadlineExceeded(f"gave up waiting for {what}")
         self._sleep(_POLL_S)
 
     def _await_stopped(self, handle: ServiceHandle, patience_s: float) -> None:
-        end = time.monotonic() + patience_s
+        end = self._clock() + patience_s
         while not handle.wait_stopped(_POLL_S):
-            if self._interrupts() > 1 or time.monotonic() > end:
+            if self._interrupts() > 1 or self._clock() > end:
                 self._ui.message(f"{handle.name} does not stop: killing it")
                 handle.kill()
                 return
@@ -171,29 +222,15 @@ def serve(config: ServeConfig, ui: ServeUI) -> int:
     Raises:
         SetupError: it could not start, and what to change.
     """
-    launcher = create_launcher(config.launcher)
     with _counting_signals() as interrupts:
-        ui.phase("Starting Ray" if config.launcher == "ray" else "Starting")
-        launcher.open()
-        deployment = Deployment(config, launcher, ui, lambda: interrupts.count)
-        try:
-            ui.ready(deployment.start(this_machine()))
-            deployment.watch()
-            ui.phase("Stopping", "running requests finish first; Ctrl-C again to stop at once")
-            deployment.stop(config.shutdown_timeout)
-        except Interrupted:
-            ui.phase("Stopping")
-            deployment.stop(0.0)
-        except SetupError:
-            raise
-        except ServerError as error:
-            ui.message(f"Stopping, because {error}")
-            deployment.stop(0.0)
-            return 1
-        finally:
-            launcher.close()
-    ui.message("Stopped.")
-    return 0
+        deployment = Deployment(
+            config,
+            create_launcher(config.launcher),
+            ui,
+            lambda: interrupts.count,
+            readiness=missing_for_readiness,
+        )
+        return deployment.run(this_machine())
 
 
 def create_launcher(name: str) -> Launcher:
@@ -210,8 +247,10 @@ def create_launcher(name: str) -> Launcher:
 
 def this_machine() -> Machine:
     """Cores that this process may use, and memory that is free."""
-    pages, page = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return Machine(len(os.sched_getaffinity(0)), pages * page)
+    # Only Linux tells which cores a process may use.
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return Machine(cores, available_memory())
 
 
 @contextmanager
@@ -227,19 +266,7 @@ def _counting_signals() -> Iterator[_Interrupts]:
             signal.signal(number, handler)
 
 
-def _failure(name: str, status: ServiceStatus) -> Exception:
+def _failure(name: str, status: ServiceStatus) -> TwinflowError:
     if status.error_code:
         return from_code(status.error_code, f"{name}: {status.detail}")
-    return ServerError(f"{name}: {status.detail}")
-
-
-def _answers_ready(address: str) -> bool:
-    host, port = address.rsplit(":", 1)
-    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=READY_TIMEOUT_S)
-    try:
-        connection.request("GET", "/ready")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
+    return ServerError(status.detail if status.state == "gone" else f"{name}: {status.detail}")

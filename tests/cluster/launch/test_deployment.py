@@ -1,0 +1,128 @@
+"""Which processes a configuration means; nothing is started."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from twinflow.cluster.config import ServeConfig
+from twinflow.cluster.gateway.config import GatewayConfig
+from twinflow.cluster.launch.deployment import Machine, new_token, plan_gateway, plan_workers
+from twinflow.workers.config import WorkerConfig
+
+GIB = 1 << 30
+SMALL = Machine(cores=8, free_memory=4 * GIB)
+
+
+def workers(machine: Machine = SMALL, **changes: Any) -> list[WorkerConfig]:
+    """The workers of a configuration."""
+    config = ServeConfig(**{"model": "models/tiny", **changes})
+    return [WorkerConfig.decode(plan.spec.config) for plan in plan_workers(config, machine, "t")]
+
+
+class TestPools:
+    """Who there is."""
+
+    def test_one_of_each_by_default(self) -> None:
+        assert [(w.worker_id, w.role) for w in workers()] == [
+            ("prefill-0", "prefill"),
+            ("decode-0", "decode"),
+        ]
+
+    def test_several(self) -> None:
+        names = [w.worker_id for w in workers(prefill=2, decode=1, mixed=2)]
+        assert names == ["prefill-0", "prefill-1", "decode-0", "mixed-0", "mixed-1"]
+
+    def test_a_plan_says_what_its_process_is(self) -> None:
+        config = ServeConfig(model="m", mixed=1, log_level="debug")
+        (plan,) = plan_workers(config, SMALL, "t")
+        assert (plan.role, plan.spec.kind, plan.spec.name) == ("mixed", "worker", "mixed-0")
+        assert (plan.spec.threads, plan.spec.log_level) == (8, "debug")
+
+
+class TestShares:
+    """What each worker gets of the machine."""
+
+    @pytest.mark.parametrize(
+        ("cores", "pools", "threads"),
+        [
+            (8, {"prefill": 1, "decode": 1}, 4),
+            (8, {"prefill": 1, "decode": 2}, 2),
+            (2, {"mixed": 4}, 1),
+        ],
+    )
+    def test_cores(self, cores: int, pools: dict[str, int], threads: int) -> None:
+        found = workers(Machine(cores, GIB), **pools)
+        assert {w.threads for w in found} == {threads}
+
+    def test_threads_as_configured(self) -> None:
+        assert {w.threads for w in workers(threads_per_worker=3)} == {3}
+
+    def test_kv_memory_is_a_part_of_what_is_free(self) -> None:
+        found = workers(Machine(2, 4 * GIB), prefill=2, decode=2)
+        total = sum(w.kv_cache_memory for w in found)
+        assert 0.3 * 4 * GIB < total <= 0.5 * 4 * GIB
+
+    def test_kv_memory_ends_where_it_is_enough(self) -> None:
+        assert {w.kv_cache_memory for w in workers(Machine(2, 1000 * GIB))} == {2 * GIB}
+
+    def test_kv_memory_as_configured(self) -> None:
+        assert {w.kv_cache_memory for w in workers(kv_cache_memory="5GiB")} == {5 * GIB}
+
+
+def test_what_the_operator_chose_reaches_every_worker() -> None:
+    found = workers(
+        dtype="bfloat16",
+        max_model_len=1000,
+        max_num_seqs=5,
+        max_num_batched_tokens=50,
+        block_size=32,
+        num_kv_blocks=77,
+        enable_prefix_caching=False,
+        kv_transfer_timeout=2.5,
+    )
+    for worker in found:
+        assert worker.model == Path("models/tiny").resolve()
+        assert worker.dtype == "bfloat16"
+        assert (worker.max_model_len, worker.max_num_seqs) == (1000, 5)
+        assert (worker.max_num_batched_tokens, worker.block_size) == (50, 32)
+        assert (worker.num_kv_blocks, worker.enable_prefix_caching) == (77, False)
+        assert worker.kv_transfer_timeout_s == 2.5
+        assert (worker.epoch, worker.token, worker.host) == (1, "t", "127.0.0.1")
+
+
+def test_the_gateway() -> None:
+    config = ServeConfig(
+        model="models/tiny",
+        served_model_name=("a", "b"),
+        host="127.0.0.2",
+        port=1,
+        grpc_port=2,
+        api_key=(SecretStr("key"),),
+        max_num_queued_reqs=3,
+        max_num_queued_tokens=4,
+        seed=5,
+    )
+    spec = plan_gateway(config, {"mixed-0": "127.0.0.1:9"}, "t")
+    gateway = GatewayConfig.decode(spec.config)
+    assert (spec.kind, spec.name, spec.threads) == ("gateway", "gateway-0", 1)
+    assert gateway == GatewayConfig(
+        model=Path("models/tiny").resolve(),
+        names=("a", "b"),
+        token="t",
+        workers={"mixed-0": "127.0.0.1:9"},
+        host="127.0.0.2",
+        port=1,
+        grpc_port=2,
+        api_keys=("key",),
+        max_queued_requests=3,
+        max_queued_tokens=4,
+        seed=5,
+    )
+
+
+def test_every_deployment_has_a_secret_of_its_own() -> None:
+    tokens = {new_token() for _ in range(10)}
+    assert len(tokens) == 10
+    assert {len(token) for token in tokens} == {64}

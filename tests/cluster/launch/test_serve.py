@@ -1,0 +1,287 @@
+"""Starting, watching and stopping a deployment of services that are no processes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.support.fake_launcher import FakeHandle, FakeLauncher, RecordingUI, fails_with
+
+from twinflow.cluster.config import ServeConfig
+from twinflow.cluster.launch.base import ServiceStatus
+from twinflow.cluster.launch.deployment import Machine
+from twinflow.cluster.launch.serve import (
+    READY_TIMEOUT_S,
+    START_TIMEOUT_S,
+    Deployment,
+    Interrupted,
+)
+from twinflow.protos.errors import (
+    CheckpointError,
+    ConfigError,
+    DeadlineExceeded,
+    EngineError,
+    ServerError,
+    TwinflowError,
+)
+
+MACHINE = Machine(cores=4, free_memory=1 << 30)
+
+
+class Stage:
+    """A deployment, and what surrounds it.
+
+    Attributes:
+        missing: what `/ready` says is missing, one answer after the other; at the end nothing is.
+        interrupts: orders to stop so far.
+        at: (time, event): the clock calls these while the deployment waits.
+    """
+
+    def __init__(
+        self, prepare: Callable[[FakeHandle], None] = lambda handle: None, **changes: Any
+    ) -> None:
+        self.launcher = FakeLauncher(prepare=prepare)
+        self.clock = self.launcher.clock
+        self.ui = RecordingUI()
+        self.missing: list[str] = []
+        self.interrupts = 0
+        self.at: list[tuple[float, Callable[[], None]]] = []
+        self.deployment = Deployment(
+            ServeConfig(**{"model": "models/tiny", "launcher": "local", **changes}),
+            self.launcher,
+            self.ui,
+            lambda: self.interrupts,
+            readiness=lambda address: self.missing.pop(0) if self.missing else "",
+            sleep=self.sleep,
+            clock=self.clock,
+        )
+
+    def sleep(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        for when, event in [entry for entry in self.at if entry[0] <= self.clock.now]:
+            event()
+            self.at.remove((when, event))
+
+    def interrupt(self) -> None:
+        self.interrupts += 1
+
+
+def only(name: str, change: Callable[[FakeHandle], None]) -> Callable[[FakeHandle], None]:
+    """Change one service only."""
+    return lambda handle: change(handle) if handle.name == name else None
+
+
+class TestStart:
+    """From nothing to a token through every pair."""
+
+    def test_workers_then_gateway_then_proof(self) -> None:
+        stage = Stage(prefill=1, decode=2, api_key=("key",), served_model_name=("tiny",))
+        stage.missing = ["prefill-0→decode-0: not connected yet"]
+        summary = stage.deployment.start(MACHINE)
+        names = [handle.name for handle in stage.launcher.handles]
+        assert names == ["prefill-0", "decode-0", "decode-1", "gateway-0"]
+        assert stage.launcher.config_of("gateway-0")["workers"] == {
+            "prefill-0": "127.0.0.1:5000",
+            "decode-0": "127.0.0.1:5001",
+            "decode-1": "127.0.0.1:5002",
+        }
+        assert summary.http_url == "http://127.0.0.1:8000"
+        assert summary.grpc_target == "127.0.0.1:50051"
+        assert summary.pools == {"prefill": ("prefill-0",), "decode": ("decode-0", "decode-1")}
+        assert (summary.model, summary.needs_key) == ("tiny", True)
+        assert stage.ui.phases == ["Starting workers", "Starting the gateway", "Checking"]
+        assert (90, 300) in stage.ui.amounts
+
+    def test_all_processes_of_a_deployment_share_a_secret(self) -> None:
+        stage = Stage()
+        stage.deployment.start(MACHINE)
+        tokens = {
+            stage.launcher.config_of(handle.name)["token"] for handle in stage.launcher.handles
+        }
+        assert len(tokens) == 1 and tokens != {""}
+
+    @pytest.mark.parametrize(
+        ("detail", "code", "error"),
+        [
+            ("weights are missing", "checkpoint_error", CheckpointError),
+            ("--dtype int8: use auto", "config_error", ConfigError),
+            ("KeyError: 'x'", "", ServerError),
+            ("out of memory", "internal_error", ServerError),
+        ],
+    )
+    def test_a_service_that_says_why_it_fails(
+        self, detail: str, code: str, error: type[TwinflowError]
+    ) -> None:
+        def fail(handle: FakeHandle) -> None:
+            handle.steps = list(fails_with(detail, code))
+
+        stage = Stage(only("decode-0", fail))
+        with pytest.raises(error, match=f"decode-0: {detail}"):
+            stage.deployment.start(MACHINE)
+
+    def test_a_process_that_is_gone(self) -> None:
+        def die(handle: FakeHandle) -> None:
+            handle.steps = [ServiceStatus("gone", "the process of decode-0 ended with status -9")]
+
+        stage = Stage(only("decode-0", die))
+        with pytest.raises(ServerError, match=r"^the process of decode-0 ended with status -9$"):
+            stage.deployment.start(MACHINE)
+
+    def test_a_service_that_never_gets_ready(self) -> None:
+        def hang(handle: FakeHandle) -> None:
+            handle.steps = [ServiceStatus("starting", "loading weights", 1, 2)]
+
+        stage = Stage(only("prefill-0", hang))
+        with pytest.raises(
+            DeadlineExceeded, match="waiting for prefill-0 to start: loading weights"
+        ):
+            stage.deployment.start(MACHINE)
+        assert stage.clock.now == pytest.approx(START_TIMEOUT_S, abs=1.0)
+
+    def test_a_pair_that_never_works(self) -> None:
+        stage = Stage()
+        stage.missing = ["prefill-0→decode-0: no link"] * 10_000
+        with pytest.raises(DeadlineExceeded, match=r"every prefill and decode pair: .*: no link"):
+            stage.deployment.start(MACHINE)
+        assert stage.clock.now == pytest.approx(READY_TIMEOUT_S, abs=2.0)
+
+    def test_a_gateway_that_dies_while_it_is_asked(self) -> None:
+        stage = Stage()
+        stage.missing = ["connection refused"] * 10_000
+        gone = [ServiceStatus("gone", "the process of gateway-0 ended with status 1")]
+        stage.at = [(5.0, lambda: setattr(stage.launcher.named("gateway-0"), "steps", gone))]
+        with pytest.raises(ServerError, match="gateway-0 ended"):
+            stage.deployment.start(MACHINE)
+        assert stage.clock.now < 6.0
+
+    @pytest.mark.parametrize("when", [0.1, 0.5])
+    def test_an_order_to_stop(self, when: float) -> None:
+        stage = Stage()
+        stage.missing = ["not yet"] * 10_000
+        stage.at = [(when, stage.interrupt)]
+        with pytest.raises(Interrupted):
+            stage.deployment.start(MACHINE)
+
+
+class TestWatch:
+    """While it serves."""
+
+    def test_until_an_order_to_stop(self) -> None:
+        stage = Stage()
+        stage.deployment.start(MACHINE)
+        stage.at = [(100.0, stage.interrupt)]
+        stage.deployment.watch()
+        assert stage.clock.now >= 100.0
+
+    @pytest.mark.parametrize("name", ["decode-0", "gateway-0"])
+    def test_until_a_process_dies(self, name: str) -> None:
+        stage = Stage()
+        stage.deployment.start(MACHINE)
+        gone = [ServiceStatus("gone", f"the process of {name} ended")]
+        stage.at = [(50.0, lambda: setattr(stage.launcher.named(name), "steps", gone))]
+        with pytest.raises(ServerError, match=f"the process of {name} ended"):
+            stage.deployment.watch()
+
+
+class TestStop:
+    """Taking it down."""
+
+    def test_the_gateway_first(self) -> None:
+        stage = Stage()
+        stage.deployment.start(MACHINE)
+        stage.launcher.named("gateway-0").stop_takes_s = 5.0
+        stopped: list[tuple[str, float]] = []
+        for handle in stage.launcher.handles:
+            handle.on_stop = self._noting(stage, handle, stopped)
+        began = stage.clock.now
+        stage.deployment.stop(30.0)
+        assert [name for name, _ in stopped] == ["gateway-0", "prefill-0", "decode-0"]
+        assert stopped[0][1] == began
+        assert stopped[1][1] >= began + 4.8
+        assert {handle.stopped_with for handle in stage.launcher.handles} == {30.0}
+        assert not any(handle.alive for handle in stage.launcher.handles)
+        assert stage.ui.messages == []
+
+    @staticmethod
+    def _noting(
+        stage: Stage, handle: FakeHandle, stopped: list[tuple[str, float]]
+    ) -> Callable[[], None]:
+        return lambda: stopped.append((handle.name, stage.clock.now))
+
+    def test_what_does_not_stop_is_killed(self) -> None:
+        stage = Stage()
+        stage.deployment.start(MACHINE)
+        stage.launcher.named("decode-0").stop_takes_s = None
+        stage.deployment.stop(2.0)
+        assert stage.ui.messages == ["decode-0 does not stop: killing it"]
+        assert not any(handle.alive for handle in stage.launcher.handles)
+        assert 2.0 < stage.clock.now < 40.0
+
+    def test_a_second_order_kills_at_once(self) -> None:
+        stage = Stage()
+        stage.deployment.start(MACHINE)
+        for handle in stage.launcher.handles:
+            handle.stop_takes_s = None
+        stage.interrupts = 2
+        began = stage.clock.now
+        stage.deployment.stop(1000.0)
+        assert len(stage.ui.messages) == 3
+        assert stage.clock.now < began + 2.0
+
+    def test_before_anything_was_started(self) -> None:
+        Stage().deployment.stop(1.0)
+
+
+class TestRun:
+    """The whole life: its exit status, and that nothing is left."""
+
+    def run(self, stage: Stage) -> int:
+        try:
+            return stage.deployment.run(MACHINE)
+        finally:
+            assert not any(handle.alive for handle in stage.launcher.handles)
+            assert stage.launcher.opened == stage.launcher.closed == 1
+
+    def test_until_an_order_to_stop(self) -> None:
+        stage = Stage(shutdown_timeout=7)
+        stage.at = [(100.0, stage.interrupt)]
+        assert self.run(stage) == 0
+        assert len(stage.ui.summaries) == 1
+        assert (stage.ui.phases[-1], stage.ui.messages) == ("Stopping", ["Stopped."])
+        assert {handle.stopped_with for handle in stage.launcher.handles} == {7.0}
+
+    def test_an_order_to_stop_while_it_starts(self) -> None:
+        stage = Stage()
+        stage.at = [(0.1, stage.interrupt)]
+        assert self.run(stage) == 0
+        assert stage.ui.summaries == []
+        assert {handle.stopped_with for handle in stage.launcher.handles} == {0.0}
+
+    def test_a_process_that_dies(self) -> None:
+        stage = Stage()
+        gone = [ServiceStatus("gone", "the process of decode-0 ended")]
+        stage.at = [(50.0, lambda: setattr(stage.launcher.named("decode-0"), "steps", gone))]
+        assert self.run(stage) == 1
+        assert stage.ui.messages == ["Stopping, because the process of decode-0 ended"]
+        assert {handle.stopped_with for handle in stage.launcher.handles} == {0.0}
+
+    @pytest.mark.parametrize("error", [EngineError("x"), TwinflowError("x")])
+    def test_any_error_of_ours_is_an_exit_status(self, error: TwinflowError) -> None:
+        def fail(handle: FakeHandle) -> None:
+            handle.steps = list(fails_with("broken", error.code))
+
+        stage = Stage(only("prefill-0", fail))
+        assert self.run(stage) == 1
+        assert stage.ui.messages == ["Stopping, because prefill-0: broken"]
+
+    def test_a_mistake_of_the_operator_is_raised(self) -> None:
+        def fail(handle: FakeHandle) -> None:
+            handle.steps = list(fails_with("no such model", "checkpoint_error"))
+
+        with pytest.raises(CheckpointError, match="prefill-0: no such model"):
+            self.run(Stage(only("prefill-0", fail)))
+
+    def test_a_launcher_that_does_not_open_is_closed(self) -> None:
+        stage = Stage()
+        stage.launcher.problem = ServerError("Ray does not start")
+        assert self.run(stage) == 1
+        assert stage.ui.messages == ["Stopping, because Ray does not start"]
