@@ -21,6 +21,19 @@ _FINISH_TO_PB = {
 }
 _FINISH_FROM_PB = {value: reason for reason, value in _FINISH_TO_PB.items()}
 
+_SAMPLING_FIELDS = frozenset(
+    {
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "seed",
+    }
+)
+
 
 def sampling_to_pb(params: SamplingParams) -> public.SamplingParams:
     """Sampling parameters, every field set."""
@@ -40,8 +53,9 @@ def sampling_to_pb(params: SamplingParams) -> public.SamplingParams:
 def params_from_pb(submission: pb.Submission) -> SamplingParams:
     """The parameters of a submission; stop strings are matched in the gateway."""
     sampling = submission.sampling
-    if not sampling.HasField("seed"):
-        raise InvalidRequest("a submission carries a seed.", "seed")
+    missing = sorted(_SAMPLING_FIELDS - {field.name for field, _ in sampling.ListFields()})
+    if missing:
+        raise InvalidRequest(f"a submission must carry {', '.join(missing)}.", missing[0])
     return SamplingParams(
         temperature=sampling.temperature,
         top_k=sampling.top_k,
