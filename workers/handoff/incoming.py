@@ -100,12 +100,14 @@ class IncomingTransfer:
         now = self._events.time()
         self.seconds = now - (self._began or now)
 
-    async def _give_up(self, *halves: "asyncio.Future[None]") -> None:
+    async def _give_up(self, listen: "asyncio.Future[None]", work: "asyncio.Future[None]") -> None:
         """Close the link, which makes the blocks quiet, and wake both halves."""
         self._call.cancel()
         self._inbox.put(None)
         await self._lease.discard()
-        await asyncio.gather(*halves, return_exceptions=True)
+        # A thread that is opening the link notices late; it writes to no block any more.
+        work.add_done_callback(_look_at)
+        await asyncio.gather(listen, return_exceptions=True)
 
     async def part(self) -> None:
         """After `run`: let the sender free its blocks; keep the link if it has no objection."""
@@ -223,6 +225,12 @@ def _opening(
         link_id=lease.link_id,
         new_link=not lease.reused,
     )
+
+
+def _look_at(future: "asyncio.Future[None]") -> None:
+    """Know how something ended that nobody waits for."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _announcement(ready: pb.UnitReady) -> UnitAnnouncement:

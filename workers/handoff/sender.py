@@ -166,9 +166,10 @@ class KVSender:
         else:
             transfer.over("the hand-off was given up")
             await transfer.lease.discard()
-            await asyncio.gather(*halves, return_exceptions=True)
         del self._transfers[transfer.engine_id]
         self._end.core.abort(transfer.engine_id)
+        # A thread that is opening the link notices late; it reads no block any more.
+        await asyncio.gather(*halves, return_exceptions=True)
 
 
 async def _read(requests: AsyncIterator[pb.TransferRequest], transfer: OutgoingTransfer) -> None:

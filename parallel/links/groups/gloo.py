@@ -53,6 +53,9 @@ _FENCE_TAG = 3 * MESSAGE_TAGS
 # Gloo counts in milliseconds, and reads a timeout of zero as its default of minutes.
 _SHORTEST = timedelta(milliseconds=1)
 
+# An end that waits for the other to connect waits so many times as long as it is told to.
+_CONNECT_WAITS = 5
+
 
 class GlooPosted(Posted):
     """A batch of messages in one direction.
@@ -101,7 +104,7 @@ class GlooGroup(LinkGroup):
     @classmethod
     def connect(cls, config: LinkConfig, store: Store, deadline: Deadline) -> "GlooGroup":
         options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # not in the stubs
-        options._timeout = _timeout(deadline)
+        options._timeout = max(_SHORTEST, _timeout(deadline) / _CONNECT_WAITS)
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=config.bind_address)]
         options._threads = 1  # runs collectives, of which there are none; zero is refused
         group = dist.ProcessGroupGloo(store, config.rank, 2, options)
