@@ -141,6 +141,8 @@ class Dispatcher:
                             yield delta
                     return
                 except (WorkerLost, Unavailable) as error:
+                    if self._draining:
+                        raise Unavailable("The server is shutting down.") from error
                     excluded.add(route.decode.worker_id)
                     if attempt + 1 == MAX_ATTEMPTS:
                         raise
@@ -197,7 +199,10 @@ class Dispatcher:
             excluded=excluded,
         )
         route = self._policy.route(self._views(), request)
-        self._index.record(names, (route.prefill or route.decode).worker_id)
+        # A decode worker keeps the blocks it is handed, and finds them again as well.
+        self._index.record(names, route.decode.worker_id)
+        if route.prefill is not None:
+            self._index.record(names, route.prefill.worker_id)
         return route
 
     def _views(self) -> list[WorkerView]:

@@ -146,12 +146,28 @@ class Deployment:
     def watch(self) -> None:
         """Return when an order to stop comes.
 
+        A worker that dies is reported; the gateway moves its requests to the others, which serve
+        on, every worker being able to do both phases.
+
         Raises:
-            TwinflowError: a service has failed or is gone.
+            TwinflowError: the gateway has failed or is gone, or the last worker is.
         """
         while not self._interrupts():
-            self._statuses(self._handles())
+            if self._gateway is not None:
+                self._statuses([self._gateway])
+            for worker in list(self._workers):
+                self._report_death(worker)
             self._sleep(_WATCH_S)
+
+    def _report_death(self, worker: ServiceHandle) -> None:
+        try:
+            self._statuses([worker])
+        except TwinflowError as error:
+            self._workers.remove(worker)
+            if not self._workers:
+                raise
+            left = ", ".join(handle.name for handle in self._workers)
+            self._ui.message(f"{error}; serving on with {left}")
 
     def stop(self, grace_s: float) -> None:
         """Take everything down: first the gateway, then the workers; a further order hurries."""

@@ -172,13 +172,38 @@ class TestWatch:
         stage.deployment.watch()
         assert stage.clock.now >= 100.0
 
-    @pytest.mark.parametrize("name", ["decode-0", "gateway-0"])
-    def test_until_a_process_dies(self, name: str) -> None:
+    def test_until_the_gateway_dies(self) -> None:
         stage = Stage()
         stage.deployment.start(MACHINE)
-        gone = [ServiceStatus("gone", f"the process of {name} ended")]
-        stage.at = [(50.0, lambda: setattr(stage.launcher.named(name), "steps", gone))]
-        with pytest.raises(ServerError, match=f"the process of {name} ended"):
+        gone = [ServiceStatus("gone", "the process of gateway-0 ended")]
+        stage.at = [(50.0, lambda: setattr(stage.launcher.named("gateway-0"), "steps", gone))]
+        with pytest.raises(ServerError, match="the process of gateway-0 ended"):
+            stage.deployment.watch()
+
+    @pytest.mark.parametrize(
+        ("dead", "left"), [("decode-0", "prefill-0"), ("prefill-0", "decode-0")]
+    )
+    def test_a_dead_worker_is_reported_once_and_the_other_serves_on(
+        self, dead: str, left: str
+    ) -> None:
+        stage = Stage()
+        stage.deployment.start(MACHINE)
+        gone = [ServiceStatus("gone", f"the process of {dead} ended")]
+        stage.at = [
+            (50.0, lambda: setattr(stage.launcher.named(dead), "steps", gone)),
+            (100.0, stage.interrupt),
+        ]
+        stage.deployment.watch()
+        assert stage.clock.now >= 100.0
+        assert stage.ui.messages == [f"the process of {dead} ended; serving on with {left}"]
+
+    def test_until_the_last_worker_dies(self) -> None:
+        stage = Stage()
+        stage.deployment.start(MACHINE)
+        for name in ("decode-0", "prefill-0"):
+            gone = [ServiceStatus("gone", f"the process of {name} ended")]
+            stage.launcher.named(name).steps = gone
+        with pytest.raises(ServerError, match="ended"):
             stage.deployment.watch()
 
 
@@ -258,10 +283,10 @@ class TestRun:
 
     def test_a_process_that_dies(self) -> None:
         stage = Stage()
-        gone = [ServiceStatus("gone", "the process of decode-0 ended")]
-        stage.at = [(50.0, lambda: setattr(stage.launcher.named("decode-0"), "steps", gone))]
+        gone = [ServiceStatus("gone", "the process of gateway-0 ended")]
+        stage.at = [(50.0, lambda: setattr(stage.launcher.named("gateway-0"), "steps", gone))]
         assert self.run(stage) == 1
-        assert stage.ui.messages == ["Stopping, because the process of decode-0 ended"]
+        assert stage.ui.messages == ["Stopping, because the process of gateway-0 ended"]
         assert {handle.stopped_with for handle in stage.launcher.handles} == {0.0}
 
     @pytest.mark.parametrize("error", [EngineError("x"), TwinflowError("x")])
