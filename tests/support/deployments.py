@@ -1,8 +1,8 @@
 """`twinflow serve` as a child of the test: started, watched from outside, and taken down.
 
 Every process that descends from the command carries a mark in its environment, so that those whose
-parent has died are found too. Leaving `serving` interrupts the command, demands exit status 0 and
-that no marked process is left; what is left for whatever reason is killed.
+parent has died are found too. Leaving `serving` interrupts the command and demands exit status 0,
+no process left and no traceback in the log; what is left for whatever reason is killed.
 """
 
 import os
@@ -61,6 +61,7 @@ class Deployment:
 
     def __init__(self, model: Path, *flags: str) -> None:
         self._mark = uuid.uuid4().hex
+        self._seen: set[psutil.Process] = set()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - `kill` closes it
         command = [sys.executable, "-m", "twinflow", "serve", str(model)]
         self._process = subprocess.Popen(
@@ -98,13 +99,18 @@ class Deployment:
 
     def processes(self) -> dict[int, psutil.Process]:
         """Every live process of the deployment by its id, orphans included."""
-        found = {}
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                ours = process.environ().get(_MARK) == self._mark
-                if ours and process.status() != psutil.STATUS_ZOMBIE:
-                    found[process.pid] = process
-        return found
+        marked = {process for process in psutil.process_iter() if self._has_mark(process)}
+        # A process that writes its title over its environment loses the mark.
+        for process in self._seen | marked:
+            with suppress(psutil.NoSuchProcess):
+                marked.update(process.children(recursive=True))
+        self._seen |= marked
+        return {process.pid: process for process in self._seen if _lives(process)}
+
+    def _has_mark(self, process: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            return process.environ().get(_MARK) == self._mark
+        return False
 
     def footprints(self) -> Mapping[int, Footprint]:
         """What each process holds, by process id."""
@@ -127,8 +133,15 @@ class Deployment:
         )
         return self.scrape()
 
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """The workers' processes of the local launcher, in the order in which it names them."""
+        found = [p for p in self.processes().values() if "worker" in p.cmdline()]
+        return sorted(found, key=lambda process: process.pid)
+
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the command alone, as a terminal or a supervisor would."""
+        self.processes()  # so that whoever loses its parent now is known
         self._process.send_signal(number)
 
     def wait(self) -> int:
@@ -156,6 +169,7 @@ class Deployment:
         status = self.wait()
         assert status == 0, f"exit status {status}: {self.log[-_LOG_TAIL:]}"
         self.wait_gone()
+        assert "Traceback" not in self.log, self.log[-_LOG_TAIL:]
 
     def kill(self) -> None:
         """End whatever is left of it."""
@@ -164,6 +178,12 @@ class Deployment:
                 process.kill()
         self._process.wait(STOP_S)
         self._log.close()
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @contextmanager

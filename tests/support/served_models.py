@@ -10,7 +10,7 @@ from twinflow.runtime.models.config import ModelConfig
 
 REAL_MODEL = Path(__file__).parents[2] / ".models" / "smollm2-135m"
 TINY_VOCAB = 400
-TINY_CONTEXT = 16384
+TINY_CONTEXT = 32768
 
 
 def require_real_model() -> Path:
