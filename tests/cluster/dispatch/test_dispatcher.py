@@ -392,6 +392,21 @@ async def test_alive_as_long_as_it_tries(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.count("worker is not available") == 1
 
 
+async def test_a_prompt_counts_until_its_first_token() -> None:
+    """A sequence that only decodes is no queue for those behind it."""
+    prefill = [FakeWorker(f"prefill-{number}", "prefill") for number in range(2)]
+    decode = FakeWorker("decode-0", "decode")
+    decode.behaviour.pause_after = 1
+    async with dispatching(*prefill, decode) as dispatcher:
+        spec = create_spec(prompt=100)
+        dispatcher.admit((spec,))
+        async with aclosing(dispatcher.generate(spec)) as stream:
+            await take(stream, 1)
+            decode.behaviour.pause_after = None
+            await collect(dispatcher, create_spec(prompt=10))
+    assert [s.prefill.worker_id for s in decode.submissions] == ["prefill-0", "prefill-0"]
+
+
 async def test_a_burst_is_spread_before_any_worker_has_reported() -> None:
     """Prompts go where the fewest prompt tokens are on their way, whatever reports come in."""
     prefill = [FakeWorker(f"prefill-{number}", "prefill") for number in range(3)]

@@ -65,6 +65,20 @@ def test_roots_differ_by_model_layout_and_salt(
     assert (prefix_root(*first) == prefix_root(*second)) == (first == second)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("a", "bc", ""), ("ab", "c", "")),
+        (("a\0b", "c", ""), ("a", "b\0c", "")),
+        (("1:a", "", ""), ("", "1:a", "")),
+    ],
+)
+def test_fields_that_read_alike_when_joined(
+    first: tuple[str, str, str], second: tuple[str, str, str]
+) -> None:
+    assert prefix_root(*first) != prefix_root(*second)
+
+
 @pytest.mark.parametrize("field", [0, 1, 2])
 def test_one_other_field_changes_every_name(field: int) -> None:
     identity = ["model", "layout", "salt"]
