@@ -68,7 +68,7 @@ class Link:
         deadline = Deadline.after(config.deadline_s)
         try:
             return _connect(config, store, deadline, on_close)
-        except BaseException:
+        except BaseException:  # nobody will close what was never returned
             if on_close is not None:
                 on_close()
             raise

@@ -1,6 +1,7 @@
 """SmolLM2, the model that `make` fetches, against transformers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_greedy_tokens_and_text_are_those_of_transformers() -> None:
     params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
     outputs = llm.generate(prompts, params, use_tqdm=False)
     decode = llm.tokenizer.decode
-    reference = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    reference: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     for prompt, output in zip(prompts, outputs, strict=True):
         ids = torch.tensor([prompt])
         with torch.inference_mode():

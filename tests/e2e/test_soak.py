@@ -23,9 +23,9 @@ FLAGS = (
     *("--max-num-seqs", "8", "--max-num-batched-tokens", "64"),
     *("--max-num-queued-reqs", str(QUEUE)),
 )
-# Pools of links and threads grow to what was needed at once, and the prefill worker keeps links whose
-# other end is closed for two minutes; a leak would grow with
-# the 1 000 requests, or with the 100 that are broken off.
+# Pools of threads and links grow to what was needed at once, and the prefill worker keeps the other
+# ends of closed links for two minutes; a leak would grow with the 1 000 requests, or with the 100
+# that are broken off.
 POOLS = 40
 
 

@@ -94,7 +94,7 @@ class IncomingTransfer:
             for half in (listen, work):
                 if half.done():
                     half.result()
-        except BaseException:
+        except BaseException:  # whatever ended it, the link must be quiet
             await to_the_end(self._give_up(listen, work))
             raise
         now = self._events.time()
