@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +70,7 @@ class Deployment:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env={**os.environ, _MARK: self._mark},
+            start_new_session=True,
         )
         self.http_url = self.grpc_target = self.model = ""
         self.start_s = 0.0
@@ -139,9 +140,14 @@ class Deployment:
         found = [p for p in self.processes().values() if "worker" in p.cmdline()]
         return sorted(found, key=lambda process: process.pid)
 
-    def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal to the command alone, as a terminal or a supervisor would."""
+    def interrupt(self) -> None:
+        """Ctrl-C: a terminal sends the signal to everything in its foreground."""
         self.processes()  # so that whoever loses its parent now is known
+        os.killpg(self.pid, signal.SIGINT)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the command alone, as a supervisor would."""
+        self.processes()
         self._process.send_signal(number)
 
     def wait(self) -> int:
@@ -153,19 +159,19 @@ class Deployment:
                 f"did not stop within {STOP_S} s: {self.log[-_LOG_TAIL:]}"
             ) from None
 
-    def wait_gone(self) -> None:
-        """Wait until the last process of the deployment has ended."""
-        wait_until(
-            lambda: not self.processes(),
-            "every process to end",
-            STOP_S,
-            lambda: f"{[process.cmdline() for process in self.processes().values()]}",
-        )
+    def wait_gone(self, but: Collection[str] = ()) -> None:
+        """Wait until the last process of the deployment has ended; those named `but` may stay."""
+
+        def left() -> list[str]:
+            titles = [" ".join(p.cmdline()).strip() for p in self.processes().values()]
+            return [title for title in titles if title not in but]
+
+        wait_until(lambda: not left(), "every process to end", STOP_S, lambda: str(left()))
 
     def stop(self) -> None:
         """Interrupt the command unless it has ended; it must end well and leave nothing."""
         if self._process.poll() is None:
-            self.send_signal(signal.SIGINT)
+            self.interrupt()
         status = self.wait()
         assert status == 0, f"exit status {status}: {self.log[-_LOG_TAIL:]}"
         self.wait_gone()
