@@ -189,6 +189,12 @@ class WorkerLost(ServerError):
     grpc_status = "UNAVAILABLE"
 
 
+class RankLost(WorkerLost):
+    """A rank of a worker died or froze, which ends the whole worker; the message names it."""
+
+    code = "rank_lost"
+
+
 class EngineError(ServerError):
     """An engine step failed for the request."""
 

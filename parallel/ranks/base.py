@@ -1,0 +1,69 @@
+"""What a model asks of the ranks that it is spread over.
+
+A worker of T ranks computes one model together: each holds a part of every layer's weights, and
+partial results are added up. All ranks call the same collectives in the same order. The result is
+the same on every rank, bit by bit, and that of a row does not depend on how many rows there are:
+parts are added in the order of the ranks, whatever the transport prefers.
+"""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+
+class RankGroup(ABC):
+    """The ranks of a worker as one of them sees them.
+
+    Attributes:
+        rank: which one this is, from 0.
+        size: how many there are, at least 1.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        if not 0 <= rank < size:
+            raise ValueError(f"rank {rank} is not in 0..{size - 1}")
+        self.rank = rank
+        self.size = size
+
+    @abstractmethod
+    def all_reduce(self, part: Tensor) -> Tensor:
+        """Add up a part of every rank.
+
+        Args:
+            part: [rows, width], the same shape and dtype on every rank; may be overwritten.
+
+        Returns:
+            [rows, width]: the sum of the parts in the order of their ranks.
+
+        Raises:
+            RankLost: a rank did not answer within the deadline.
+        """
+
+    @abstractmethod
+    def all_gather(self, part: Tensor) -> Tensor:
+        """Put a part of every rank side by side.
+
+        Args:
+            part: [rows, width], the same shape and dtype on every rank.
+
+        Returns:
+            A new [rows, size * width], the parts in the order of their ranks.
+
+        Raises:
+            RankLost: a rank did not answer within the deadline.
+        """
+
+
+class OneRank(RankGroup):
+    """A worker that has no other ranks: every part is the whole."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+
+    def all_reduce(self, part: Tensor) -> Tensor:
+        """See the base class."""
+        return part
+
+    def all_gather(self, part: Tensor) -> Tensor:
+        """See the base class."""
+        return part
