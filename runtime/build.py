@@ -16,7 +16,6 @@ from twinflow.parallel.links.manifest import choose_layers_per_unit
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.checkpoint.config import load_model_config
 from twinflow.runtime.checkpoint.limits import check_memory, resolve_max_model_len
-from twinflow.runtime.checkpoint.shapes import expected_shapes
 from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
 from twinflow.runtime.checkpoint.weights import Checkpoint
 from twinflow.runtime.config import EngineConfig, check_block_size
@@ -26,8 +25,11 @@ from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.model_executor import ModelExecutor
 from twinflow.runtime.model_runner import ModelRunner
+from twinflow.runtime.models.base import Placement
 from twinflow.runtime.models.config import ModelConfig
-from twinflow.runtime.models.registry import create_model
+from twinflow.runtime.models.decoder import unused_tensors
+from twinflow.runtime.models.registry import checkpoint_shapes, create_model, model_type
+from twinflow.runtime.models.weights import parameter_bytes
 from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.schedulers import create_scheduler
 from twinflow.runtime.schedulers.base import SchedulerLimits
@@ -124,11 +126,14 @@ def build_engine(
     )
     config = _engine_config(options, model_config, layout)
     checkpoint = Checkpoint.open(options.model)
-    for name in checkpoint.check_shapes(expected_shapes(model_config)):
+    others = checkpoint.check_shapes(checkpoint_shapes(model_config))
+    for name in unused_tensors(model_config, others):
         structlog.get_logger().warning("the model does not use a tensor", tensor=name)
-    needed = checkpoint.parameter_bytes(layout.torch_dtype) + config.num_blocks * layout.block_bytes
+    placement = Placement(dtype=layout.torch_dtype, device=torch.device(options.device))
+    parameters = model_type(model_config).parameters(model_config, placement)
+    needed = parameter_bytes(parameters, placement.dtype) + config.num_blocks * layout.block_bytes
     check_memory(needed, _available_memory(options.device), "weights and KV cache")
-    runner = _load_runner(checkpoint, model_config, config, layout, options.device, progress)
+    runner = _load_runner(checkpoint, model_config, config, layout, placement, progress)
     fingerprint = f"{checkpoint.fingerprint}-{dtype}"
     layers_per_unit = choose_layers_per_unit(layout)
     executor = ModelExecutor(
@@ -213,22 +218,22 @@ def _load_runner(
     model_config: ModelConfig,
     config: EngineConfig,
     layout: KVLayout,
-    device: str,
+    placement: Placement,
     progress: LoadProgress | None,
 ) -> ModelRunner:
     def loaded(done: int, total: int) -> None:
         if progress is not None:
             progress("loading weights", done, total)
 
-    target = torch.device(device)
     model = create_model(
         model_config,
+        placement,
         checkpoint.tensors(loaded),
-        layout.torch_dtype,
-        target,
         on_warning=lambda text: structlog.get_logger().warning(text),
     )
-    runner = ModelRunner(model, layout, config.num_blocks, config.max_num_batched_tokens, target)
+    runner = ModelRunner(
+        model, layout, config.num_blocks, config.max_num_batched_tokens, placement.device
+    )
     if not runner.batch_invariant:
         structlog.get_logger().warning(
             "the matrix products of this machine are not batch-invariant in this dtype: near ties "

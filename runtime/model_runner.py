@@ -64,7 +64,7 @@ class ModelRunner:
         self._model = model
         self._max_num_tokens = max_num_tokens
         self._device = device
-        self._attention = create_attention("tiled", self.kv_cache, model.config.num_heads)
+        self._attention = create_attention("tiled", self.kv_cache, model.num_heads)
         self._row_tile = model.row_tile
         self.batch_invariant = self._row_tile.batch_invariant and self._attention.batch_invariant
         size = self._row_tile.round_up(max_num_tokens)
@@ -129,7 +129,7 @@ class ModelRunner:
             buffer[:count].copy_(torch.from_numpy(values))
             buffer[count:size].zero_()
         end_position = int((flat.starts + flat.counts).max())
-        return RowBatch(self._token_ids[:size], self._positions[:size], end_position)
+        return RowBatch(self._token_ids[:size], self._positions[:size], end_position, count)
 
     def _logits(self, forward_pass: ForwardPass, rows: IntArray) -> Tensor:
         """Logits of some rows, which are repeated up to a whole row tile."""

@@ -2,7 +2,7 @@
 
     config.py           load_model_config: config.json and generation_config.json -> ModelConfig
     weights.py          Checkpoint: safetensors weights into memory, and their fingerprint
-    shapes.py           expected_shapes: the tensors that a ModelConfig asks for
+    shapes.py           check_shapes: the tensors that a model asks for, compared with those found
     tokenizer_check.py  check_tokenizer: tokenizer.json fits the model
     limits.py           resolve_max_model_len, check_memory
     gguf_import/        import_gguf: GGUF file -> Hugging Face directory

@@ -67,7 +67,7 @@ class Checkpoint:
         return count * dtype.itemsize
 
     def check_shapes(self, expected: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-        """Compare with the tensors a model needs (`shapes.expected_shapes`).
+        """Compare with the tensors that a model needs.
 
         Returns:
             Names that the model does not use, sorted; worth a warning.

@@ -1,18 +1,44 @@
 """What a runner asks of a model.
 
-A model holds weights. A forward pass holds what belongs to the rows of one step: it can be driven
-layer by layer, so that others can work between the layers. Neither knows requests or blocks.
+A model holds the weights of one rank. A forward pass holds what belongs to the rows of one step:
+it can be driven layer by layer, so that others can work between the layers. Neither knows requests
+or blocks. With several ranks, all of them take the same steps with the same rows.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from twinflow.parallel.ranks.base import OneRank, RankGroup
 from twinflow.runtime.attention.base import Attention
 from twinflow.runtime.models.config import ModelConfig
+from twinflow.runtime.models.expert_traffic import ExpertTraffic
+from twinflow.runtime.models.weights import Parameter
 from twinflow.runtime.row_tile import RowTile
+
+Weights = Iterable[tuple[str, Tensor]]
+OnWarning = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where and how a model is computed.
+
+    Attributes:
+        dtype: of weights, hidden states and KV.
+        device: where this rank computes.
+        ranks: those that compute the model together.
+        expert_parallel: each rank holds whole experts, not a part of every expert.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    ranks: RankGroup = field(default_factory=OneRank)
+    expert_parallel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +49,13 @@ class RowBatch:
         token_ids: int64 [rows].
         positions: int64 [rows], each row's position in its sequence.
         end_position: more than any position.
+        num_rows: how many rows, from the first, are not padding.
     """
 
     token_ids: Tensor
     positions: Tensor
     end_position: int
+    num_rows: int
 
 
 class ForwardPass(ABC):
@@ -46,28 +74,56 @@ class ForwardPass(ABC):
             rows: int64 [n] indices of rows; n fits `Model.row_tile`.
 
         Returns:
-            float32 [n, vocab_size].
+            float32 [n, vocab_size], the same on all ranks.
         """
 
 
 class Model(ABC):
-    """Weights, and how to apply them.
+    """Weights of one rank, and how to apply them.
 
     Attributes:
-        config: shape of the model.
+        config: shape of the whole model.
+        placement: where it is computed, and with whom.
         dtype: of the weights and of the hidden states.
         device: where they are.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, placement: Placement) -> None:
         self.config = config
-        self.dtype = dtype
-        self.device = device
+        self.placement = placement
+        self.dtype = placement.dtype
+        self.device = placement.device
+
+    @classmethod
+    @abstractmethod
+    def parameters(cls, config: ModelConfig, placement: Placement) -> list[Parameter]:
+        """Every parameter of a rank, under the names of Hugging Face checkpoints.
+
+        Raises:
+            ConfigError: the model cannot be cut for so many ranks.
+        """
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls, config: ModelConfig, placement: Placement, weights: Weights, on_warning: OnWarning
+    ) -> Self:
+        """Build the model from named tensors; see `load_parameters`."""
+
+    @property
+    @abstractmethod
+    def num_heads(self) -> int:
+        """Query heads that this rank computes attention for."""
 
     @property
     @abstractmethod
     def row_tile(self) -> RowTile:
         """Row counts of a step and of `ForwardPass.logits` are multiples of this."""
+
+    @property
+    @abstractmethod
+    def expert_traffic(self) -> ExpertTraffic | None:
+        """What the experts were asked for; None if the model has none."""
 
     @abstractmethod
     def begin(self, batch: RowBatch, attention: Attention) -> ForwardPass:

@@ -117,6 +117,8 @@ class ModelConfig:
         latent: latent attention instead of key/value heads; `num_kv_heads` is then 1 and
             `head_dim` the rotary part, which `rope_scaling` refers to.
         moe: experts in some layers.
+        draft_layers: layers of the checkpoint behind `num_layers` that predict further tokens
+            (DeepSeek-V3's MTP); they are not loaded.
         dtype: dtype of the checkpoint's weights, such as `bfloat16`.
         bos_token_id: None if the model has none.
         eos_token_ids: tokens that end a sequence; at least one.
@@ -141,6 +143,7 @@ class ModelConfig:
     qk_norm: bool = False
     latent: LatentConfig | None = None
     moe: MoEConfig | None = None
+    draft_layers: int = 0
     dtype: str = "float32"
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()

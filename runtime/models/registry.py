@@ -1,61 +1,70 @@
 """Models by the architecture that `config.json` names."""
 
-from collections.abc import Callable, Iterable
-
 import torch
-from torch import Tensor
 
 from twinflow.protos.errors import CheckpointError, ConfigError
-from twinflow.runtime.models.base import Model
+from twinflow.runtime.models.base import Model, OnWarning, Placement, Weights
 from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.decoder import Decoder
-
-Weights = Iterable[tuple[str, Tensor]]
-OnWarning = Callable[[str], None]
-ModelLoader = Callable[[ModelConfig, Weights, torch.dtype, torch.device, OnWarning], Model]
+from twinflow.runtime.models.weights import source_shapes
 
 DTYPES = (torch.float32, torch.bfloat16)
 
-_LOADERS: dict[str, ModelLoader] = {}
+_MODELS: dict[str, type[Model]] = {}
 
 
-def register_model(architecture: str, load: ModelLoader) -> None:
+def register_model(architecture: str, model: type[Model]) -> None:
     """Make an architecture available; a name can be taken only once."""
-    if architecture in _LOADERS:
+    if architecture in _MODELS:
         raise ValueError(f"a model for {architecture} is already registered")
-    _LOADERS[architecture] = load
+    _MODELS[architecture] = model
+
+
+def model_type(config: ModelConfig) -> type[Model]:
+    """The class that computes an architecture.
+
+    Raises:
+        CheckpointError: the architecture is unknown.
+    """
+    found = _MODELS.get(config.architecture)
+    if found is None:
+        raise CheckpointError(
+            f"architecture {config.architecture} is not supported; supported are "
+            f"{', '.join(sorted(_MODELS))}"
+        )
+    return found
+
+
+def checkpoint_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that a checkpoint of the model has, by its Hugging Face name.
+
+    Raises:
+        CheckpointError: the architecture is unknown.
+    """
+    whole = Placement(dtype=torch.float32, device=torch.device("cpu"))
+    return source_shapes(model_type(config).parameters(config, whole))
 
 
 def create_model(
-    config: ModelConfig,
-    weights: Weights,
-    dtype: torch.dtype,
-    device: torch.device,
-    on_warning: OnWarning,
+    config: ModelConfig, placement: Placement, weights: Weights, on_warning: OnWarning
 ) -> Model:
-    """Build a model from the tensors of a checkpoint.
+    """Build a model, or the part of it that belongs to a rank, from the tensors of a checkpoint.
 
     Args:
         config: its shape.
-        weights: Hugging Face names and tensors, in any order and floating point type.
-        dtype: in which to compute, float32 or bfloat16.
-        device: where to compute.
+        placement: where to compute it, with whom, and in which dtype: float32 or bfloat16.
+        weights: Hugging Face names and whole tensors, in any order and floating point type.
         on_warning: called with one sentence about tensors that the model does not use.
 
     Raises:
         CheckpointError: the architecture is unknown, or a tensor is missing, doubled, or of
             another shape or type.
-        ConfigError: another dtype.
+        ConfigError: another dtype, or the model cannot be cut for so many ranks.
     """
-    load = _LOADERS.get(config.architecture)
-    if load is None:
-        raise CheckpointError(
-            f"architecture {config.architecture} is not supported; supported are "
-            f"{', '.join(sorted(_LOADERS))}"
-        )
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype} is not supported; use float32 or bfloat16")
-    return load(config, weights, dtype, device, on_warning)
+    found = model_type(config)
+    if placement.dtype not in DTYPES:
+        raise ConfigError(f"dtype {placement.dtype} is not supported; use float32 or bfloat16")
+    return found.load(config, placement, weights, on_warning)
 
 
 for _architecture in (
@@ -64,4 +73,4 @@ for _architecture in (
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
 ):
-    register_model(_architecture, Decoder.load)
+    register_model(_architecture, Decoder)

@@ -1,43 +1,85 @@
-"""From the tensors of a checkpoint to the parameters of a model.
+"""From the tensors of a checkpoint to the parameters of a model on one rank.
 
 A parameter may be several tensors of the checkpoint stacked along their first dimension: three
-projections that read the same input are one matrix product. Everything that can be wrong with a
-list of named tensors is found here; reading files is not done here.
+projections that read the same input are one matrix product. Of each tensor only the rows and
+columns that belong to the rank are copied. The list of parameters is also the one place that says
+which tensors a checkpoint must have (`source_shapes`).
+
+Everything that can be wrong with a list of named tensors is found here; reading files is not done
+here.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from twinflow.protos.errors import CheckpointError
+from twinflow.runtime.models.sharding import Cut
 
 _LISTED = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
-    """A tensor of a model and where it comes from.
+class Source:
+    """A tensor of the checkpoint and what a rank takes of it.
 
     Attributes:
-        key: name in the model.
-        parts: names in the checkpoint and rows of each, in the order in which they are stacked.
-        columns: width of a row, None for a vector.
+        name: in the checkpoint.
+        rows: of its first dimension; a rank that takes none still knows the tensor.
+        columns: of its second dimension, None for a vector.
     """
 
-    key: str
-    parts: tuple[tuple[str, int], ...]
-    columns: int | None = None
+    name: str
+    rows: Cut
+    columns: Cut | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the whole."""
-        return self.part_shape(sum(rows for _, rows in self.parts))
+        """Shape in the checkpoint."""
+        return (self.rows.total,) if self.columns is None else (self.rows.total, self.columns.total)
 
-    def part_shape(self, rows: int) -> tuple[int, ...]:
-        """Shape of a part of so many rows."""
-        return (rows,) if self.columns is None else (rows, self.columns)
+    def piece(self, tensor: Tensor) -> Tensor:
+        """A view of what is taken of the whole tensor."""
+        rows = tensor[self.rows.start : self.rows.stop]
+        return rows if self.columns is None else rows[:, self.columns.start : self.columns.stop]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A tensor of a model on one rank and where it comes from.
+
+    Attributes:
+        key: name in the model.
+        sources: in the order in which they are stacked; all take the same columns.
+        padded_rows: rows of the parameter if there are more than the sources fill; the others
+            are zero.
+        dtype: None for that of the model.
+    """
+
+    key: str
+    sources: tuple[Source, ...]
+    padded_rows: int = 0
+    dtype: torch.dtype | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape on this rank."""
+        rows = max(self.padded_rows, sum(source.rows.size for source in self.sources))
+        columns = self.sources[0].columns
+        return (rows,) if columns is None else (rows, columns.size)
+
+
+def source_shapes(parameters: Iterable[Parameter]) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that the checkpoint must have, by name."""
+    return {source.name: source.shape for item in parameters for source in item.sources}
+
+
+def parameter_bytes(parameters: Iterable[Parameter], dtype: torch.dtype) -> int:
+    """Bytes that a rank's parameters take up in a model of `dtype`."""
+    return sum(math.prod(item.shape) * (item.dtype or dtype).itemsize for item in parameters)
 
 
 def load_parameters(
@@ -45,37 +87,37 @@ def load_parameters(
     weights: Iterable[tuple[str, Tensor]],
     dtype: torch.dtype,
     device: torch.device,
-    on_warning: Callable[[str], None],
-) -> dict[str, Tensor]:
-    """Copy named tensors to where they belong.
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Copy this rank's share of named tensors to where it belongs.
 
     Args:
-        parameters: what the model needs.
-        weights: names and tensors; each tensor may be freed once the next one is asked for.
-        dtype: of the result.
+        parameters: what the rank needs.
+        weights: names and whole tensors; each may be freed once the next one is asked for.
+        dtype: of the parameters that state none.
         device: of the result.
-        on_warning: called with one sentence if there are tensors that the model does not use.
 
     Returns:
-        The parameters by key.
+        The parameters by key, and the names of tensors that are no source of any.
 
     Raises:
         CheckpointError: a tensor is missing, comes twice, or has another shape or type.
     """
     loaded: dict[str, Tensor] = {}
-    slots: dict[str, Tensor] = {}
+    slots: dict[str, tuple[Source, Tensor]] = {}
     for parameter in parameters:
-        whole = torch.empty(parameter.shape, dtype=dtype, device=device)
+        whole = torch.empty(parameter.shape, dtype=parameter.dtype or dtype, device=device)
         loaded[parameter.key] = whole
-        parts = torch.split(whole, [rows for _, rows in parameter.parts])
-        slots.update(zip((name for name, _ in parameter.parts), parts, strict=True))
-    unused = _fill(slots, weights)
-    if unused:
-        on_warning(f"{len(unused)} tensors of the checkpoint are not used: {_listing(unused)}")
-    return loaded
+        start = 0
+        for source in parameter.sources:
+            slots[source.name] = (source, whole[start : start + source.rows.size])
+            start += source.rows.size
+        whole[start:].zero_()
+    return loaded, _fill(slots, weights)
 
 
-def _fill(slots: dict[str, Tensor], weights: Iterable[tuple[str, Tensor]]) -> list[str]:
+def _fill(
+    slots: dict[str, tuple[Source, Tensor]], weights: Iterable[tuple[str, Tensor]]
+) -> list[str]:
     """Copy every tensor to its slot; returns the names that have none."""
     seen: set[str] = set()
     unused: list[str] = []
@@ -83,33 +125,34 @@ def _fill(slots: dict[str, Tensor], weights: Iterable[tuple[str, Tensor]]) -> li
         if name in seen:
             raise CheckpointError(f"tensor {name} comes twice in the checkpoint")
         seen.add(name)
-        slot = slots.get(name)
-        if slot is not None:
-            _check(name, tensor, slot)
-            slot.copy_(tensor)
-        elif not name.endswith("rotary_emb.inv_freq"):  # a buffer that old checkpoints contain
+        if name in slots:
+            source, slot = slots[name]
+            _check(source, tensor)
+            slot.copy_(source.piece(tensor))
+        else:
             unused.append(name)
     missing = [name for name in slots if name not in seen]
     if missing:
         raise CheckpointError(
             f"{len(missing)} of {len(slots)} tensors are missing from the checkpoint: "
-            f"{_listing(missing)}"
+            f"{listing(missing)}"
         )
     return unused
 
 
-def _check(name: str, tensor: Tensor, slot: Tensor) -> None:
+def _check(source: Source, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
         raise CheckpointError(
-            f"tensor {name}: found type {tensor.dtype}, expected a floating point type; "
+            f"tensor {source.name}: found type {tensor.dtype}, expected a floating point type; "
             f"quantised checkpoints are not supported"
         )
-    if tensor.shape != slot.shape:
+    if tensor.shape != source.shape:
         raise CheckpointError(
-            f"tensor {name}: found shape {list(tensor.shape)}, expected {list(slot.shape)}"
+            f"tensor {source.name}: found shape {list(tensor.shape)}, expected {list(source.shape)}"
         )
 
 
-def _listing(names: list[str]) -> str:
+def listing(names: list[str]) -> str:
+    """The first few names and how many more there are."""
     more = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

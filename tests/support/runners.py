@@ -9,7 +9,7 @@ from torch import Tensor
 
 from twinflow.parallel.kv_layout import KVLayout
 from twinflow.runtime.model_runner import ModelRunner, SequenceRows
-from twinflow.runtime.models.base import Model
+from twinflow.runtime.models.base import Model, Placement
 from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.registry import create_model
 
@@ -23,7 +23,8 @@ def fail_on_warning(message: str) -> None:
 
 def make_model(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Model:
     """A tiny model with the weights of `tiny_state_dict`."""
-    return create_model(config, tiny_state_dict(config).items(), dtype, CPU, fail_on_warning)
+    placement = Placement(dtype=dtype, device=CPU)
+    return create_model(config, placement, tiny_state_dict(config).items(), fail_on_warning)
 
 
 def make_runner(

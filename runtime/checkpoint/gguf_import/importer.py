@@ -28,10 +28,10 @@ from twinflow.runtime.checkpoint.gguf_import.source import UNPACKED, locate_gguf
 from twinflow.runtime.checkpoint.gguf_import.tensors import plan_tensors
 from twinflow.runtime.checkpoint.gguf_import.tokenizer import build_tokenizer, tokenizer_config
 from twinflow.runtime.checkpoint.gguf_import.writer import write_weights
-from twinflow.runtime.checkpoint.shapes import expected_shapes
 from twinflow.runtime.checkpoint.tokenizer_check import TOKENIZER, check_tokenizer
 from twinflow.runtime.checkpoint.weights import Checkpoint, Meter, Progress
 from twinflow.runtime.models.config import ModelConfig
+from twinflow.runtime.models.registry import checkpoint_shapes
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -139,7 +139,7 @@ def _check_disk(model: Path, needed: int) -> None:
 
 
 def _check_result(model: Path, config: ModelConfig) -> None:
-    unused = Checkpoint.open(model).check_shapes(expected_shapes(config))
+    unused = Checkpoint.open(model).check_shapes(checkpoint_shapes(config))
     if unused:
         raise CheckpointError(
             f"{model}: {config.architecture} has no use for the tensor {unused[0]}"

@@ -8,9 +8,9 @@ from tests.support.checkpoints import assert_one_line, small_config, write_check
 from tests.support.tiny_models import ARCHITECTURES, tiny_shapes, tiny_state_dict
 
 from twinflow.protos.errors import CheckpointError
-from twinflow.runtime.checkpoint.shapes import expected_shapes
 from twinflow.runtime.checkpoint.weights import Checkpoint
 from twinflow.runtime.models.config import ModelConfig
+from twinflow.runtime.models.registry import checkpoint_shapes
 
 CONFIGS = [small_config(architecture) for architecture in ARCHITECTURES] + [
     small_config(tie_word_embeddings=True),
@@ -20,12 +20,12 @@ CONFIGS = [small_config(architecture) for architecture in ARCHITECTURES] + [
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: str(config.architecture))
 def test_expected_shapes_are_those_of_the_architecture(config: ModelConfig) -> None:
-    assert expected_shapes(config) == tiny_shapes(config)
+    assert checkpoint_shapes(config) == tiny_shapes(config)
 
 
 def refused(directory: Path, config: ModelConfig) -> CheckpointError:
     with pytest.raises(CheckpointError) as caught:
-        Checkpoint.open(directory).check_shapes(expected_shapes(config))
+        Checkpoint.open(directory).check_shapes(checkpoint_shapes(config))
     return caught.value
 
 
@@ -50,7 +50,7 @@ def test_extra_tensors_are_reported(tmp_path: Path) -> None:
     state = tiny_state_dict(config)
     state["lm_head.weight"] = torch.ones(4, 4)
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, config, state))
-    assert checkpoint.check_shapes(expected_shapes(config)) == ("lm_head.weight",)
+    assert checkpoint.check_shapes(checkpoint_shapes(config)) == ("lm_head.weight",)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Loading parameters from named tensors: fused, cast, and every fault named."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.support.runners import fail_on_warning
@@ -7,30 +9,35 @@ from tests.support.tiny_models import ARCHITECTURES, tiny_config, tiny_shapes, t
 from torch import Tensor
 
 from twinflow.protos.errors import CheckpointError
-from twinflow.runtime.models.decoder import decoder_parameters
-from twinflow.runtime.models.weights import load_parameters
+from twinflow.runtime.models.base import Placement
+from twinflow.runtime.models.decoder import Decoder
+from twinflow.runtime.models.registry import checkpoint_shapes, create_model
+from twinflow.runtime.models.weights import load_parameters, parameter_bytes
 
 CPU = torch.device("cpu")
 CONFIG = tiny_config("Qwen2ForCausalLM")
+PLACEMENT = Placement(dtype=torch.float32, device=CPU)
 
 
-def load(
-    state: dict[str, Tensor], dtype: torch.dtype = torch.float32, warnings: list[str] | None = None
-) -> dict[str, Tensor]:
-    on_warning = fail_on_warning if warnings is None else warnings.append
-    return load_parameters(decoder_parameters(CONFIG), state.items(), dtype, CPU, on_warning)
+def load(state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    loaded, others = load_parameters(
+        Decoder.parameters(CONFIG, PLACEMENT), state.items(), dtype, CPU
+    )
+    assert not others
+    return loaded
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("tied", [False, True])
 def test_parameters_ask_for_the_tensors_of_the_checkpoint(architecture: str, tied: bool) -> None:
     config = tiny_config(architecture, tie_word_embeddings=tied)
-    asked = {
-        name: parameter.part_shape(rows)
-        for parameter in decoder_parameters(config)
-        for name, rows in parameter.parts
-    }
-    assert asked == tiny_shapes(config)
+    assert checkpoint_shapes(config) == tiny_shapes(config)
+
+
+def test_the_memory_of_parameters_is_known_before_they_are_loaded() -> None:
+    parameters = Decoder.parameters(CONFIG, PLACEMENT)
+    loaded = load(tiny_state_dict(CONFIG), torch.bfloat16).values()
+    assert parameter_bytes(parameters, torch.bfloat16) == sum(tensor.nbytes for tensor in loaded)
 
 
 def test_stacks_what_belongs_together() -> None:
@@ -90,15 +97,26 @@ def test_quantised_tensors_are_refused() -> None:
 def test_a_tensor_that_comes_twice_is_refused() -> None:
     pairs = [*tiny_state_dict(CONFIG).items(), ("model.norm.weight", torch.ones(48))]
     with pytest.raises(CheckpointError, match=r"tensor model.norm.weight comes twice"):
-        load_parameters(decoder_parameters(CONFIG), pairs, torch.float32, CPU, fail_on_warning)
+        load_parameters(Decoder.parameters(CONFIG, PLACEMENT), pairs, torch.float32, CPU)
 
 
 def test_unused_tensors_are_a_warning() -> None:
     warnings: list[str] = []
-    load(tiny_state_dict(CONFIG) | {"visual.patch_embed.weight": torch.ones(2)}, warnings=warnings)
+    state = tiny_state_dict(CONFIG) | {"visual.patch_embed.weight": torch.ones(2)}
+    create_model(CONFIG, PLACEMENT, state.items(), warnings.append)
     assert warnings == ["1 tensors of the checkpoint are not used: visual.patch_embed.weight"]
 
 
 def test_rotary_buffers_of_old_checkpoints_are_fine() -> None:
     buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
-    assert "final_norm" in load(tiny_state_dict(CONFIG) | buffer)
+    state = tiny_state_dict(CONFIG) | buffer
+    assert create_model(CONFIG, PLACEMENT, state.items(), fail_on_warning).config is CONFIG
+
+
+def test_layers_for_further_tokens_are_fine_where_the_config_names_them() -> None:
+    state = tiny_state_dict(CONFIG) | {"model.layers.3.eh_proj.weight": torch.ones(2, 2)}
+    config = replace(CONFIG, draft_layers=1)
+    assert create_model(config, PLACEMENT, state.items(), fail_on_warning).config is config
+    warnings: list[str] = []
+    create_model(CONFIG, PLACEMENT, state.items(), warnings.append)
+    assert warnings == ["1 tensors of the checkpoint are not used: model.layers.3.eh_proj.weight"]

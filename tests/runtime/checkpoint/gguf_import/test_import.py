@@ -26,10 +26,10 @@ from twinflow.runtime.checkpoint.gguf_import.config import family_of
 from twinflow.runtime.checkpoint.gguf_import.reader import read_gguf
 from twinflow.runtime.checkpoint.gguf_import.tensors import plan_tensors, restore_rows
 from twinflow.runtime.checkpoint.gguf_import.writer import write_weights
-from twinflow.runtime.checkpoint.shapes import expected_shapes
 from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
 from twinflow.runtime.checkpoint.weights import Checkpoint, Meter
 from twinflow.runtime.models.config import ModelConfig
+from twinflow.runtime.models.registry import checkpoint_shapes
 
 MIXED = {
     "token_embd.weight": Kind.Q8_0,
@@ -48,7 +48,7 @@ def check_import(model: GgufModel, directory: Path) -> None:
     import_gguf(model.write(directory / "model.gguf"), target, dtype="float32")
     assert load_model_config(target) == model.config
     checkpoint = Checkpoint.open(target)
-    assert checkpoint.check_shapes(expected_shapes(model.config)) == ()
+    assert checkpoint.check_shapes(checkpoint_shapes(model.config)) == ()
     tensors = dict(checkpoint.tensors())
     assert tensors.keys() == model.state.keys()
     for name, tensor in tensors.items():
@@ -84,7 +84,7 @@ def test_names_are_those_of_llama_cpp(family: str) -> None:
     config = gguf_config(family, tie_word_embeddings=False)
     architecture = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[family]
     names = gguf.get_tensor_name_map(architecture, config.num_layers)
-    for name in expected_shapes(config):
+    for name in checkpoint_shapes(config):
         assert gguf_tensor_name(name) == names.get_name(name, (".weight", ".bias"))
 
 
