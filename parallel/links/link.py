@@ -17,12 +17,10 @@ import torch
 from twinflow.parallel.links.config import LinkConfig, LinkPeer
 from twinflow.parallel.links.deadline import Deadline
 from twinflow.parallel.links.groups import LINK_GROUPS
-from twinflow.parallel.links.groups.base import MESSAGE_TAGS, LinkGroup, Posted
+from twinflow.parallel.links.groups.base import MESSAGE_TAGS, LinkGroup, Posted, failure_reason
 from twinflow.parallel.links.rendezvous import LinkStore, describe, meet
 from twinflow.parallel.links.store import StoreBackend
 from twinflow.protos.errors import LinkError
-
-_LONGEST_REASON = 200
 
 
 class Link:
@@ -194,7 +192,7 @@ class Link:
             try:
                 posted = post()
             except RuntimeError as error:
-                reason = _reason(error, deadline)
+                reason = failure_reason(error, deadline)
             else:
                 self._posted.add(posted)
                 return posted
@@ -209,7 +207,7 @@ class Link:
         try:
             posted.wait(deadline)
         except RuntimeError as error:
-            failure = self._break(phase, _reason(error, deadline))
+            failure = self._break(phase, failure_reason(error, deadline))
         finally:
             with self._state:
                 self._in_calls -= 1
@@ -280,17 +278,7 @@ def _connect(
     try:
         group = LINK_GROUPS[config.backend].connect(config, store, deadline)
     except RuntimeError as error:
-        reason = _reason(error, deadline)
+        reason = failure_reason(error, deadline)
     else:
         return Link(config, group, store, on_close)
     raise LinkError(f"{describe(config)}: connect failed: {reason}")
-
-
-def _reason(error: RuntimeError, deadline: Deadline) -> str:
-    """What torch said, without source lines and advice; says so if it was the deadline."""
-    if deadline.expired:
-        return f"not done within {deadline.budget_s:g} s"
-    text = str(error)
-    if text.startswith("["):
-        text = text.partition("] ")[2] or text
-    return text.partition(". ")[0].splitlines()[0][:_LONGEST_REASON]

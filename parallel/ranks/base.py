@@ -33,7 +33,8 @@ class RankGroup(ABC):
             part: [rows, width], the same shape and dtype on every rank; may be overwritten.
 
         Returns:
-            [rows, width]: the sum of the parts in the order of their ranks.
+            [rows, width]: the sum of the parts in the order of their ranks; 16-bit parts are added
+            up in float32 and the sum is rounded once.
 
         Raises:
             RankLost: a rank did not answer within the deadline.

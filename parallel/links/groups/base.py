@@ -18,6 +18,8 @@ from twinflow.parallel.links.deadline import Deadline
 # Messages have tags below this; a group may use those above it for itself.
 MESSAGE_TAGS = 2**29
 
+_LONGEST_REASON = 200
+
 
 class Operation(Protocol):
     """What links use of `torch.distributed.Work`."""
@@ -99,3 +101,13 @@ class LinkGroup(ABC):
     @abstractmethod
     def release(self) -> None:
         """Give up sockets and threads. Allowed only after `abort`, and when nobody waits."""
+
+
+def failure_reason(error: RuntimeError, deadline: Deadline) -> str:
+    """What torch said, without source lines and advice; says so if it was the deadline."""
+    if deadline.expired:
+        return f"not done within {deadline.budget_s:g} s"
+    text = str(error)
+    if text.startswith("["):
+        text = text.partition("] ")[2] or text
+    return text.partition(". ")[0].splitlines()[0][:_LONGEST_REASON]

@@ -79,7 +79,7 @@ class GlooPosted(Posted):
 
     def wait(self, deadline: Deadline) -> None:
         while self._operations:
-            self._operations[-1].wait(_timeout(deadline))
+            self._operations[-1].wait(time_left(deadline))
             self._operations.pop()
         if self._acknowledge is not None:
             self._operations.append(self._acknowledge())
@@ -103,12 +103,8 @@ class GlooGroup(LinkGroup):
 
     @classmethod
     def connect(cls, config: LinkConfig, store: Store, deadline: Deadline) -> "GlooGroup":
-        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # not in the stubs
-        options._timeout = max(_SHORTEST, _timeout(deadline) / _CONNECT_WAITS)
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=config.bind_address)]
-        options._threads = 1  # runs collectives, of which there are none; zero is refused
-        group = dist.ProcessGroupGloo(store, config.rank, 2, options)
-        return cls(cast(PointToPoint, group), config.peer_rank)
+        group = connect_gloo(store, config.rank, 2, config.bind_address, deadline)
+        return cls(group, config.peer_rank)
 
     def post_sends(self, tensors: Sequence[torch.Tensor], first_tag: int) -> GlooPosted:
         group = self._require_group()
@@ -132,13 +128,8 @@ class GlooGroup(LinkGroup):
         return GlooPosted(trailer, messages, acknowledge)
 
     def abort(self) -> None:
-        if self._group is None:
-            return
-        try:
-            self._group.recv([_byte()], self._peer, _FENCE_TAG).wait(_SHORTEST)
-        except RuntimeError:
-            return  # the expected end: gloo raises once the connection is closed, now or earlier
-        raise RuntimeError("the peer sent under the tag that no message has")
+        if self._group is not None:
+            abort_gloo(self._group, self._peer)
 
     def release(self) -> None:
         self._group = None
@@ -149,7 +140,32 @@ class GlooGroup(LinkGroup):
         return self._group
 
 
-def _timeout(deadline: Deadline) -> timedelta:
+def connect_gloo(
+    store: Store, rank: int, size: int, bind_address: str, deadline: Deadline
+) -> PointToPoint:
+    """A process group of `size` ranks, each connected with every other.
+
+    Raises:
+        RuntimeError: not connected when the deadline passed.
+    """
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # not in the stubs
+    options._timeout = max(_SHORTEST, time_left(deadline) / _CONNECT_WAITS)
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=bind_address)]
+    options._threads = 1  # runs gloo's own collectives, which nobody calls; zero is refused
+    return cast(PointToPoint, dist.ProcessGroupGloo(store, rank, size, options))
+
+
+def abort_gloo(group: PointToPoint, peer_rank: int) -> None:
+    """Close all connections of this end of a group; `peer_rank` is any other rank."""
+    try:
+        group.recv([_byte()], peer_rank, _FENCE_TAG).wait(_SHORTEST)
+    except RuntimeError:
+        return  # the expected end: gloo raises once the connection is closed, now or earlier
+    raise RuntimeError("the peer sent under the tag that no message has")
+
+
+def time_left(deadline: Deadline) -> timedelta:
+    """What is left until a deadline, as gloo takes it."""
     return max(_SHORTEST, timedelta(milliseconds=math.ceil(deadline.remaining() * 1000)))
 
 

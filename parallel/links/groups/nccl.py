@@ -32,7 +32,7 @@ _POLL_S = 0.0002
 _MAX_CTAS = 4
 
 
-class _Communicator(PointToPoint, Protocol):
+class Communicator(PointToPoint, Protocol):
     """What links use of `ProcessGroupNCCL` beyond sending and receiving."""
 
     def _start_coalescing(self) -> None: ...
@@ -69,32 +69,17 @@ class NcclGroup(LinkGroup):
     backend = "nccl"
     device_type = "cuda"
 
-    def __init__(self, group: _Communicator, peer_rank: int, device: torch.device) -> None:
-        self._group: _Communicator | None = group
+    def __init__(self, group: Communicator, peer_rank: int, device: torch.device) -> None:
+        self._group: Communicator | None = group
         self._peer_rank = peer_rank
         self._device = device
         self._aborted = False
 
     @classmethod
     def connect(cls, config: LinkConfig, store: Store, deadline: Deadline) -> "NcclGroup":
-        if not (dist.is_nccl_available() and torch.cuda.is_available()):
-            raise RuntimeError("links over nccl need a CUDA build of torch and a CUDA device")
         device = torch.device(config.device)
-        options = dist.ProcessGroupNCCL.Options()
-        options.config.blocking = 0
-        options.config.max_ctas = _MAX_CTAS
-        options._timeout = _WATCHDOG_TIMEOUT
-        group = cast(_Communicator, dist.ProcessGroupNCCL(store, config.rank, 2, options))
-        connected = cls(group, config.peer_rank, device)
-        with torch.cuda.device(device):
-            group.eager_connect_single_device(device)
-        while not group._is_initialized():
-            if deadline.expired:
-                connected.abort()
-                connected.release()
-                raise RuntimeError("the communicator was not ready in time")
-            time.sleep(_POLL_S)
-        return connected
+        group = connect_nccl(store, config.rank, 2, device, deadline, max_ctas=_MAX_CTAS)
+        return cls(group, config.peer_rank, device)
 
     def post_sends(self, tensors: Sequence[torch.Tensor], first_tag: int) -> NcclPosted:
         group = self._require_group()
@@ -117,15 +102,59 @@ class NcclGroup(LinkGroup):
         if group is None or self._aborted:
             return
         self._aborted = True
-        group.abort()
-        # An aborted kernel leaves at its next look at the abort flag; only then is it proved that
-        # it writes no more.
-        torch.cuda.synchronize(self._device)
+        abort_nccl(group, self._device)
 
     def release(self) -> None:
         self._group = None
 
-    def _require_group(self) -> _Communicator:
+    def _require_group(self) -> Communicator:
         if self._group is None or self._aborted:
             raise RuntimeError("the group was aborted")
         return self._group
+
+
+def connect_nccl(
+    store: Store,
+    rank: int,
+    size: int,
+    device: torch.device,
+    deadline: Deadline,
+    *,
+    max_ctas: int | None = None,
+) -> Communicator:
+    """A communicator of `size` ranks.
+
+    Args:
+        store: where the ranks meet.
+        rank: of this process.
+        size: ranks.
+        device: of this rank.
+        deadline: for all of them to come.
+        max_ctas: most thread blocks that an operation occupies; None leaves NCCL's choice.
+
+    Raises:
+        RuntimeError: not connected when the deadline passed, or not connectable at all.
+    """
+    if not (dist.is_nccl_available() and torch.cuda.is_available()):
+        raise RuntimeError("connections over nccl need a CUDA build of torch and a CUDA device")
+    options = dist.ProcessGroupNCCL.Options()
+    options.config.blocking = 0
+    if max_ctas is not None:
+        options.config.max_ctas = max_ctas
+    options._timeout = _WATCHDOG_TIMEOUT
+    group = cast(Communicator, dist.ProcessGroupNCCL(store, rank, size, options))
+    with torch.cuda.device(device):
+        group.eager_connect_single_device(device)
+    while not group._is_initialized():
+        if deadline.expired:
+            abort_nccl(group, device)
+            raise RuntimeError("the communicator was not ready in time")
+        time.sleep(_POLL_S)
+    return group
+
+
+def abort_nccl(group: Communicator, device: torch.device) -> None:
+    """Make the kernels of a communicator leave; when it returns, they write no more."""
+    group.abort()
+    # An aborted kernel leaves at its next look at the abort flag.
+    torch.cuda.synchronize(device)
