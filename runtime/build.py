@@ -23,6 +23,7 @@ from twinflow.runtime.engine import Engine, KVProgress
 from twinflow.runtime.host_memory import available_memory
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv.cache import KVCache
+from twinflow.runtime.kv.layouts import model_layout
 from twinflow.runtime.model_executor import ModelExecutor
 from twinflow.runtime.model_runner import ModelRunner
 from twinflow.runtime.models.base import Placement
@@ -117,13 +118,7 @@ def build_engine(
     model_config = load_model_config(options.model)
     check_tokenizer(options.model, model_config)
     dtype = resolve_dtype(options.dtype, model_config.dtype, options.device)
-    layout = KVLayout(
-        num_layers=model_config.num_layers,
-        kv_heads=model_config.num_kv_heads,
-        head_dim=model_config.head_dim,
-        block_size=options.block_size,
-        dtype=dtype,
-    )
+    layout = model_layout(model_config, options.block_size, dtype)
     config = _engine_config(options, model_config, layout)
     checkpoint = Checkpoint.open(options.model)
     others = checkpoint.check_shapes(checkpoint_shapes(model_config))

@@ -62,6 +62,7 @@ class ModelExecutor:
                 start=item.group.token_start,
                 block_ids=item.blocks,
                 samples=item.group.samples,
+                prompt_tokens=len(item.request.prompt_token_ids),
             )
             for item in work
         ]

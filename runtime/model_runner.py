@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from twinflow.parallel.kv_layout import KVLayout
+from twinflow.parallel.latent.block_share import IntArray
 from twinflow.runtime.attention.registry import create_attention
-from twinflow.runtime.attention.rows import FlatRows, IntArray
+from twinflow.runtime.attention.rows import FlatRows
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.models.base import ForwardPass, Model, RowBatch
+from twinflow.runtime.models.sharding import HeadCut
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,15 @@ class SequenceRows:
         start: position of the first row in its sequence; what comes before is in the KV cache.
         block_ids: block table covering the sequence up to the last row.
         samples: logits of the last row are wanted.
+        prompt_tokens: tokens of the sequence that are its prompt, the others being generated; may
+            decide how a token attends, and so is the same in all steps of a sequence.
     """
 
     token_ids: Sequence[int]
     start: int
     block_ids: Sequence[int]
     samples: bool
+    prompt_tokens: int = 0
 
 
 class ModelRunner:
@@ -95,7 +100,7 @@ class ModelRunner:
         flat = self._lay_out(rows)
         batch = self._batch(rows, flat)
         self._attention.prepare(flat)
-        self.kv_cache.clear(flat.opened_blocks())
+        self.kv_cache.clear(flat.opened_blocks(self._attention.share))
         forward_pass = self._model.begin(batch, self._attention)
         num_layers = self._model.config.num_layers
         unit = layers_per_unit or num_layers
@@ -110,7 +115,7 @@ class ModelRunner:
     def _lay_out(self, rows: Sequence[SequenceRows]) -> FlatRows:
         if not rows:
             raise ValueError("a step needs at least one row group")
-        flat = FlatRows.build(rows, self.kv_cache.layout.block_size)
+        flat = FlatRows.build(rows, self._attention.share.tokens_per_entry)
         if flat.num_rows > self._max_num_tokens:
             raise ValueError(f"{flat.num_rows} rows are more than {self._max_num_tokens}")
         low, high = int(flat.blocks.min()), int(flat.blocks.max())
@@ -143,10 +148,12 @@ class ModelRunner:
 
 
 def _check_layout(model: Model, layout: KVLayout) -> None:
-    config = model.config
-    expected = (config.num_layers, config.num_kv_heads, config.head_dim, model.dtype)
-    found = (layout.num_layers, layout.kv_heads, layout.head_dim, layout.torch_dtype)
+    config, ranks = model.config, model.placement.ranks
+    heads = HeadCut.of(config.num_heads, config.num_kv_heads, ranks).keys.size
+    expected = (config.num_layers, 2 * heads * config.head_dim, model.dtype)
+    width = sum(part.planes * part.width for part in layout.parts)
+    found = (layout.num_layers, width, layout.torch_dtype)
     if found != expected:
         raise ValueError(
-            f"the KV layout has (layers, KV heads, head_dim, dtype) {found}, the model {expected}"
+            f"the KV layout has (layers, elements of a token, dtype) {found}, the model {expected}"
         )

@@ -11,16 +11,17 @@ import torch
 import xxhash
 
 
-def page_seed(transfer_id: str, block: int, first_layer: int, num_layers: int) -> int:
-    """The seed of one page: layers `[first_layer, first_layer + num_layers)` of a block.
+def page_seed(transfer_id: str, part: str, block: int, first_layer: int, num_layers: int) -> int:
+    """The seed of one page: layers `[first_layer, first_layer + num_layers)` of a part of a block.
 
     Args:
         transfer_id: id of the transfer, unique between the two workers.
+        part: name of the part.
         block: number of the block within the sequence.
         first_layer: first layer of the page.
         num_layers: layers of the page.
     """
-    place = f"{transfer_id}/{block}/{first_layer}/{num_layers}"
+    place = f"{transfer_id}/{part}/{block}/{first_layer}/{num_layers}"
     return xxhash.xxh3_64_intdigest(place.encode())
 
 

@@ -2,14 +2,16 @@
 
 A transfer moves blocks `[first_block, first_block + num_blocks)` of one sequence. Its layers are
 cut into layer units of `layers_per_unit` (the last may be smaller). A *cell* is one layer unit of
-one block, and travels as one message:
+one part of one block (see `kv_layout`), and travels as one message:
 
-                  block 4   block 5   block 6
-    layers 0-4      #         #         .        # a unit: blocks 4 and 5 of layers 0-4
-    layers 5-9      .         .         .        . other cells
+                          block 4   block 5   block 6
+    part 0, layers 0-4      #         #         .        # a unit: blocks 4 and 5 of layers 0-4
+    part 0, layers 5-9      .         .         .        . other cells
+    part 1, layers 0-4      .         .         .
 
-A unit is any run of blocks of one layer unit; the sender chooses the runs and their order. Nothing
-here holds tensors: block numbers count blocks of the sequence and say nothing of any cache.
+A unit is any run of blocks of one layer unit of a part; the sender chooses the runs and their
+order. Nothing here holds tensors: block numbers count blocks of the sequence and say nothing of
+any cache.
 """
 
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ _LONGEST_ID = 128
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One layer unit of a run of blocks.
+    """One layer unit of a part of a run of blocks.
 
     Attributes:
         index: number of the unit, unique in its transfer.
@@ -36,6 +38,7 @@ class Unit:
         num_blocks: blocks, one message each.
         first_layer: first layer.
         num_layers: layers.
+        part: which part of the manifest's layout.
     """
 
     index: int
@@ -43,6 +46,7 @@ class Unit:
     num_blocks: int
     first_layer: int
     num_layers: int
+    part: int = 0
 
     @property
     def blocks(self) -> range:
@@ -82,10 +86,13 @@ def layer_units(num_layers: int, layers_per_unit: int) -> list[tuple[int, int]]:
 def choose_layers_per_unit(layout: KVLayout, min_message_bytes: int = MIN_MESSAGE_BYTES) -> int:
     """Layers per unit: as few as give messages of `min_message_bytes`, in units of even size.
 
+    The messages are those of the largest part.
+
     Few layers let the transfer overlap with the computation of the next ones. With at least two
     layers there are at least two units, even if the messages are smaller for it.
     """
-    enough = -(-min_message_bytes // layout.layer_bytes)
+    layer_bytes = max(map(layout.layer_bytes, range(len(layout.parts))))
+    enough = -(-min_message_bytes // layer_bytes)
     at_most = max(1, -(-layout.num_layers // 2))
     units = -(-layout.num_layers // min(enough, at_most))
     return -(-layout.num_layers // units)
@@ -97,7 +104,7 @@ class TransferManifest:
 
     Attributes:
         transfer_id: made by the receiver's worker, never used twice.
-        layout: what the bytes of a block mean; the same at both ends.
+        layout: the parts that are transferred; the same at both ends.
         first_block: first block of the sequence that is transferred.
         num_blocks: number of blocks, at least 1.
         layers_per_unit: layers of a layer unit.
@@ -126,13 +133,13 @@ class TransferManifest:
 
     @property
     def layer_units_per_block(self) -> int:
-        """Layer units, and so messages, of a block."""
+        """Layer units, and so messages, of each part of a block."""
         return -(-self.layout.num_layers // self.layers_per_unit)
 
     @property
     def num_messages(self) -> int:
         """Cells of the transfer; also the largest possible number of units."""
-        return self.num_blocks * self.layer_units_per_block
+        return self.num_blocks * self.layer_units_per_block * len(self.layout.parts)
 
     @property
     def num_bytes(self) -> int:
@@ -146,7 +153,7 @@ class TransferManifest:
             HandoffError: they differ; the peer's blocks mean something else.
         """
         if kv_layout != self.layout.digest():
-            raise self.error(f"KV layout {kv_layout[:64]!r}, ours is {self.layout.digest()!r}")
+            raise self.error(f"KV layout {kv_layout[:128]!r}, ours is {self.layout.digest()!r}")
 
     def check_unit(self, unit: Unit, bytes_per_block: int, num_digests: int) -> None:
         """Check a unit against the manifest, before anything is posted for it.
@@ -156,6 +163,10 @@ class TransferManifest:
         """
         if not 0 <= unit.index < self.num_messages:
             raise self.error(f"unit {unit.index}, there are at most {self.num_messages}")
+        if not 0 <= unit.part < len(self.layout.parts):
+            raise self.error(
+                f"unit {unit.index} is of part {unit.part}, the layout has {len(self.layout.parts)}"
+            )
         last = self.first_block + self.num_blocks
         if (
             unit.num_blocks < 1
@@ -178,17 +189,18 @@ class TransferManifest:
 
     def message_bytes(self, unit: Unit) -> int:
         """Bytes of each message of a unit."""
-        return unit.num_layers * self.layout.layer_bytes
+        return unit.num_layers * self.layout.layer_bytes(unit.part)
 
     def first_cell(self, unit: Unit) -> int:
         """Number of a unit's first cell; those of its other blocks follow it."""
-        row = unit.first_layer // self.layers_per_unit
+        row = unit.part * self.layer_units_per_block + unit.first_layer // self.layers_per_unit
         return row * self.num_blocks + unit.first_block - self.first_block
 
     def seeds(self, unit: Unit) -> list[int]:
         """Seed of the digest of each message of a unit."""
+        part = self.layout.parts[unit.part].name
         return [
-            page_seed(self.transfer_id, block, unit.first_layer, unit.num_layers)
+            page_seed(self.transfer_id, part, block, unit.first_layer, unit.num_layers)
             for block in unit.blocks
         ]
 

@@ -24,8 +24,9 @@ from twinflow.parallel.links.manifest import (
 )
 from twinflow.protos.errors import HandoffError
 
-# The memory of some layers of a block: pages(block of the sequence, first layer, layers).
-Pages = Callable[[int, int, int], torch.Tensor]
+# The memory of some layers of a part of a block: pages(block of the sequence, first layer, layers,
+# part of the manifest's layout).
+Pages = Callable[[int, int, int, int], torch.Tensor]
 
 
 class UnitSender:
@@ -223,7 +224,7 @@ def unit_pages(manifest: TransferManifest, pages: Pages, unit: Unit) -> list[tor
     """
     size = manifest.message_bytes(unit)
     manifest.check_unit(unit, size, unit.num_blocks)
-    found = [pages(block, unit.first_layer, unit.num_layers) for block in unit.blocks]
+    found = [pages(block, unit.first_layer, unit.num_layers, unit.part) for block in unit.blocks]
     for block, page in zip(unit.blocks, found, strict=True):
         if page.nbytes != size or not page.is_contiguous():
             raise manifest.error(

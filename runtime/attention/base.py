@@ -2,47 +2,88 @@
 
 A kernel is prepared once per step, with the rows of the step, and then called once per layer: it
 writes the keys and values of the rows and lets each row attend to its own sequence up to itself.
-It knows neither requests nor weights.
+It knows neither requests nor weights. What it is called with depends on what the model caches:
+keys and values of heads (`HeadKernel`) or latents (`latent_base`).
 """
 
 from abc import ABC, abstractmethod
+from typing import Self, TypeVar
 
 from torch import Tensor
 
+from twinflow.parallel.latent.block_share import BlockShare
 from twinflow.runtime.attention.rows import FlatRows
 from twinflow.runtime.kv.cache import KVCache
+from twinflow.runtime.kv.head_planes import HeadPlanes
+
+T = TypeVar("T")
 
 
 class Attention(ABC):
     """Causal attention over the paged KV of one cache.
 
-    Args:
+    Attributes:
         cache: where keys and values live.
-        num_heads: query heads; a multiple of the KV heads of the cache.
-
-    Raises:
-        ValueError: the heads do not divide.
+        share: the blocks of each sequence that are in it.
     """
 
-    def __init__(self, cache: KVCache, num_heads: int) -> None:
-        if num_heads % cache.layout.kv_heads:
-            raise ValueError(
-                f"{num_heads} query heads cannot share {cache.layout.kv_heads} KV heads"
-            )
+    def __init__(self, cache: KVCache, share: BlockShare) -> None:
         self.cache = cache
-        self.num_heads = num_heads
-        self._num_rows = 0
-        self._slot_index: Tensor | None = None
+        self.share = share
+
+    @classmethod
+    def of(cls, attention: "Attention") -> Self:
+        """A kernel as one of this kind.
+
+        Raises:
+            TypeError: it is of another kind.
+        """
+        if not isinstance(attention, cls):
+            raise TypeError(f"a {type(attention).__name__} is no {cls.__name__}")
+        return attention
 
     @property
     @abstractmethod
     def batch_invariant(self) -> bool:
         """Whether a row's result is the same, bit by bit, whatever else is in the step."""
 
+    @abstractmethod
     def prepare(self, rows: FlatRows) -> None:
         """Take over the rows of a step; valid until the next call."""
+
+    @staticmethod
+    def _prepared(value: T | None) -> T:
+        if value is None:
+            raise RuntimeError("a kernel is used before prepare()")
+        return value
+
+
+class HeadKernel(Attention):
+    """Attention over key/value heads.
+
+    Args:
+        cache: where keys and values live.
+        num_heads: query heads; a multiple of the KV heads of the cache.
+
+    Raises:
+        ValueError: the heads do not divide, or the cache has no heads.
+    """
+
+    def __init__(self, cache: KVCache, num_heads: int) -> None:
+        super().__init__(cache, BlockShare(cache.layout.block_size))
+        self._planes = HeadPlanes(cache)
+        if num_heads % self._planes.kv_heads:
+            raise ValueError(
+                f"{num_heads} query heads cannot share {self._planes.kv_heads} KV heads"
+            )
+        self.num_heads = num_heads
+        self._num_rows = 0
+        self._slot_index: Tensor | None = None
+
+    def prepare(self, rows: FlatRows) -> None:
+        """See the base class."""
         self._num_rows = rows.num_rows
-        self._slot_index = self.cache.slot_index(
+        self._slot_index = self._planes.slot_index(
             rows.row_blocks(), rows.positions % rows.block_size
         )
         self._plan(rows)
@@ -55,9 +96,8 @@ class Attention(ABC):
             keys_values: [rows or more, 2 * kv_heads, head_dim], keys after rotary embedding
                 first; rows behind those of the step are padding and not stored.
         """
-        if self._slot_index is None:
-            raise RuntimeError("write() before prepare()")
-        self.cache.write(layer, self._slot_index, keys_values[: self._num_rows])
+        index = self._prepared(self._slot_index)
+        self._planes.write(layer, index, keys_values[: self._num_rows])
 
     @abstractmethod
     def attend(self, layer: int, queries: Tensor) -> Tensor:

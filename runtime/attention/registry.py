@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from twinflow.protos.errors import ConfigError
-from twinflow.runtime.attention.base import Attention
+from twinflow.runtime.attention.base import HeadKernel
 from twinflow.runtime.attention.tiled import TiledAttention
 from twinflow.runtime.kv.cache import KVCache
 
-AttentionBuilder = Callable[[KVCache, int], Attention]
+AttentionBuilder = Callable[[KVCache, int], HeadKernel]
 
 _KERNELS: dict[str, AttentionBuilder] = {}
 
@@ -19,7 +19,7 @@ def register_attention(name: str, build: AttentionBuilder) -> None:
     _KERNELS[name] = build
 
 
-def create_attention(name: str, cache: KVCache, num_heads: int) -> Attention:
+def create_attention(name: str, cache: KVCache, num_heads: int) -> HeadKernel:
     """Build the kernel with this name for a cache and a number of query heads.
 
     Raises:

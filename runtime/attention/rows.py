@@ -5,16 +5,16 @@
 
 Each sequence contributes consecutive rows: a prompt, a chunk of one, or a single decode token.
 Nothing is padded and nothing here is a tensor: the arrays are built once per step, for all layers.
+An entry of a block table stands for `block_size` tokens; a rank may hold only its share of them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+from twinflow.parallel.latent.block_share import BlockShare, IntArray
 
 
 class RowGroupLike(Protocol):
@@ -35,15 +35,21 @@ class RowGroupLike(Protocol):
         """Block table that covers the sequence up to the last row."""
         ...
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens at positions below this are the prompt's, the others were generated."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FlatRows:
     """Positions and blocks of all rows of a step; S sequences, R rows.
 
     Attributes:
-        block_size: token slots of a block.
+        block_size: tokens of an entry of a block table.
         starts: [S] position of the first row of each sequence.
         counts: [S] rows of each sequence.
+        prompt_tokens: [S] tokens of each sequence that are its prompt.
         first_rows: [S] flat row at which each sequence begins.
         positions: [R] position of each row in its sequence.
         blocks: the block tables one after another, each cut to the blocks in use.
@@ -54,6 +60,7 @@ class FlatRows:
     block_size: int
     starts: IntArray
     counts: IntArray
+    prompt_tokens: IntArray
     first_rows: IntArray
     positions: IntArray
     blocks: IntArray
@@ -83,14 +90,13 @@ class FlatRows:
             np.asarray(group.block_ids, dtype=np.int64)[:count]
             for group, count in zip(groups, block_counts, strict=True)
         ]
-        first_rows = _exclusive_sum(counts)
-        within = np.arange(int(counts.sum())) - np.repeat(first_rows, counts)
         return cls(
             block_size=block_size,
             starts=starts,
             counts=counts,
-            first_rows=first_rows,
-            positions=np.repeat(starts, counts) + within,
+            prompt_tokens=np.array([group.prompt_tokens for group in groups], dtype=np.int64),
+            first_rows=_exclusive_sum(counts),
+            positions=_consecutive(starts, counts),
             blocks=np.concatenate(used),
             first_blocks=_exclusive_sum(block_counts),
             block_counts=block_counts,
@@ -107,14 +113,53 @@ class FlatRows:
         blocks: IntArray = self.blocks[first_blocks + self.positions // self.block_size]
         return blocks
 
-    def opened_blocks(self) -> IntArray:
-        """Blocks of which this step writes the first slot but not the last one."""
-        ends = self.starts + self.counts
-        last_starts = (ends - 1) // self.block_size * self.block_size
-        opened = (last_starts >= self.starts) & (ends % self.block_size != 0)
-        blocks: IntArray = self.blocks[(self.first_blocks + self.block_counts - 1)[opened]]
+    def opened_blocks(self, share: BlockShare) -> IntArray:
+        """Blocks of a rank of which this step writes the first slot but not the last one."""
+        starts, ends = share.slots(self.starts), share.slots(self.starts + self.counts)
+        last_blocks = (ends - 1) // share.block_size
+        opened = (last_blocks * share.block_size >= starts) & (ends % share.block_size != 0)
+        blocks: IntArray = self.blocks[(self.first_blocks + last_blocks)[opened]]
         return blocks
+
+    def sequences(self, first: int, end: int) -> "FlatRows":
+        """The rows of sequences [first, end) alone."""
+        return self._cut(np.arange(first, end), self.starts[first:end], self.counts[first:end])
+
+    def prompt_rows(self) -> tuple["FlatRows", IntArray]:
+        """The rows whose tokens are their prompt's, and which rows of this they are."""
+        counts = np.clip(self.prompt_tokens - self.starts, 0, self.counts)
+        (some,) = np.nonzero(counts)
+        index = _consecutive(self.first_rows[some], counts[some])
+        return self._cut(some, self.starts[some], counts[some]), index
+
+    def generated_rows(self) -> tuple["FlatRows", IntArray]:
+        """The rows whose tokens were generated, and which rows of this they are."""
+        skipped = np.clip(self.prompt_tokens - self.starts, 0, self.counts)
+        (some,) = np.nonzero(self.counts - skipped)
+        counts = (self.counts - skipped)[some]
+        index = _consecutive((self.first_rows + skipped)[some], counts)
+        return self._cut(some, (self.starts + skipped)[some], counts), index
+
+    def _cut(self, some: IntArray, starts: IntArray, counts: IntArray) -> "FlatRows":
+        """Fewer rows of some of the sequences."""
+        return replace(
+            self,
+            starts=starts,
+            counts=counts,
+            prompt_tokens=self.prompt_tokens[some],
+            first_rows=_exclusive_sum(counts),
+            positions=_consecutive(starts, counts),
+            first_blocks=self.first_blocks[some],
+            block_counts=-(-(starts + counts) // self.block_size),
+        )
 
 
 def _exclusive_sum(values: IntArray) -> IntArray:
     return np.cumsum(values) - values
+
+
+def _consecutive(firsts: IntArray, counts: IntArray) -> IntArray:
+    """`counts[i]` numbers from `firsts[i]` on, for all i."""
+    within = np.arange(int(counts.sum())) - np.repeat(_exclusive_sum(counts), counts)
+    numbers: IntArray = np.repeat(firsts, counts) + within
+    return numbers

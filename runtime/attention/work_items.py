@@ -16,6 +16,9 @@ the rows were cut into steps.
 Query tiles are sorted by position, the longest context first: those with a k-th KV tile in the
 span are then a prefix, and segments add up without an index.
 
+A rank that holds a share of each sequence's blocks sees the slots of these, one after another, in
+place of positions; a row may then see none.
+
 This module is arithmetic on integers (numpy); `tiled` computes.
 """
 
@@ -25,7 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from twinflow.runtime.attention.rows import FlatRows, IntArray
+from twinflow.parallel.latent.block_share import BlockShare, IntArray
+from twinflow.runtime.attention.rows import FlatRows
 
 QUERY_TILES = (64, 16, 4, 1)
 KV_TILE_TOKENS = 128
@@ -37,28 +41,37 @@ def kv_tile_tokens(block_size: int) -> int:
     return max(KV_TILE_TOKENS, block_size)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TileShape:
     """Sizes that all steps of a kernel share.
 
     Attributes:
         num_heads: query heads.
-        kv_heads: KV heads.
-        head_dim: elements of a head.
-        block_size: token slots of a block.
+        key_width: elements of a query and of a key, padding included.
+        value_width: elements of a value, padding included.
+        share: the blocks that this rank holds.
+        head_rows: row of each KV head of block 0 in the rows of a layer's keys.
         head_rows_per_block: distance of two blocks in the rows of a layer's keys.
         row_tile: the rows of a matrix are a multiple of this.
         slab_elements: bound of what a slab holds in memory, unless a query tile and one span of
             its context alone exceed it.
+        query_tiles: rows of query tiles, falling; the last is 1.
     """
 
     num_heads: int
-    kv_heads: int
-    head_dim: int
-    block_size: int
+    key_width: int
+    value_width: int
+    share: BlockShare
+    head_rows: tuple[int, ...]
     head_rows_per_block: int
     row_tile: int
     slab_elements: int
+    query_tiles: tuple[int, ...] = QUERY_TILES
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads."""
+        return len(self.head_rows)
 
     @property
     def queries_per_kv_head(self) -> int:
@@ -68,7 +81,7 @@ class TileShape:
     @property
     def kv_tile_tokens(self) -> int:
         """Token slots of a KV tile, whole blocks."""
-        return kv_tile_tokens(self.block_size)
+        return kv_tile_tokens(self.share.block_size)
 
     def matrix_rows(self, query_rows: int) -> int:
         """Rows of the matrix of one query tile and KV head, padding included."""
@@ -77,9 +90,10 @@ class TileShape:
 
     def max_items(self, query_rows: int) -> int:
         """Items of such query tiles that fill a slab."""
-        keys_values = 2 * self.kv_tile_tokens * self.head_dim
-        per_row = 2 * self.head_dim + self.kv_tile_tokens  # query, result and scores
-        item = self.kv_heads * (keys_values + self.matrix_rows(query_rows) * per_row)
+        widths = self.key_width + self.value_width  # of key and value, and of query and result
+        scores = self.matrix_rows(query_rows) * self.kv_tile_tokens
+        rows = self.kv_tile_tokens + self.matrix_rows(query_rows)
+        item = self.kv_heads * (rows * widths + scores)
         return self.slab_elements // item
 
 
@@ -104,7 +118,7 @@ class Slab:
         matrix_rows: M.
         num_tiles: query tiles.
         state_start: place of the first query tile's rows among those of all slabs.
-        is_first_span: the query tiles have no result yet.
+        span: which span; in the first one the query tiles have no result yet.
         query_rows: [items, kv_heads, M] rows of the queries seen as [rows * num_heads, head_dim].
         key_rows: [items, kv_heads, blocks of a tile] rows of `KVCache.keys`.
         item_tiles: [items] query tile of each item.
@@ -115,7 +129,7 @@ class Slab:
     matrix_rows: int
     num_tiles: int
     state_start: int
-    is_first_span: bool
+    span: int
     query_rows: IntArray
     key_rows: IntArray
     item_tiles: IntArray
@@ -125,22 +139,25 @@ class Slab:
 
 @dataclass(frozen=True, slots=True)
 class WorkList:
-    """All slabs of a step, in the order in which they are computed.
+    """All slabs of a step, in the order in which they are computed: span after span.
 
     Attributes:
         slabs: the work.
         num_state_rows: rows of the state, [kv_heads, M] for each query tile.
         output_rows: [rows * num_heads] state row that ends up in each output row.
+        has_blind_rows: some rows see no key of this rank; no slab may set their state.
     """
 
     slabs: tuple[Slab, ...]
     num_state_rows: int
     output_rows: IntArray
+    has_blind_rows: bool
 
 
 def plan_work(rows: FlatRows, shape: TileShape) -> WorkList:
     """Cut the rows of a step into query tiles, and these into slabs of items."""
     slabs: list[Slab] = []
+    has_blind_rows = False
     output_rows = np.empty(rows.num_rows * shape.num_heads, dtype=np.int64)
     num_state_rows = 0
     for tiles in _query_tiles(rows, shape):
@@ -150,7 +167,9 @@ def plan_work(rows: FlatRows, shape: TileShape) -> WorkList:
         output_rows[query_rows[:, :, :used]] = state_rows[:, :, :used]
         slabs.extend(_slabs(rows, tiles, query_rows, num_state_rows))
         num_state_rows += query_rows.size
-    return WorkList(tuple(slabs), num_state_rows, output_rows)
+        has_blind_rows |= bool((tiles.kv_tiles == 0).any())
+    slabs.sort(key=lambda slab: slab.span)
+    return WorkList(tuple(slabs), num_state_rows, output_rows, has_blind_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +202,15 @@ class _QueryTiles:
     @property
     def kv_tiles(self) -> IntArray:
         """KV tiles that each query tile can see some of."""
-        return (self.positions + self.rows - 1) // self.shape.kv_tile_tokens + 1
+        visible = self.shape.share.slots(self.positions + self.rows)
+        return -(-visible // self.shape.kv_tile_tokens)
 
     @property
-    def matrix_positions(self) -> IntArray:
-        """[tiles, M] position of each matrix row; padding repeats the last row."""
-        return self.positions[:, None] + self._matrix_row_index // self.shape.queries_per_kv_head
+    def visible(self) -> IntArray:
+        """[tiles, M] slots, from the first, that each matrix row sees; padding repeats the last
+        row."""
+        rows = self._matrix_row_index // self.shape.queries_per_kv_head
+        return self.shape.share.slots(self.positions[:, None] + rows + 1)
 
     def query_rows(self) -> IntArray:
         """[tiles, kv_heads, M] rows of the queries seen as [rows * num_heads, head_dim]."""
@@ -208,7 +230,7 @@ class _QueryTiles:
 def _query_tiles(rows: FlatRows, shape: TileShape) -> Iterator[_QueryTiles]:
     """Cut the rows of each sequence into the largest tiles that fit, from its first row on."""
     taken = np.zeros_like(rows.counts)
-    for size in QUERY_TILES:
+    for size in shape.query_tiles:
         counts = (rows.counts - taken) // size
         if not counts.any():
             continue
@@ -264,7 +286,7 @@ def _slab(
         matrix_rows=query_rows.shape[2],
         num_tiles=len(depths),
         state_start=state_start,
-        is_first_span=first_kv_tile == 0,
+        span=first_kv_tile // SPAN_TILES,
         query_rows=query_rows[item_tiles],
         key_rows=_key_rows(rows, tiles.sequences[item_tiles], kv_tiles, tiles.shape),
         item_tiles=item_tiles,
@@ -278,22 +300,24 @@ def _key_rows(
 ) -> IntArray:
     """Rows of the blocks of each KV tile. Behind the last block of a sequence that block is
     repeated, so that a sequence reads no blocks but its own; these keys are masked."""
-    per_tile = shape.kv_tile_tokens // shape.block_size
+    block_size = shape.share.block_size
+    per_tile = shape.kv_tile_tokens // block_size
     wanted = kv_tiles[:, None] * per_tile + np.arange(per_tile)
-    in_table = np.minimum(wanted, rows.block_counts[sequences][:, None] - 1)
+    last = (shape.share.slots(rows.starts + rows.counts) - 1) // block_size
+    in_table = np.minimum(wanted, last[sequences][:, None])
     blocks = rows.blocks[rows.first_blocks[sequences][:, None] + in_table]
-    heads = np.arange(shape.kv_heads)
+    heads = np.array(shape.head_rows)
     key_rows: IntArray = blocks[:, None, :] * shape.head_rows_per_block + heads[:, None]
     return key_rows
 
 
 def _masks(tiles: _QueryTiles, segments: tuple[slice, ...], first_kv_tile: int) -> Iterator[Mask]:
     """Query tiles are sorted by position, so those that see only a part are the last ones."""
-    positions = tiles.matrix_positions
+    visible = tiles.visible
     for kv_tile, segment in enumerate(segments, first_kv_tile):
         keys = np.arange(tiles.shape.kv_tile_tokens) + kv_tile * tiles.shape.kv_tile_tokens
         count = segment.stop - segment.start
-        whole = int(np.count_nonzero(tiles.positions[:count] >= keys[-1]))
+        whole = int(np.count_nonzero(visible[:count, 0] > keys[-1]))
         if whole < count:
-            hidden = keys > positions[whole:count, :, None]
+            hidden = keys >= visible[whole:count, :, None]
             yield Mask(slice(segment.start + whole, segment.stop), hidden)

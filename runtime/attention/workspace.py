@@ -12,10 +12,14 @@ from torch import Tensor
 
 
 class Workspace:
-    """Buffers by name, each as large as the largest shape that was ever taken."""
+    """Buffers by name, each as large as the largest shape that was ever taken.
+
+    Attributes:
+        device: where they are.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -29,6 +33,6 @@ class Workspace:
             # An ordinary tensor even in inference mode: what is computed into it may be used
             # outside of it.
             with torch.inference_mode(False):
-                buffer = torch.empty(size, dtype=dtype, device=self._device)
+                buffer = torch.empty(size, dtype=dtype, device=self.device)
             self._buffers[name, dtype] = buffer
         return buffer[:size].view(shape)

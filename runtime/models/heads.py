@@ -9,6 +9,7 @@ and attention are float32 for any dtype of the weights.
 import torch
 from torch import Tensor
 
+from twinflow.runtime.attention.base import HeadKernel
 from twinflow.runtime.models.base import Placement
 from twinflow.runtime.models.blocks import AttentionBlock, LayerNames, LayerWeights, Step
 from twinflow.runtime.models.config import ModelConfig
@@ -44,8 +45,8 @@ class HeadAttention(AttentionBlock):
         bias = config.attention_output_bias
         found += names.inputs("output", "self_attn.o_proj", hidden, queries, bias)
         if config.qk_norm:
-            found.append(names.vector("query_norm", "self_attn.q_norm", config.head_dim))
-            found.append(names.vector("key_norm", "self_attn.k_norm", config.head_dim))
+            found.append(names.vector("query_norm", "self_attn.q_norm.weight", config.head_dim))
+            found.append(names.vector("key_norm", "self_attn.k_norm.weight", config.head_dim))
         return found
 
     def __call__(self, rows: Tensor, step: Step) -> Tensor:
@@ -56,9 +57,10 @@ class HeadAttention(AttentionBlock):
             query_key = rms_norm(query_key, self._head_norm, self._eps)
         rotated = rotate(query_key, step.cos, step.sin)
         heads[:, self.num_heads : self._rotary_heads] = rotated[:, self.num_heads :]
-        step.attention.write(self._layer, heads[:, self.num_heads :])
+        attention = HeadKernel.of(step.attention)
+        attention.write(self._layer, heads[:, self.num_heads :])
         queries = rotated[:, : self.num_heads] * self._head_dim**-0.5
-        attended = step.attention.attend(self._layer, queries).view(len(rows), -1)
+        attended = attention.attend(self._layer, queries).view(len(rows), -1)
         return self._ranks.all_reduce(self._output(attended.to(rows.dtype)))
 
 

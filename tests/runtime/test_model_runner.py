@@ -175,7 +175,7 @@ def test_slots_behind_the_last_token_are_zero() -> None:
     runner.kv_cache.data.fill_(7.0)
     (sequence,) = make_sequences(config, [20], block_size=16)
     feed(runner, [(sequence, 20)])
-    last = runner.kv_cache.data[sequence.block_ids[-1]]
+    last = runner.kv_cache.part(0)[sequence.block_ids[-1]]
     assert (last[..., 4:, :] == 0).all()
     assert (last[..., :4, :] != 0).any()
 
@@ -190,7 +190,7 @@ def test_layers_are_announced_in_order_when_their_kv_is_final(
     config = tiny_config()
     runner = make_runner(make_model(config))
     sequences = make_sequences(config, [37, 4], block_size=16)
-    data = runner.kv_cache.data
+    data = runner.kv_cache.part(0)
     calls: list[tuple[int, int]] = []
     seen: list[Tensor] = []
 
@@ -237,7 +237,7 @@ def test_results_are_ordinary_tensors() -> None:
     logits = runner.forward([SequenceRows([1, 2], 0, [1], samples=True)])
     logits[0, 5] = -torch.inf
     assert logits[0].argmax() != 5
-    runner.kv_cache.page(1, 0, 1).copy_(runner.kv_cache.page(1, 1, 1))
+    runner.kv_cache.page(1, 0, 1, 0).copy_(runner.kv_cache.page(1, 1, 1, 0))
 
 
 @pytest.mark.parametrize(
@@ -263,6 +263,6 @@ def test_refuses_rows_it_cannot_compute(rows: list[SequenceRows], message: str) 
 
 def test_the_layout_must_fit_the_model() -> None:
     model = make_model(tiny_config())
-    layout = KVLayout(num_layers=3, kv_heads=2, head_dim=8, block_size=16, dtype="float32")
-    with pytest.raises(ValueError, match=r"\(3, 2, 8, torch.float32\), the model \(3, 2, 16"):
+    layout = KVLayout.of_heads(num_layers=3, kv_heads=2, head_dim=8, block_size=16, dtype="float32")
+    with pytest.raises(ValueError, match=r"\(3, 32, torch.float32\), the model \(3, 64, "):
         ModelRunner(model, layout, 4, 16, torch.device("cpu"))

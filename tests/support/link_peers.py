@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 import torch
-from tests.support.kv_pages import pages_of, random_cache
+from tests.support.kv_pages import SMALL_LAYER_BYTES, pages_of, random_cache
 from tests.support.link_store import RemoteStore
 
-from twinflow.parallel.kv_layout import KVLayout
+from twinflow.parallel.kv_layout import KVLayout, KVPart
 from twinflow.parallel.links.config import LinkConfig, LinkPeer
 from twinflow.parallel.links.link import Link, PendingReceive
 from twinflow.parallel.links.manifest import TransferManifest, Unit, UnitAnnouncement
@@ -149,10 +149,10 @@ def manifest_to_json(manifest: TransferManifest) -> dict[str, Any]:
         "transfer_id": manifest.transfer_id,
         "layout": [
             layout.num_layers,
-            layout.kv_heads,
-            layout.head_dim,
             layout.block_size,
             layout.dtype,
+            [[part.name, part.planes, part.width] for part in layout.parts],
+            layout.meaning,
         ],
         "first_block": manifest.first_block,
         "num_blocks": manifest.num_blocks,
@@ -180,16 +180,18 @@ class _Peer:
         self._pending.pop(link, None)
 
     def sender(self, link: str, manifest: dict[str, Any], seed: int) -> None:
+        num_layers, block_size, dtype, parts, meaning = manifest["layout"]
+        parts = tuple(KVPart(*part) for part in parts)
         agreed = TransferManifest(
             transfer_id=manifest["transfer_id"],
-            layout=KVLayout(*manifest["layout"]),
+            layout=KVLayout(num_layers, block_size, dtype, parts, meaning),
             first_block=manifest["first_block"],
             num_blocks=manifest["num_blocks"],
             layers_per_unit=manifest["layers_per_unit"],
         )
         cache = random_cache(agreed.layout, agreed.num_blocks, seed)
         self._caches[link] = cache
-        pages = pages_of(cache, agreed.first_block)
+        pages = pages_of(agreed.layout, cache, agreed.first_block)
         self._senders[link] = UnitSender(self._links[link], agreed, pages)
 
     def announce(self, link: str, unit: list[int]) -> dict[str, Any]:
@@ -200,8 +202,8 @@ class _Peer:
         return self._senders[link].complete
 
     def flip_bit(self, link: str, block: int, layer: int) -> None:
-        page = self._caches[link][block, layer].view(-1).view(torch.uint8)
-        page[7] ^= 0x10
+        page = self._caches[link][block].view(torch.uint8)
+        page[layer * SMALL_LAYER_BYTES + 7] ^= 0x10
 
     def raw_send(self, link: str, sizes: list[int], tag: int, deadline_s: float) -> None:
         messages = [torch.full((size,), 7, dtype=torch.uint8) for size in sizes]

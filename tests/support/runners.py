@@ -7,7 +7,7 @@ import torch
 from tests.support.tiny_models import tiny_state_dict
 from torch import Tensor
 
-from twinflow.parallel.kv_layout import KVLayout
+from twinflow.runtime.kv.layouts import model_layout
 from twinflow.runtime.model_runner import ModelRunner, SequenceRows
 from twinflow.runtime.models.base import Model, Placement
 from twinflow.runtime.models.config import ModelConfig
@@ -32,13 +32,7 @@ def make_runner(
 ) -> ModelRunner:
     """A runner with room for `num_blocks` blocks."""
     config = model.config
-    layout = KVLayout(
-        num_layers=config.num_layers,
-        kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        block_size=block_size,
-        dtype=str(model.dtype).removeprefix("torch."),
-    )
+    layout = model_layout(config, block_size, str(model.dtype).removeprefix("torch."))
     return ModelRunner(model, layout, num_blocks, max_num_tokens, CPU)
 
 

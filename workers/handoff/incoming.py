@@ -201,8 +201,8 @@ class IncomingTransfer:
         told = self._patiently(self._call.write(posted))
         asyncio.run_coroutine_threadsafe(told, self._events).result(2 * self._end.patience_s)
 
-    def _page(self, block: int, first_layer: int, num_layers: int) -> torch.Tensor:
-        return self._end.built.cache.page(self._order.blocks[block], first_layer, num_layers)
+    def _page(self, block: int, first_layer: int, num_layers: int, part: int) -> torch.Tensor:
+        return self._end.built.cache.page(self._order.blocks[block], first_layer, num_layers, part)
 
 
 def _opening(
@@ -240,5 +240,6 @@ def _announcement(ready: pb.UnitReady) -> UnitAnnouncement:
         num_blocks=ready.num_blocks,
         first_layer=ready.first_layer,
         num_layers=ready.num_layers,
+        part=ready.part,
     )
     return UnitAnnouncement(unit, ready.bytes_per_block, tuple(ready.digests))

@@ -26,8 +26,8 @@ from twinflow.workers.convert import failure_to_pb, output_to_pb
 from twinflow.workers.handoff.links import PeerLease
 from twinflow.workers.handoff.units import UnitPlanner
 
-# The memory of some layers of a block: pages(cache block, first layer, layers).
-CachePages = Callable[[int, int, int], torch.Tensor]
+# The memory of some layers of a part of a block: pages(cache block, first layer, layers, part).
+CachePages = Callable[[int, int, int, int], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +183,12 @@ class OutgoingTransfer:
             num_layers=unit.num_layers,
             bytes_per_block=promise.bytes_per_block,
             digests=promise.digests,
+            part=unit.part,
         )
         self._events.call_soon_threadsafe(self._answer, pb.TransferResponse(ready=ready))
 
     def _answer(self, answer: pb.TransferResponse | TwinflowError | None) -> None:
         self._answers.put_nowait(answer)
 
-    def _unit_page(self, block: int, first_layer: int, num_layers: int) -> torch.Tensor:
-        return self._pages(self._blocks[block], first_layer, num_layers)
+    def _unit_page(self, block: int, first_layer: int, num_layers: int, part: int) -> torch.Tensor:
+        return self._pages(self._blocks[block], first_layer, num_layers, part)

@@ -22,16 +22,16 @@ class UnitPlanner:
         self._next_index = 0
 
     def advance(self, progress: KVProgress) -> list[Unit]:
-        """Units that have become final with this progress."""
+        """Units that have become final with this progress, those of all parts together."""
         layout = self._manifest.layout
         units: list[Unit] = []
         found = progress.token_start // layout.block_size
         if progress.first_layer == 0 and found > self._next_block:
             for first, count in layer_units(layout.num_layers, self._manifest.layers_per_unit):
-                units += self._unit(found, first, count)
+                units += self._units(found, first, count)
             self._next_block = found
         end = self._end_block(progress)
-        units += self._unit(end, progress.first_layer, progress.end_layer - progress.first_layer)
+        units += self._units(end, progress.first_layer, progress.end_layer - progress.first_layer)
         if progress.end_layer == layout.num_layers:
             self._next_block = max(self._next_block, end)
         return units
@@ -43,11 +43,14 @@ class UnitPlanner:
             return last
         return min(progress.token_end // self._manifest.layout.block_size, last)
 
-    def _unit(self, end_block: int, first_layer: int, num_layers: int) -> list[Unit]:
-        """The unit of blocks [next block, end_block), if there are any."""
+    def _units(self, end_block: int, first_layer: int, num_layers: int) -> list[Unit]:
+        """A unit for each part of blocks [next block, end_block), if there are any."""
         if end_block <= self._next_block:
             return []
         count = end_block - self._next_block
-        unit = Unit(self._next_index, self._next_block, count, first_layer, num_layers)
-        self._next_index += 1
-        return [unit]
+        first_index = self._next_index
+        self._next_index += len(self._manifest.layout.parts)
+        return [
+            Unit(first_index + part, self._next_block, count, first_layer, num_layers, part)
+            for part in range(len(self._manifest.layout.parts))
+        ]

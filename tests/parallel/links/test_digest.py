@@ -8,7 +8,7 @@ from twinflow.parallel.links.digest import page_digests, page_seed
 
 def test_equal_pages_in_equal_places_have_equal_digests() -> None:
     page = torch.arange(24.0).view(2, 3, 4)
-    seed = page_seed("t", 3, 0, 2)
+    seed = page_seed("t", "heads 0-1", 3, 0, 2)
     assert page_digests([page], [seed]) == page_digests([page.clone()], [seed])
     assert 0 <= page_digests([page], [seed])[0] < 2**64
 
@@ -25,7 +25,14 @@ def test_every_single_bit_flip_changes_the_digest() -> None:
 
 def test_the_place_is_part_of_the_digest() -> None:
     page = torch.ones(8)
-    places = [("t", 3, 0, 2), ("u", 3, 0, 2), ("t", 4, 0, 2), ("t", 3, 2, 2), ("t", 3, 0, 1)]
+    places = [
+        ("t", "a", 3, 0, 2),
+        ("u", "a", 3, 0, 2),
+        ("t", "b", 3, 0, 2),
+        ("t", "a", 4, 0, 2),
+        ("t", "a", 3, 2, 2),
+        ("t", "a", 3, 0, 1),
+    ]
     seeds = [page_seed(*place) for place in places]
     assert len(set(page_digests([page] * len(seeds), seeds))) == len(places)
 

@@ -139,7 +139,7 @@ class Transfer:
         manifest = replace(MANIFEST, transfer_id=transfer_id)
         self.expected = random_cache(manifest.layout, manifest.num_blocks, seed)
         self.cache = torch.zeros_like(self.expected)
-        pages = pages_of(self.cache, manifest.first_block)
+        pages = pages_of(manifest.layout, self.cache, manifest.first_block)
         self.receiver = UnitReceiver(link, manifest, pages)
         theirs = manifest_to_json(replace(manifest, layout=their_layout))
         peer.call("sender", link=link.link_id, manifest=theirs, seed=seed)
@@ -315,7 +315,7 @@ def test_an_over_long_message_is_refused_before_anything_is_posted(
     bench: Bench, helper: PeerProcess
 ) -> None:
     link = bench.link(helper, "over-long")
-    wide = replace(SMALL_LAYOUT, head_dim=2 * SMALL_LAYOUT.head_dim)
+    wide = KVLayout.of_heads(num_layers=6, kv_heads=2, head_dim=16, block_size=4, dtype="float32")
     transfer = Transfer(link, helper, their_layout=wide)
     with pytest.raises(HandoffError, match="has 3072 bytes per block, the layout makes it 1536"):
         transfer.announce(UNITS[0])

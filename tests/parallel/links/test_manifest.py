@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.kv_pages import SMALL_LAYOUT
+from tests.support.kv_pages import SMALL_LAYER_BYTES, SMALL_LAYOUT
 
-from twinflow.parallel.kv_layout import KVLayout
+from twinflow.parallel.kv_layout import KVLayout, KVPart
 from twinflow.parallel.links.manifest import (
     TransferLedger,
     TransferManifest,
@@ -20,7 +20,7 @@ from twinflow.protos.errors import HandoffError
 # Blocks 10 to 14 of a model with 6 layers, in units of 4 and 2 layers.
 MANIFEST = TransferManifest("t1", SMALL_LAYOUT, first_block=10, num_blocks=5, layers_per_unit=4)
 UNIT = Unit(index=0, first_block=10, num_blocks=2, first_layer=0, num_layers=4)
-UNIT_BYTES = 4 * SMALL_LAYOUT.layer_bytes
+UNIT_BYTES = 4 * SMALL_LAYER_BYTES
 
 
 def test_layer_units_cover_every_layer_once() -> None:
@@ -46,15 +46,16 @@ def test_layer_units_cover_every_layer_once() -> None:
 def test_layers_per_unit_are_few_but_worth_a_message(
     num_layers: int, layer_bytes: int, expected: int
 ) -> None:
-    layout = KVLayout(num_layers, 1, layer_bytes // 8, 1, "float32")
-    assert layout.layer_bytes == layer_bytes
+    parts = (KVPart("large", 2, layer_bytes // 8), KVPart("small", 1, 1))
+    layout = KVLayout(num_layers, 1, "float32", parts, "anything")
+    assert layout.layer_bytes(0) == layer_bytes
     assert choose_layers_per_unit(layout, 128 * 1024) == expected
 
 
 def test_a_unit_of_the_manifest_is_accepted() -> None:
     MANIFEST.check_unit(UNIT, UNIT_BYTES, 2)
     tail = Unit(index=9, first_block=13, num_blocks=2, first_layer=4, num_layers=2)
-    MANIFEST.check_unit(tail, 2 * SMALL_LAYOUT.layer_bytes, 2)
+    MANIFEST.check_unit(tail, 2 * SMALL_LAYER_BYTES, 2)
     assert MANIFEST.num_messages == 10
     assert MANIFEST.num_bytes == 5 * SMALL_LAYOUT.block_bytes
 
@@ -73,6 +74,8 @@ def test_a_unit_of_the_manifest_is_accepted() -> None:
         ({"first_layer": -4}, r"layers -4 \+ 4"),
         ({"first_layer": 8}, r"layers 8 \+ 4"),
         ({"num_layers": 6}, r"layers 0 \+ 6"),
+        ({"part": 1}, "is of part 1, the layout has 1"),
+        ({"part": -1}, "is of part -1, the layout has 1"),
         ({"first_layer": 4}, r"layers 4 \+ 4"),
     ],
 )
@@ -114,7 +117,7 @@ def test_a_manifest_that_makes_no_transfer_is_refused(
 def test_another_layout_is_refused() -> None:
     MANIFEST.check_layout(SMALL_LAYOUT.digest())
     other = replace(SMALL_LAYOUT, dtype="bfloat16")
-    with pytest.raises(HandoffError, match=r"transfer t1: KV layout .*, ours is"):
+    with pytest.raises(HandoffError, match=r"transfer t1: KV layout 'heads:.*, ours is 'heads:"):
         MANIFEST.check_layout(other.digest())
 
 
@@ -124,16 +127,24 @@ def all_units(manifest: TransferManifest, cuts: set[int]) -> list[Unit]:
     starts = sorted({manifest.first_block, *cuts})
     runs = list(zip(starts, [*starts[1:], last], strict=True))
     layers = layer_units(manifest.layout.num_layers, manifest.layers_per_unit)
-    places = [(run, layer) for run in runs for layer in layers]
+    parts = range(len(manifest.layout.parts))
+    places = [(run, layer, part) for run in runs for layer in layers for part in parts]
     return [
-        Unit(index, run[0], run[1] - run[0], layer[0], layer[1])
-        for index, (run, layer) in enumerate(places)
+        Unit(index, run[0], run[1] - run[0], layer[0], layer[1], part)
+        for index, (run, layer, part) in enumerate(places)
     ]
 
 
 @given(st.data())
 def test_units_in_any_order_and_cut_complete_a_transfer(data: st.DataObject) -> None:
-    layout = replace(SMALL_LAYOUT, num_layers=data.draw(st.integers(1, 7)))
+    layout = KVLayout.of_heads(
+        num_layers=data.draw(st.integers(1, 7)),
+        kv_heads=6,
+        head_dim=8,
+        block_size=4,
+        dtype="float32",
+        parts=data.draw(st.sampled_from([1, 2, 3])),
+    )
     manifest = TransferManifest(
         "t",
         layout,

@@ -7,9 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.support.kv_pages import SMALL_LAYOUT, pages_of, random_cache
+from tests.support.kv_pages import (
+    SMALL_LAYER_BYTES,
+    SMALL_LAYOUT,
+    pages_of,
+    random_cache,
+)
 from tests.support.link_pairs import linked
 
+from twinflow.parallel.kv_layout import KVLayout
 from twinflow.parallel.links.link import Link
 from twinflow.parallel.links.manifest import (
     TransferManifest,
@@ -44,8 +50,10 @@ class Ends:
         self.source = random_cache(manifest.layout, manifest.num_blocks, seed)
         self.target = torch.zeros_like(self.source)
         first = manifest.first_block
-        self.sender = UnitSender(links[0], manifest, pages_of(self.source, first))
-        self.receiver = UnitReceiver(links[1], manifest, pages_of(self.target, first))
+        self.sender = UnitSender(links[0], manifest, pages_of(manifest.layout, self.source, first))
+        self.receiver = UnitReceiver(
+            links[1], manifest, pages_of(manifest.layout, self.target, first)
+        )
         self._background = ThreadPoolExecutor(1)
 
     def transfer(self, unit: Unit) -> None:
@@ -137,7 +145,7 @@ def test_pages_of_half_precision_travel_too(dtype: str) -> None:
 def test_a_bit_flip_after_the_announcement_fails_the_transfer(ends: Ends) -> None:
     ends.transfer(UNITS[1])
     ends.receiver.post(ends.sender.announce(UNITS[0]))
-    ends.source[2, 1].view(-1).view(torch.uint8)[5] ^= 0x40
+    ends.source[2].view(torch.uint8)[SMALL_LAYER_BYTES + 5] ^= 0x40
     wait = ends.send(0)
     with pytest.raises(HandoffError, match="unit 0 has wrong digests for 1 of 3 blocks, block 9"):
         ends.receiver.finish(0)
@@ -159,7 +167,9 @@ def test_right_pages_in_the_wrong_order_fail_the_transfer(ends: Ends) -> None:
 
 def test_digests_of_another_transfer_fail_the_transfer(ends: Ends) -> None:
     other = UnitSender(
-        ends.links[0], replace(MANIFEST, transfer_id="t2"), pages_of(ends.source, FIRST_BLOCK)
+        ends.links[0],
+        replace(MANIFEST, transfer_id="t2"),
+        pages_of(SMALL_LAYOUT, ends.source, FIRST_BLOCK),
     )
     ends.sender.announce(UNITS[0])
     ends.receiver.post(other.announce(UNITS[0]))
@@ -215,12 +225,15 @@ def test_the_sender_announces_and_sends_a_unit_once(ends: Ends) -> None:
 def test_the_sender_refuses_pages_of_another_size_before_it_sends(layers: int) -> None:
     with linked() as links:
         cache = random_cache(SMALL_LAYOUT, 5, 1)
-        honest = pages_of(cache, FIRST_BLOCK)
+        honest = pages_of(SMALL_LAYOUT, cache, FIRST_BLOCK)
         sizes = iter([2] * 3 + [layers] * 3)  # right when announced, wrong when sent
         sender = UnitSender(
-            links[0], MANIFEST, lambda block, first, _: honest(block, first, next(sizes))
+            links[0],
+            MANIFEST,
+            lambda block, first, _, part: honest(block, first, next(sizes), part),
         )
-        receiver = UnitReceiver(links[1], MANIFEST, pages_of(torch.zeros_like(cache), FIRST_BLOCK))
+        target = pages_of(SMALL_LAYOUT, torch.zeros_like(cache), FIRST_BLOCK)
+        receiver = UnitReceiver(links[1], MANIFEST, target)
         receiver.post(sender.announce(UNITS[0]))
         with pytest.raises(HandoffError, match=rf"page of block 7 has {layers * 512} bytes"):
             sender.send(0)
@@ -231,11 +244,13 @@ def test_the_sender_refuses_pages_of_another_size_before_it_sends(layers: int) -
 
 def test_a_layout_that_differs_between_the_ends_is_refused_without_a_byte_sent() -> None:
     with linked() as links:
-        ours = UnitReceiver(links[1], MANIFEST, pages_of(random_cache(SMALL_LAYOUT, 5, 1), 7))
-        wide = replace(SMALL_LAYOUT, kv_heads=4)
-        theirs = UnitSender(
-            links[0], replace(MANIFEST, layout=wide), pages_of(random_cache(wide, 5, 1), 7)
+        small = pages_of(SMALL_LAYOUT, random_cache(SMALL_LAYOUT, 5, 1), 7)
+        ours = UnitReceiver(links[1], MANIFEST, small)
+        wide = KVLayout.of_heads(
+            num_layers=6, kv_heads=4, head_dim=8, block_size=4, dtype="float32"
         )
+        pages = pages_of(wide, random_cache(wide, 5, 1), 7)
+        theirs = UnitSender(links[0], replace(MANIFEST, layout=wide), pages)
         with pytest.raises(HandoffError, match="2048 bytes per block, the layout makes it 1024"):
             ours.post(theirs.announce(UNITS[0]))
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from twinflow.parallel.latent.block_share import BlockShare
 from twinflow.runtime.attention.rows import FlatRows
 from twinflow.runtime.model_runner import SequenceRows
 
@@ -38,7 +39,7 @@ def test_a_block_table_may_be_longer_than_needed() -> None:
 )
 def test_opened_blocks(start: int, count: int, opened: list[int]) -> None:
     rows = FlatRows.build([group(start, count, [1, 2, 3])], block_size=4)
-    assert rows.opened_blocks().tolist() == opened
+    assert rows.opened_blocks(BlockShare(4)).tolist() == opened
 
 
 @pytest.mark.parametrize(

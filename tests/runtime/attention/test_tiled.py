@@ -35,7 +35,7 @@ class Bench:
         data = torch.randn(self.cache.data.shape, generator=generator) * scale
         self.cache.data.copy_(data)
         self.cache.data[0] = float("nan")  # nobody may read the null block
-        dim = layout.head_dim
+        dim = layout.parts[0].width
         self.queries = [torch.randn(n, num_heads, dim, generator=generator) for n in lengths]
         self.attention = create_attention("tiled", self.cache, num_heads)
 
@@ -53,17 +53,24 @@ class Bench:
     def expected(self, sequence: int, layer: int) -> Tensor:
         """Softmax attention of all rows of a sequence, in float64."""
         queries = self.queries[sequence].double()
-        length, num_heads, dim = queries.shape
-        pages = self.cache.data[self.tables[sequence], layer].double()  # [blocks, 2, heads, ...]
-        keys_values = pages.permute(1, 2, 0, 3, 4).reshape(2, pages.shape[2], -1, dim)[
-            :, :, :length
-        ]
-        group = num_heads // pages.shape[2]
-        keys, values = keys_values.repeat_interleave(group, dim=1)
+        length, num_heads, _ = queries.shape
+        table = self.tables[sequence]
+        keys, values = self.heads(table, layer, length, "keys"), self.heads(table, layer, length)
+        group = num_heads // len(keys)
+        keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
         scores = torch.einsum("qhd,hkd->hqk", queries, keys)
         hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
         return torch.einsum("hqk,hkd->qhd", weights, values)
+
+    def heads(self, table: list[int], layer: int, length: int, kind: str = "values") -> Tensor:
+        """[KV heads, length, head_dim] float64 of one sequence."""
+        found = []
+        for part in range(len(self.cache.layout.parts)):
+            pages = self.cache.part(part)[table, layer].double()  # [blocks, planes, slots, dim]
+            keys, values = pages.transpose(0, 1).flatten(1, 2)[:, :length].chunk(2)
+            found.append(keys if kind == "keys" else values)
+        return torch.cat(found)
 
 
 def layout(**changes: int | str) -> KVLayout:
@@ -74,7 +81,7 @@ def layout(**changes: int | str) -> KVLayout:
         "block_size": 16,
         "dtype": "float32",
     }
-    return KVLayout(**{**fields, **changes})  # type: ignore[arg-type]
+    return KVLayout.of_heads(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +93,8 @@ def layout(**changes: int | str) -> KVLayout:
         (8, {"head_dim": 24, "block_size": 8}),
         (4, {"head_dim": 64, "block_size": 1}),
         (4, {"block_size": 256}),
+        (8, {"kv_heads": 4, "parts": 2}),
+        (4, {"parts": 2}),
     ],
 )
 def test_equals_softmax_attention(num_heads: int, changes: dict[str, int | str]) -> None:
@@ -135,6 +144,21 @@ def test_a_row_is_bit_identical_in_any_company(seed: int) -> None:
             parts.append((sequence, start, min(count, lengths[sequence] - start)))
         for (sequence, start, count), rows in zip(parts, bench.attend(parts, 1), strict=True):
             assert torch.equal(rows, alone[sequence][start : start + count])
+
+
+def test_parts_change_no_bits() -> None:
+    """Where heads lie in memory is nobody else's business."""
+    results = []
+    for parts in (1, 2, 4):
+        bench = Bench([300, 20], 8, layout(kv_heads=4, parts=parts))
+        generator = torch.Generator().manual_seed(5)
+        for table, length in zip(bench.tables, (300, 20), strict=True):
+            group = SequenceRows([0] * length, 0, table, samples=False)
+            bench.attention.prepare(FlatRows.build([group], 16))
+            bench.attention.write(1, torch.randn(length, 8, 16, generator=generator))
+        results.append(torch.cat(bench.attend([(0, 0, 300), (1, 3, 17)], layer=1)))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
 def test_padding_rows_come_out_as_zeros() -> None:

@@ -5,15 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from twinflow.parallel.latent.block_share import BlockShare
 from twinflow.runtime.attention.rows import FlatRows
 from twinflow.runtime.attention.work_items import SPAN_TILES, Slab, TileShape, plan_work
 from twinflow.runtime.model_runner import SequenceRows
 
 SHAPE = TileShape(
     num_heads=6,
-    kv_heads=2,
-    head_dim=4,
-    block_size=16,
+    key_width=4,
+    value_width=4,
+    share=BlockShare(16),
+    head_rows=(0, 1),
     head_rows_per_block=12,
     row_tile=4,
     slab_elements=60_000,
@@ -41,7 +43,7 @@ def build(mix: list[tuple[int, int]], block_size: int = 16) -> FlatRows:
 
 def visible_keys(slab: Slab, shape: TileShape) -> np.ndarray:
     """[items, M, tokens] which keys each matrix row sees."""
-    tokens = slab.key_rows.shape[2] * shape.block_size
+    tokens = slab.key_rows.shape[2] * shape.share.block_size
     seen = np.ones((len(slab.item_tiles), slab.matrix_rows, tokens), dtype=bool)
     for mask in slab.masks:
         seen[mask.items] &= ~mask.hidden
@@ -53,7 +55,7 @@ def visible_keys(slab: Slab, shape: TileShape) -> np.ndarray:
 def test_every_query_head_sees_every_key_up_to_itself_once(
     mix: list[tuple[int, int]], block_size: int
 ) -> None:
-    shape = replace(SHAPE, block_size=block_size)
+    shape = replace(SHAPE, share=BlockShare(block_size))
     rows = build(mix, block_size)
     work = plan_work(rows, shape)
     sequence_of_row = np.repeat(np.arange(len(mix)), rows.counts)
@@ -67,7 +69,7 @@ def test_every_query_head_sees_every_key_up_to_itself_once(
                 state = slab.state_start + (tile * shape.kv_heads + head) * slab.matrix_rows
                 blocks, heads = np.divmod(slab.key_rows[item, head], shape.head_rows_per_block)
                 assert (heads == head).all()
-                slots = [(int(b), s) for b in blocks for s in range(shape.block_size)]
+                slots = [(int(b), s) for b in blocks for s in range(shape.share.block_size)]
                 for index in range(slab.matrix_rows):
                     output = row_of_state.get(int(state) + index)
                     if output is None:

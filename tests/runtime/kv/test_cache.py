@@ -1,69 +1,69 @@
-"""Views of the KV cache alias its memory and keep to the documented layout."""
+"""The pages of a KV cache alias its memory and keep to the documented layout."""
 
 import numpy as np
 import pytest
 import torch
 
-from twinflow.parallel.kv_layout import KVLayout
+from twinflow.parallel.kv_layout import KVLayout, KVPart
 from twinflow.runtime.kv.cache import KVCache
 
-LAYOUT = KVLayout(num_layers=3, kv_heads=2, head_dim=4, block_size=8, dtype="float32")
+# Two parts of different shapes: 3 layers of 2 planes of 8 x 4, and of 1 plane of 8 x 2.
+PARTS = (KVPart("wide", 2, 4), KVPart("narrow", 1, 2))
+LAYOUT = KVLayout(3, 8, "float32", PARTS, "anything")
 
 
 def make_cache(num_blocks: int = 5) -> KVCache:
     return KVCache(LAYOUT, num_blocks, torch.device("cpu"))
 
 
-def test_page_is_the_memory_of_the_block() -> None:
+def test_sizes_of_a_layout() -> None:
+    assert [LAYOUT.layer_bytes(part) for part in (0, 1)] == [2 * 8 * 4 * 4, 8 * 2 * 4]
+    assert LAYOUT.part_offsets == (0, 3 * 2 * 8 * 4)
+    assert LAYOUT.block_bytes == 3 * (LAYOUT.layer_bytes(0) + LAYOUT.layer_bytes(1))
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_page_is_the_memory_of_some_layers_of_a_part(part: int) -> None:
     cache = make_cache()
-    page = cache.page(2, first_layer=1, num_layers=2)
+    page = cache.page(2, first_layer=1, num_layers=2, part=part)
     assert page.dtype is torch.uint8
     assert page.is_contiguous()
-    assert page.numel() == 2 * LAYOUT.layer_bytes
+    assert page.numel() == 2 * LAYOUT.layer_bytes(part)
 
     page.fill_(0xFF)
     written = cache.data.view(torch.int32) == -1
-    assert written[2, 1:].all()
-    assert written.sum() == written[2, 1:].numel()
+    assert written.sum() == page.numel() // 4
+    assert cache.part(part)[2, 1:].isnan().all()
 
-    cache.data[2, 1] = 1.5
-    expected = torch.full(cache.data[2, 1].shape, 1.5).view(-1).view(torch.uint8)
-    assert torch.equal(page[: LAYOUT.layer_bytes], expected)
+    cache.part(part)[2, 1] = 1.5
+    expected = torch.full_like(cache.part(part)[2, 1], 1.5).view(-1).view(torch.uint8)
+    assert torch.equal(page[: LAYOUT.layer_bytes(part)], expected)
 
 
-def test_pages_of_layers_make_up_the_page_of_the_block() -> None:
+def test_pages_of_layers_and_parts_make_up_the_block() -> None:
     cache = make_cache()
     cache.data.copy_(torch.randn_like(cache.data))
-    pages = [cache.page(3, layer, 1) for layer in range(LAYOUT.num_layers)]
-    assert torch.equal(torch.cat(pages), cache.page(3, 0, LAYOUT.num_layers))
-    assert cache.page(3, 0, LAYOUT.num_layers).numel() == LAYOUT.block_bytes
+    pages = [cache.page(3, layer, 1, part) for part in (0, 1) for layer in range(3)]
+    assert torch.equal(torch.cat(pages), cache.data[3].view(torch.uint8))
+    assert cache.data[3].nbytes == LAYOUT.block_bytes
 
 
 @pytest.mark.parametrize(
-    ("block", "first", "count"),
-    [(0, 0, 1), (5, 0, 1), (-1, 0, 1), (1, 2, 2), (1, -1, 1), (1, 0, 0)],
+    ("block", "first", "count", "part"),
+    [
+        (0, 0, 1, 0),
+        (5, 0, 1, 0),
+        (-1, 0, 1, 0),
+        (1, 2, 2, 0),
+        (1, -1, 1, 0),
+        (1, 0, 0, 0),
+        (1, 0, 1, 2),
+        (1, 0, 1, -1),
+    ],
 )
-def test_page_refuses_what_does_not_exist(block: int, first: int, count: int) -> None:
+def test_page_refuses_what_does_not_exist(block: int, first: int, count: int, part: int) -> None:
     with pytest.raises(ValueError, match=r"not in"):
-        make_cache().page(block, first, count)
-
-
-def test_written_tokens_are_found_by_block_head_and_slot() -> None:
-    cache = make_cache()
-    tokens = torch.randn(3, 2 * LAYOUT.kv_heads, LAYOUT.head_dim)
-    blocks, offsets = np.array([4, 1, 1]), np.array([7, 0, 3])
-    cache.write(1, cache.slot_index(blocks, offsets), tokens)
-
-    for token, block, offset in zip(tokens, blocks, offsets, strict=True):
-        for head in range(LAYOUT.kv_heads):
-            key = cache.data[block, 1, 0, head, offset]
-            value = cache.data[block, 1, 1, head, offset]
-            assert torch.equal(key, token[head])
-            assert torch.equal(value, token[LAYOUT.kv_heads + head])
-            row = block * cache.head_rows_per_block + head
-            assert torch.equal(cache.keys(1)[row].view(8, 4)[offset], key)
-            assert torch.equal(cache.values(1)[row].view(8, 4)[offset], value)
-    assert int((cache.data != 0).any(-1).sum()) == 3 * 2 * LAYOUT.kv_heads
+        make_cache().page(block, first, count, part)
 
 
 def test_clear_zeroes_whole_blocks_and_no_others() -> None:

@@ -99,7 +99,7 @@ async def assert_recomputed(pair: Pair, address: str, *, refused: int = 0) -> An
 
 def flip_bit(worker: WorkerServer, block: int) -> None:
     """Damage a block of a worker's KV memory, as a fault of the memory would."""
-    page = worker.parts.built.cache.page(block, 1, 1)
+    page = worker.parts.built.cache.page(block, 1, 1, 0)
     page[3] ^= 0x04
 
 

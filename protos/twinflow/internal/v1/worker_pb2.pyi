@@ -268,7 +268,7 @@ class TransferRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[TransferOpen, _Mapping]] = ..., posted: _Optional[_Union[UnitPosted, _Mapping]] = ..., done: _Optional[_Union[TransferDone, _Mapping]] = ...) -> None: ...
 
 class UnitReady(_message.Message):
-    __slots__ = ("unit", "first_block", "num_blocks", "first_layer", "num_layers", "bytes_per_block", "digests")
+    __slots__ = ("unit", "first_block", "num_blocks", "first_layer", "num_layers", "bytes_per_block", "digests", "part")
     UNIT_FIELD_NUMBER: _ClassVar[int]
     FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -276,6 +276,7 @@ class UnitReady(_message.Message):
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
     BYTES_PER_BLOCK_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     unit: int
     first_block: int
     num_blocks: int
@@ -283,7 +284,8 @@ class UnitReady(_message.Message):
     num_layers: int
     bytes_per_block: int
     digests: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, unit: _Optional[int] = ..., first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., first_layer: _Optional[int] = ..., num_layers: _Optional[int] = ..., bytes_per_block: _Optional[int] = ..., digests: _Optional[_Iterable[int]] = ...) -> None: ...
+    part: int
+    def __init__(self, unit: _Optional[int] = ..., first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., first_layer: _Optional[int] = ..., num_layers: _Optional[int] = ..., bytes_per_block: _Optional[int] = ..., digests: _Optional[_Iterable[int]] = ..., part: _Optional[int] = ...) -> None: ...
 
 class TransferResponse(_message.Message):
     __slots__ = ("ready", "prefilled")

@@ -1,0 +1,1 @@
+"""How the ranks of a worker share latent attention: cuts, bases of the latents, merging."""
