@@ -2,23 +2,39 @@
 
 Both spellings are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and
 transformers 5 (`rope_parameters`, `dtype`). Whatever would make the model compute something that
-`ModelConfig` cannot say is refused, never ignored: remote code, quantised weights, windowed
+`ModelConfig` cannot say is refused, never ignored: remote code, most quantised weights, windowed
 attention, other activations. Sizes are bounded here, before anything is allocated.
+
+Code of a model (`auto_map`) is never imported. DeepSeek and Kimi-K2 directories name such code
+beside an architecture that twinflow itself computes; there the key is ignored, and a line in the
+log says so. Anywhere else it is a reason to refuse.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from twinflow.runtime.checkpoint.directory import ModelDirectory
+from twinflow.runtime.checkpoint.experts import (
+    ReadExperts,
+    read_deepseek_v2_experts,
+    read_deepseek_v3_experts,
+    read_mixtral_experts,
+    read_qwen_experts,
+)
 from twinflow.runtime.checkpoint.json_file import JsonObject, read_json
+from twinflow.runtime.checkpoint.latent import read_latent
+from twinflow.runtime.checkpoint.quantization import read_block_size
 from twinflow.runtime.checkpoint.rope import read_rope
-from twinflow.runtime.models.config import ModelConfig, RopeScaling
+from twinflow.runtime.models.config import LatentConfig, ModelConfig, RopeScaling
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 
 _MAX_BYTES = 4 << 20
 _MAX_LAYERS = 1 << 10
+_MAX_DRAFT_LAYERS = 1 << 6
 _MAX_WIDTH = 1 << 20
 _MAX_HEADS = 1 << 12
 _MAX_HEAD_DIM = 1 << 10
@@ -39,6 +55,10 @@ class _Architecture:
         qkv_bias: None means that `attention_bias` decides, for the output projection too.
         mlp_bias: `mlp_bias` is a key of this architecture.
         qk_norm: norms on the heads of q and k.
+        rope_theta: default of the base of the rotary frequencies.
+        latent: latent attention in place of key/value heads.
+        experts: reads the experts; None if there are none.
+        own_code: directories of this architecture name code of their own, which is not needed.
     """
 
     head_dim: int | None = None
@@ -48,6 +68,10 @@ class _Architecture:
     qkv_bias: bool | None = None
     mlp_bias: bool = False
     qk_norm: bool = False
+    rope_theta: float = 10_000.0
+    latent: bool = False
+    experts: ReadExperts | None = None
+    own_code: bool = False
 
 
 _ARCHITECTURES = {
@@ -55,6 +79,18 @@ _ARCHITECTURES = {
     "MistralForCausalLM": _Architecture(kv_heads=8, window=4096, qkv_bias=False),
     "Qwen2ForCausalLM": _Architecture(kv_heads=32, window_switch=True, qkv_bias=True),
     "Qwen3ForCausalLM": _Architecture(head_dim=128, kv_heads=32, window_switch=True, qk_norm=True),
+    "MixtralForCausalLM": _Architecture(
+        kv_heads=8, qkv_bias=False, rope_theta=1e6, experts=read_mixtral_experts
+    ),
+    "Qwen3MoeForCausalLM": _Architecture(
+        kv_heads=4, window_switch=True, qk_norm=True, experts=read_qwen_experts
+    ),
+    "DeepseekV2ForCausalLM": _Architecture(
+        qkv_bias=False, latent=True, experts=read_deepseek_v2_experts, own_code=True
+    ),
+    "DeepseekV3ForCausalLM": _Architecture(
+        qkv_bias=False, latent=True, experts=read_deepseek_v3_experts, own_code=True
+    ),
 }
 
 
@@ -72,11 +108,13 @@ def load_model_config(directory: Path) -> ModelConfig:
     config = read_json(path, _MAX_BYTES)
     name = _architecture_name(config)
     architecture = _ARCHITECTURES[name]
-    _refuse_unsupported(config)
+    _refuse_unsupported(config, architecture)
     max_position = config.required_integer("max_position_embeddings", 1, _MAX_POSITION)
     _refuse_window(config, architecture, max_position)
-    heads, kv_heads, head_dim = _heads(config, architecture)
-    theta, scaling = read_rope(config, max_position)
+    num_layers = config.required_integer("num_hidden_layers", 1, _MAX_LAYERS)
+    latent = read_latent(config) if architecture.latent else None
+    heads, kv_heads, head_dim = _heads(config, architecture, latent)
+    theta, scaling = read_rope(config, max_position, architecture.rope_theta)
     vocab_size = config.required_integer("vocab_size", 1, _MAX_VOCABULARY)
     bias = config.boolean("attention_bias") or False
     return ModelConfig(
@@ -84,7 +122,7 @@ def load_model_config(directory: Path) -> ModelConfig:
         vocab_size=vocab_size,
         hidden_size=config.required_integer("hidden_size", 1, _MAX_WIDTH),
         intermediate_size=config.required_integer("intermediate_size", 1, _MAX_WIDTH),
-        num_layers=config.required_integer("num_hidden_layers", 1, _MAX_LAYERS),
+        num_layers=num_layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
@@ -97,6 +135,9 @@ def load_model_config(directory: Path) -> ModelConfig:
         attention_output_bias=bias if architecture.qkv_bias is None else False,
         mlp_bias=architecture.mlp_bias and (config.boolean("mlp_bias") or False),
         qk_norm=architecture.qk_norm,
+        latent=latent,
+        moe=architecture.experts(config, num_layers) if architecture.experts else None,
+        draft_layers=_draft_layers(config),
         dtype=_dtype(config),
         bos_token_id=config.integer("bos_token_id", 0, vocab_size - 1),
         eos_token_ids=_eos_token_ids(folder, config, vocab_size),
@@ -110,11 +151,12 @@ def _architecture_name(config: JsonObject) -> str:
     return names[0]
 
 
-def _refuse_unsupported(config: JsonObject) -> None:
+def _refuse_unsupported(config: JsonObject, architecture: _Architecture) -> None:
     if "auto_map" in config:
-        raise config.error("auto_map", "nothing: code of a model is never imported")
-    if "quantization_config" in config:
-        raise config.error("quantization_config", "nothing: quantised weights are not supported")
+        if not architecture.own_code:
+            raise config.error("auto_map", "nothing: code of a model is never imported")
+        structlog.get_logger().info("the model's own code is not used", file=str(config.file))
+    read_block_size(config)
     if config.text("hidden_act") not in (None, "silu"):
         raise config.error("hidden_act", "'silu'")
 
@@ -137,9 +179,13 @@ def _refuse_window(config: JsonObject, architecture: _Architecture, max_position
         )
 
 
-def _heads(config: JsonObject, architecture: _Architecture) -> tuple[int, int, int]:
+def _heads(
+    config: JsonObject, architecture: _Architecture, latent: LatentConfig | None
+) -> tuple[int, int, int]:
     """Query heads, key/value heads and the size of a head."""
     heads = config.required_integer("num_attention_heads", 1, _MAX_HEADS)
+    if latent is not None:
+        return heads, 1, latent.rope_dim
     kv_heads = config.integer("num_key_value_heads", 1, _MAX_HEADS)
     if kv_heads is None:
         absent = "num_key_value_heads" not in config.values
@@ -168,6 +214,14 @@ def _longest(max_position: int, scaling: RopeScaling | None) -> int:
     if scaling is None or scaling.kind != "yarn" or scaling.original_max_position is None:
         return max_position
     return max(max_position, int(scaling.original_max_position * scaling.factor))
+
+
+def _draft_layers(config: JsonObject) -> int:
+    for key in ("num_nextn_predict_layers", "num_mtp_layers"):
+        count = config.integer(key, 0, _MAX_DRAFT_LAYERS)
+        if count is not None:
+            return count
+    return 0
 
 
 def _dtype(config: JsonObject) -> str:

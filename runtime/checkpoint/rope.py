@@ -6,23 +6,23 @@ transformers 5: one object `rope_parameters` with `rope_theta` and the scaling.
 Reads only; what the parameters do to the frequencies is the model's business.
 """
 
-import math
-
 from twinflow.protos.errors import CheckpointError
 from twinflow.runtime.checkpoint.json_file import JsonObject
 from twinflow.runtime.models.config import RopeScaling
 
-_DEFAULT_THETA = 10_000.0
 _MAX_POSITION = 2**31
 _KINDS = "default, linear, dynamic, llama3 or yarn"
 
 
-def read_rope(config: JsonObject, max_position: int) -> tuple[float, RopeScaling | None]:
+def read_rope(
+    config: JsonObject, max_position: int, default_theta: float = 10_000.0
+) -> tuple[float, RopeScaling | None]:
     """The base of the frequencies and the scaling, None for the plain embedding.
 
     Args:
         config: the top level of `config.json`.
         max_position: its `max_position_embeddings`.
+        default_theta: the base if the file states none.
 
     Raises:
         CheckpointError: an unknown kind, or a key that the kind needs is absent or unusable.
@@ -31,7 +31,7 @@ def read_rope(config: JsonObject, max_position: int) -> tuple[float, RopeScaling
     scaling = parameters or config.section("rope_scaling")
     theta = parameters.number("rope_theta", 1.0, 1e12) if parameters else None
     if theta is None:
-        theta = config.number("rope_theta", 1.0, 1e12) or _DEFAULT_THETA
+        theta = config.number("rope_theta", 1.0, 1e12) or default_theta
     for section in (config, scaling):
         if section is not None and section.number("partial_rotary_factor", 0.0, 1.0) not in (
             None,
@@ -89,33 +89,18 @@ def _yarn(section: JsonObject, max_position: int) -> RopeScaling:
     factor = _factor(section)
     beta_fast = section.number("beta_fast", 1e-3, 1e6) or 32.0
     beta_slow = section.number("beta_slow", 1e-3, 1e6) or 1.0
-    if beta_fast <= beta_slow:
-        raise section.error("beta_fast", f"more than beta_slow ({beta_slow:g})")
+    if beta_fast < beta_slow:
+        raise section.error("beta_fast", f"at least beta_slow ({beta_slow:g})")
     return RopeScaling(
         kind="yarn",
         factor=factor,
         original_max_position=_original(section) or max_position,
-        attention_factor=_yarn_attention_factor(section, factor),
+        attention_factor=section.number("attention_factor", 1e-6, 1e6),
         beta_fast=beta_fast,
         beta_slow=beta_slow,
+        mscale=section.number("mscale", 0.0, 1e6) or 0.0,
+        mscale_all_dim=section.number("mscale_all_dim", 0.0, 1e6) or 0.0,
     )
-
-
-def _yarn_attention_factor(section: JsonObject, factor: float) -> float | None:
-    """YaRN's scale of the attention; None leaves 0.1 ln(factor) + 1 to the model.
-
-    `mscale` and `mscale_all_dim` are DeepSeek's generalisation of equation 22 of the YaRN paper
-    (arXiv 2309.00071): the ratio of the two scales.
-    """
-    stated = section.number("attention_factor", 1e-6, 1e6)
-    if stated is not None:
-        return stated
-    mscale = section.number("mscale", 0.0, 1e6)
-    mscale_all_dim = section.number("mscale_all_dim", 0.0, 1e6)
-    if not mscale or not mscale_all_dim:
-        return None
-    log_factor = math.log(factor)
-    return (0.1 * mscale * log_factor + 1.0) / (0.1 * mscale_all_dim * log_factor + 1.0)
 
 
 def _factor(section: JsonObject) -> float:

@@ -9,11 +9,13 @@ stream and layer order are the decoder's business, requests and KV memory are no
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from twinflow.runtime.attention.base import Attention
 from twinflow.runtime.models.base import Placement, RowBatch
 from twinflow.runtime.models.config import ModelConfig
+from twinflow.runtime.models.expert_traffic import ExpertCounter
 from twinflow.runtime.models.linear import Linear, LinearFactory
 from twinflow.runtime.models.sharding import Cut
 from twinflow.runtime.models.weights import Parameter, Source
@@ -47,15 +49,21 @@ class LayerNames:
     layer: int
 
     def vector(self, key: str, name: str, size: int) -> Parameter:
-        """A whole vector `{name}.weight`."""
-        return Parameter(f"{self.layer}.{key}", (self._source(f"{name}.weight", Cut.whole(size)),))
+        """A whole vector `{name}`."""
+        return Parameter(f"{self.layer}.{key}", (self._source(name, Cut.whole(size)),))
+
+    def matrices(
+        self, key: str, rows: dict[str, Cut], columns: Cut, dtype: torch.dtype | None = None
+    ) -> Parameter:
+        """Matrices `{name}.weight` stacked."""
+        sources = [self._source(f"{name}.weight", cut, columns) for name, cut in rows.items()]
+        return Parameter(f"{self.layer}.{key}.weight", tuple(sources), dtype=dtype)
 
     def outputs(
         self, key: str, rows: dict[str, Cut], columns: int, bias: bool = False
     ) -> list[Parameter]:
-        """A linear layer that is cut by its outputs: matrices `{name}.weight` stacked."""
-        matrices = [self._source(f"{n}.weight", cut, Cut.whole(columns)) for n, cut in rows.items()]
-        found = [Parameter(f"{self.layer}.{key}.weight", tuple(matrices))]
+        """A linear layer that is cut by its outputs."""
+        found = [self.matrices(key, rows, Cut.whole(columns))]
         if bias:
             vectors = [self._source(f"{name}.bias", cut) for name, cut in rows.items()]
             found.append(Parameter(f"{self.layer}.{key}.bias", tuple(vectors)))
@@ -69,8 +77,7 @@ class LayerNames:
         The bias belongs to the first rank, or else the sum of the parts would contain it once for
         each rank.
         """
-        matrix = self._source(f"{name}.weight", Cut.whole(rows), columns)
-        found = [Parameter(f"{self.layer}.{key}.weight", (matrix,))]
+        found = [self.matrices(key, {name: Cut.whole(rows)}, columns)]
         if bias:
             cut = Cut.whole(rows) if columns.start == 0 else Cut.none(rows)
             vector = self._source(f"{name}.bias", cut)
@@ -149,7 +156,13 @@ class AttentionBlock(ABC):
 
 
 class MLPBlock(ABC):
-    """The second half of one layer on one rank; like `AttentionBlock` without keys and values."""
+    """The second half of one layer on one rank; like `AttentionBlock` without keys and values.
+
+    Attributes:
+        counter: of the experts, if it has any.
+    """
+
+    counter: ExpertCounter | None = None
 
     @abstractmethod
     def __init__(self, config: ModelConfig, weights: LayerWeights) -> None: ...

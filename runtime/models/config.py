@@ -21,8 +21,9 @@ class RopeScaling:
         attention_factor: yarn only; None means 0.1 ln(factor) + 1.
         beta_fast: yarn only.
         beta_slow: yarn only.
-        mscale: yarn of DeepSeek only: of cosine and sine, 0 for none.
-        mscale_all_dim: yarn of DeepSeek only: divides that, and scales the softmax instead.
+        mscale: yarn of DeepSeek only: of cosine and sine, 0 if not stated.
+        mscale_all_dim: yarn of DeepSeek only: divides that and scales the softmax of latent
+            attention, 0 if not stated.
     """
 
     kind: Literal["linear", "dynamic", "llama3", "yarn"]

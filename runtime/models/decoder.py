@@ -35,6 +35,7 @@ from twinflow.runtime.models.blocks import (
 from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.dense import DenseMLP
 from twinflow.runtime.models.expert_traffic import ExpertTraffic
+from twinflow.runtime.models.experts import ExpertMLP
 from twinflow.runtime.models.functions import rms_norm
 from twinflow.runtime.models.heads import HeadAttention
 from twinflow.runtime.models.linear import LinearFactory
@@ -80,6 +81,8 @@ class Decoder(Model):
         head = embedding if config.tie_word_embeddings else parameters.pop("head")
         self.head = Head(linears.create(head), ranks, config.vocab_size)
         self._row_tile = _common_tile(linears.row_tile, ranks, self.device)
+        counters = [layer.mlp.counter for layer in self.layers if layer.mlp.counter is not None]
+        self._traffic = ExpertTraffic(counters) if counters else None
         self.rotary = RotaryTable(config, self.device)
 
     @classmethod
@@ -126,7 +129,7 @@ class Decoder(Model):
     @property
     def expert_traffic(self) -> ExpertTraffic | None:
         """See the base class."""
-        return None
+        return self._traffic
 
     def begin(self, batch: RowBatch, attention: Attention) -> ForwardPass:
         """See the base class."""
@@ -158,15 +161,15 @@ def _attention_type(config: ModelConfig) -> type[AttentionBlock]:
 
 
 def _mlp_type(config: ModelConfig, layer: int) -> type[MLPBlock]:
-    return DenseMLP
+    return ExpertMLP if config.moe is not None and layer in config.moe.layers else DenseMLP
 
 
 def _layer_parameters(config: ModelConfig, layer: int, placement: Placement) -> list[Parameter]:
     names, hidden = LayerNames(layer), config.hidden_size
     return [
-        names.vector("attention_norm", "input_layernorm", hidden),
+        names.vector("attention_norm", "input_layernorm.weight", hidden),
         *_attention_type(config).parameters(config, layer, placement),
-        names.vector("mlp_norm", "post_attention_layernorm", hidden),
+        names.vector("mlp_norm", "post_attention_layernorm.weight", hidden),
         *_mlp_type(config, layer).parameters(config, layer, placement),
     ]
 

@@ -1,13 +1,16 @@
 """Counts which experts were asked for, and what their weights weigh.
 
-Kept where the rows are, one row of counters for each layer with experts; nothing is computed
-before someone asks. Only routed experts are counted: shared ones are always loaded.
+Counted where the rows are routed, without waiting for the device; nothing is added up before
+someone asks. Only routed experts are counted: shared ones are always loaded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from twinflow.runtime.models.sharding import Cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,54 +19,70 @@ class LayerTraffic:
 
     Attributes:
         layer: index of the layer.
-        rows: routed rows of each expert; a row counts once for each of its experts.
-        experts: distinct experts that any row was sent to, on whatever rank.
-        loaded_bytes: bytes of weights of such experts that this rank read. An expert is read once
-            in each pass of rows through the layer, so twice if two passes needed it.
+        rows: rows that were sent to each expert; a row counts once for each of its experts.
+        distinct: experts that any row was sent to, on whatever rank.
+        loaded_bytes: bytes of weights that this rank read for them, in the dtype of the model. An
+            expert is read once in each pass of rows through the layer that needs it.
     """
 
     layer: int
     rows: tuple[int, ...]
-    experts: int
+    distinct: int
     loaded_bytes: int
 
 
-class ExpertTraffic:
-    """Counters of all layers with experts, on one rank.
+class ExpertCounter:
+    """Counts for one layer, on one rank.
 
     Args:
-        layers: indices of these layers.
-        num_experts: of a layer.
+        layer: index of the layer.
+        held: the experts of the layer of which this rank holds weights.
+        expert_bytes: bytes of weights of one of them.
         device: where rows are routed.
+
+    Attributes:
+        layer: see above.
+        held: see above.
+        expert_bytes: see above.
+        counts: int64 [2, experts]: rows of each expert, and passes that needed it.
     """
 
-    def __init__(self, layers: tuple[int, ...], num_experts: int, device: torch.device) -> None:
-        self._places = {layer: place for place, layer in enumerate(layers)}
-        shape = (len(layers), num_experts)
-        self._rows = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._loads = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._expert_bytes = torch.zeros(shape, dtype=torch.int64, device=device)
+    def __init__(self, layer: int, held: Cut, expert_bytes: int, device: torch.device) -> None:
+        self.layer = layer
+        self.held = held
+        self.expert_bytes = expert_bytes
+        self.counts = torch.zeros(2, held.total, dtype=torch.int64, device=device)
 
-    def declare(self, layer: int, first_expert: int, expert_bytes: list[int]) -> None:
-        """State the bytes of the experts of this rank, from `first_expert` on; others weigh 0."""
-        end = first_expert + len(expert_bytes)
-        bytes_on_device = torch.tensor(expert_bytes, device=self._expert_bytes.device)
-        self._expert_bytes[self._places[layer], first_expert:end] = bytes_on_device
+    def note(self, rows: Tensor) -> None:
+        """Count one pass; `rows` is int64 [experts], the rows of each expert."""
+        self.counts[0] += rows
+        self.counts[1] += rows > 0
 
-    def note(self, layer: int, counts: Tensor) -> None:
-        """Count one pass through a layer; `counts` is int64 [num_experts], rows of each expert."""
-        place = self._places[layer]
-        self._rows[place] += counts
-        self._loads[place] += counts > 0
 
-    def take(self) -> list[LayerTraffic]:
+class ExpertTraffic:
+    """The counters of all layers with experts, on one rank.
+
+    Args:
+        counters: one of each such layer; at least one.
+    """
+
+    def __init__(self, counters: Sequence[ExpertCounter]) -> None:
+        self._counters = tuple(counters)
+
+    def take(self) -> tuple[LayerTraffic, ...]:
         """What was counted since the last call, by layer; the counters start again at zero."""
-        loaded = (self._loads * self._expert_bytes).sum(dim=1).tolist()
-        distinct = (self._loads > 0).sum(dim=1).tolist()
-        rows = self._rows.tolist()
-        self._rows.zero_()
-        self._loads.zero_()
-        return [
-            LayerTraffic(layer, tuple(rows[place]), distinct[place], loaded[place])
-            for layer, place in self._places.items()
-        ]
+        counts = torch.stack([counter.counts for counter in self._counters]).tolist()
+        for counter in self._counters:
+            counter.counts.zero_()
+        return tuple(map(_traffic, self._counters, counts))
+
+
+def _traffic(counter: ExpertCounter, counts: list[list[int]]) -> LayerTraffic:
+    rows, passes = counts
+    held = sum(passes[counter.held.start : counter.held.stop])
+    return LayerTraffic(
+        layer=counter.layer,
+        rows=tuple(rows),
+        distinct=sum(count > 0 for count in rows),
+        loaded_bytes=held * counter.expert_bytes,
+    )

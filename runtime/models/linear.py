@@ -145,8 +145,12 @@ class LinearFactory:
 
     @property
     def row_tile(self) -> RowTile:
-        """What all layers made so far need."""
+        """What all layers made so far and others need."""
         return self._row_tile
+
+    def require(self, tile: RowTile) -> None:
+        """Take into account what matrix products outside of layers need."""
+        self._row_tile = self._row_tile.join(tile)
 
     def create(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         """A layer with a weight [out_features, in_features] and a bias [out_features]."""
@@ -156,7 +160,7 @@ class LinearFactory:
             return variant(weight, bias)
         linear, tile = self._first(weight, bias)
         self._chosen[kind] = type(linear)
-        self._row_tile = self._row_tile.join(tile)
+        self.require(tile)
         return linear
 
     def _first(self, weight: Tensor, bias: Tensor | None) -> tuple[Linear, RowTile]:

@@ -72,5 +72,7 @@ for _architecture in (
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
+    "MixtralForCausalLM",
+    "Qwen3MoeForCausalLM",
 ):
     register_model(_architecture, Decoder)

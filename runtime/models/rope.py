@@ -48,12 +48,30 @@ def frequencies(config: ModelConfig, positions: Tensor) -> Tensor:
 
 
 def attention_scale(scaling: RopeScaling | None) -> float:
-    """Factor on cosine and sine (YaRN, arXiv 2309.00071, equation 22), 1 for other kinds."""
+    """Factor on cosine and sine (YaRN, arXiv 2309.00071, equation 22), 1 for other kinds.
+
+    `mscale` and `mscale_all_dim` are DeepSeek's generalisation: the ratio of the two scales.
+    """
     if scaling is None or scaling.kind != "yarn":
         return 1.0
     if scaling.attention_factor is not None:
         return scaling.attention_factor
-    return 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+    if scaling.mscale and scaling.mscale_all_dim:
+        return _yarn_scale(scaling.factor, scaling.mscale) / _yarn_scale(
+            scaling.factor, scaling.mscale_all_dim
+        )
+    return _yarn_scale(scaling.factor, 1.0)
+
+
+def latent_softmax_scale(scaling: RopeScaling | None) -> float:
+    """Factor on the logits of latent attention: YaRN's scale once for queries, once for keys.
+
+    Other attention has the scale in cosine and sine; there, elements without rotary position
+    would miss it (DeepSeek-V2, arXiv 2405.04434, section 3.1.4).
+    """
+    if scaling is None or scaling.kind != "yarn" or not scaling.mscale_all_dim:
+        return 1.0
+    return _yarn_scale(scaling.factor, scaling.mscale_all_dim) ** 2
 
 
 class RotaryTable:
@@ -127,6 +145,10 @@ def _llama3(plain: Tensor, config: ModelConfig, scaling: RopeScaling) -> Tensor:
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     keep = ((turns - low) / (high - low)).clamp(0.0, 1.0)
     return (1.0 - keep) * plain / scaling.factor + keep * plain
+
+
+def _yarn_scale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _yarn(plain: Tensor, config: ModelConfig, scaling: RopeScaling) -> Tensor:

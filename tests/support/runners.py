@@ -7,7 +7,8 @@ import torch
 from tests.support.tiny_models import tiny_state_dict
 from torch import Tensor
 
-from twinflow.runtime.kv.layouts import model_layout
+from twinflow.parallel.ranks.base import OneRank, RankGroup
+from twinflow.runtime.kv.layouts import model_layout, rank_layout
 from twinflow.runtime.model_runner import ModelRunner, SequenceRows
 from twinflow.runtime.models.base import Model, Placement
 from twinflow.runtime.models.config import ModelConfig
@@ -21,9 +22,16 @@ def fail_on_warning(message: str) -> None:
     raise AssertionError(message)
 
 
-def make_model(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Model:
-    """A tiny model with the weights of `tiny_state_dict`."""
-    placement = Placement(dtype=dtype, device=CPU)
+def make_model(
+    config: ModelConfig,
+    dtype: torch.dtype = torch.float32,
+    ranks: RankGroup | None = None,
+    expert_parallel: bool = False,
+) -> Model:
+    """A tiny model with the weights of `tiny_state_dict`, or a rank's share of it."""
+    placement = Placement(
+        dtype=dtype, device=CPU, ranks=ranks or OneRank(), expert_parallel=expert_parallel
+    )
     return create_model(config, placement, tiny_state_dict(config).items(), fail_on_warning)
 
 
@@ -32,8 +40,10 @@ def make_runner(
 ) -> ModelRunner:
     """A runner with room for `num_blocks` blocks."""
     config = model.config
-    layout = model_layout(config, block_size, str(model.dtype).removeprefix("torch."))
-    return ModelRunner(model, layout, num_blocks, max_num_tokens, CPU)
+    ranks = model.placement.ranks
+    parts = min(ranks.size, config.num_kv_heads)
+    layout = model_layout(config, block_size, str(model.dtype).removeprefix("torch."), parts)
+    return ModelRunner(model, rank_layout(layout, ranks), num_blocks, max_num_tokens, CPU)
 
 
 @dataclass

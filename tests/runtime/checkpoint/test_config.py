@@ -9,11 +9,18 @@ from typing import Any
 import pytest
 import transformers
 from tests.support.checkpoints import REMOVED, assert_one_line, edit_json, small_config, write_json
-from tests.support.tiny_models import ARCHITECTURES, ROPE_SCALINGS, hf_config_json
+from tests.support.tiny_models import (
+    ARCHITECTURES,
+    EXPERT_ARCHITECTURES,
+    LATENT_ARCHITECTURES,
+    ROPE_SCALINGS,
+    hf_config_json,
+)
 
 from twinflow.protos.errors import CheckpointError
 from twinflow.runtime.checkpoint.config import load_model_config
 from twinflow.runtime.models.config import ModelConfig, RopeScaling
+from twinflow.runtime.models.rope import attention_scale, latent_softmax_scale
 
 
 def write_config(directory: Path, config: ModelConfig, **changes: Any) -> Path:
@@ -36,7 +43,9 @@ def as_transformers_5(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture", ARCHITECTURES + EXPERT_ARCHITECTURES + LATENT_ARCHITECTURES
+)
 @pytest.mark.parametrize("scaling", [None, *ROPE_SCALINGS.values()], ids=str)
 def test_both_spellings_give_the_same_config(
     tmp_path: Path, architecture: str, scaling: RopeScaling | None
@@ -116,12 +125,23 @@ def test_old_key_of_the_rope_kind(tmp_path: Path) -> None:
     assert load_model_config(tmp_path).rope_scaling == RopeScaling("linear", 4.0)
 
 
-def test_yarn_mscale_becomes_the_attention_factor(tmp_path: Path) -> None:
-    scaling = {"type": "yarn", "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707}
+@pytest.mark.parametrize(
+    ("mscale", "all_dim", "rotary", "softmax"),
+    [
+        (1.0, 1.0, 1.0, 1.36889**2),  # DeepSeek-V3
+        (0.707, 0.707, 1.0, 1.26081**2),  # DeepSeek-V2
+        (1.0, 0.0, 1.36889, 1.0),
+        (0.5, 1.0, 1.18444 / 1.36889, 1.36889**2),
+    ],
+)
+def test_scales_of_yarn(
+    tmp_path: Path, mscale: float, all_dim: float, rotary: float, softmax: float
+) -> None:
+    scaling = {"type": "yarn", "factor": 40, "mscale": mscale, "mscale_all_dim": all_dim}
     write_config(tmp_path, small_config(), rope_scaling=scaling)
     read = load_model_config(tmp_path).rope_scaling
-    assert read is not None
-    assert read.attention_factor == 1.0
+    assert attention_scale(read) == pytest.approx(rotary, rel=1e-5)
+    assert latent_softmax_scale(read) == pytest.approx(softmax, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +192,23 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"architectures": []}, "architectures: found [], expected one of LlamaForCausalLM"),
     ({"architectures": REMOVED}, "architectures: found nothing"),
     ({"architectures": ["LlamaForCausalLM", "Extra"]}, "architectures"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config: found an object"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config.quant_method: found nothing"),
+    (
+        {"quantization_config": {"quant_method": "compressed-tensors"}},
+        "quantization_config.quant_method: found 'compressed-tensors', expected 'fp8'",
+    ),
+    (
+        {"quantization_config": {"quant_method": "fp8"}},
+        "quantization_config.weight_block_size: found nothing",
+    ),
+    (
+        {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 0]}},
+        "quantization_config.weight_block_size: found [128, 0]",
+    ),
+    (
+        {"quantization_config": {"quant_method": "fp8", "fmt": "e5m2"}},
+        "quantization_config.fmt: found 'e5m2', expected 'e4m3'",
+    ),
     ({"bos_token_id": 300}, "bos_token_id: found 300, expected an integer from 0 to 299"),
     ({"eos_token_id": 300}, "eos_token_id: found 300"),
     ({"eos_token_id": [2, "x"]}, "eos_token_id: found [2, 'x'], expected token ids"),

@@ -5,14 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 from tests.support.checkpoints import assert_one_line, small_config, write_checkpoint
-from tests.support.tiny_models import ARCHITECTURES, tiny_shapes, tiny_state_dict
+from tests.support.tiny_models import (
+    ARCHITECTURES,
+    EXPERT_ARCHITECTURES,
+    tiny_shapes,
+    tiny_state_dict,
+)
 
 from twinflow.protos.errors import CheckpointError
 from twinflow.runtime.checkpoint.weights import Checkpoint
 from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.registry import checkpoint_shapes
 
-CONFIGS = [small_config(architecture) for architecture in ARCHITECTURES] + [
+CONFIGS = [small_config(architecture) for architecture in ARCHITECTURES + EXPERT_ARCHITECTURES] + [
     small_config(tie_word_embeddings=True),
     small_config(attention_bias=True, attention_output_bias=True, mlp_bias=True),
 ]

@@ -6,7 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.support.runners import fail_on_warning
-from tests.support.tiny_models import ARCHITECTURES, tiny_config, tiny_state_dict
+from tests.support.tiny_models import (
+    ARCHITECTURES,
+    EXPERT_ARCHITECTURES,
+    tiny_config,
+    tiny_state_dict,
+)
 
 from twinflow.protos.errors import CheckpointError, ConfigError
 from twinflow.runtime.models.base import Placement
@@ -17,7 +22,7 @@ CPU = torch.device("cpu")
 PLACEMENT = Placement(dtype=torch.float32, device=CPU)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES + EXPERT_ARCHITECTURES)
 def test_every_architecture_of_the_family_can_be_made(architecture: str) -> None:
     config = tiny_config(architecture)
     weights = tiny_state_dict(config).items()
