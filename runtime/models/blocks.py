@@ -177,5 +177,13 @@ class MLPBlock(ABC):
         """
 
     @abstractmethod
-    def __call__(self, rows: Tensor, step: Step) -> Tensor:
-        """Map [rows, hidden], normalised, to a new [rows, hidden], the sum over all ranks."""
+    def __call__(self, rows: Tensor, num_rows: int) -> Tensor:
+        """Compute rows.
+
+        Args:
+            rows: [rows, hidden], normalised; the same on all ranks.
+            num_rows: how many of them, from the first, are not padding.
+
+        Returns:
+            A new [rows, hidden], the sum over all ranks.
+        """

@@ -200,9 +200,10 @@ class _DecoderPass(ForwardPass):
 
     def run_layers(self, first: int, end: int) -> None:
         hidden, eps = self._hidden, self._model.config.rms_norm_eps
+        num_rows = self._step.batch.num_rows
         for layer in self._model.layers[first:end]:
             hidden += layer.attention(rms_norm(hidden, layer.attention_norm, eps), self._step)
-            hidden += layer.mlp(rms_norm(hidden, layer.mlp_norm, eps), self._step)
+            hidden += layer.mlp(rms_norm(hidden, layer.mlp_norm, eps), num_rows)
 
     def logits(self, rows: Tensor) -> Tensor:
         model = self._model

@@ -6,7 +6,7 @@ gate and up are one matrix product. Without experts; those are in `experts`.
 from torch import Tensor
 
 from twinflow.runtime.models.base import Placement
-from twinflow.runtime.models.blocks import LayerNames, LayerWeights, MLPBlock, Step
+from twinflow.runtime.models.blocks import LayerNames, LayerWeights, MLPBlock
 from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.functions import gated_silu
 from twinflow.runtime.models.sharding import inner_cut
@@ -32,6 +32,6 @@ class DenseMLP(MLPBlock):
             *names.inputs("down", "mlp.down_proj", hidden, inner, config.mlp_bias),
         ]
 
-    def __call__(self, rows: Tensor, step: Step) -> Tensor:
+    def __call__(self, rows: Tensor, num_rows: int) -> Tensor:
         """See the base class."""
         return self._ranks.all_reduce(self._down(gated_silu(self._gate_up(rows))))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twinflow.runtime.models.base import Placement
-from twinflow.runtime.models.blocks import LayerNames, LayerWeights, MLPBlock, Step
+from twinflow.runtime.models.blocks import LayerNames, LayerWeights, MLPBlock
 from twinflow.runtime.models.config import ModelConfig, MoEConfig
 from twinflow.runtime.models.expert_products import create_products
 from twinflow.runtime.models.expert_traffic import ExpertCounter
@@ -85,14 +85,14 @@ class ExpertMLP(MLPBlock):
     def __init__(self, config: ModelConfig, weights: LayerWeights) -> None:
         moe = _moe(config)
         share = _Share.of(moe, weights.placement)
-        shape = (share.experts.size, -1, config.hidden_size)
-        gate_up = weights.take("expert_gate_up.weight").view(shape)
-        down = weights.take("expert_down.weight").view(*shape[:1], config.hidden_size, -1)
+        count, inner, hidden = share.experts.size, share.inner.size, config.hidden_size
+        gate_up = weights.take("expert_gate_up.weight").view(count, 2 * inner, hidden)
+        down = weights.take("expert_down.weight").view(count, hidden, inner)
         bias = weights.take("correction_bias") if moe.correction_bias else None
         self._ranks = weights.placement.ranks
         self._experts = share.experts
         self._router = Router(moe, weights.linear("router"), bias)
-        expert_bytes = 3 * share.inner.size * config.hidden_size * gate_up.itemsize
+        expert_bytes = 3 * inner * hidden * gate_up.itemsize
         counter = ExpertCounter(weights.layer, share.experts, expert_bytes, gate_up.device)
         self.counter: ExpertCounter = counter
         self._products = create_products(gate_up, down, weights.linears)
@@ -125,28 +125,39 @@ class ExpertMLP(MLPBlock):
             found.append(replace(bias, dtype=torch.float32))
         return found + _shared_parameters(config, declare, placement)
 
-    def __call__(self, rows: Tensor, step: Step) -> Tensor:
+    def __call__(self, rows: Tensor, num_rows: int) -> Tensor:
         """See the base class."""
         out = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
-        self._add_routed(rows[: step.batch.num_rows], out[: step.batch.num_rows])
+        chosen, weights = self._router(rows)
+        routed = _Routed(rows[:num_rows], chosen[:num_rows], weights[:num_rows])
+        self._add_routed(routed, out[:num_rows])
         if self._shared is not None:
             gate_up, down = self._shared
             out += down(gated_silu(gate_up(rows)))
         return self._ranks.all_reduce(out.to(rows.dtype))
 
-    def _add_routed(self, rows: Tensor, out: Tensor) -> None:
-        """Add to `out` what the experts of this rank make of `rows`; padding is not routed."""
-        chosen, weights = self._router(rows)
-        flat = chosen.reshape(-1)
+    def _add_routed(self, routed: "_Routed", out: Tensor) -> None:
+        """Add to `out` what the experts of this rank make of rows."""
+        flat = routed.experts.reshape(-1)
         # Not bincount, for which the host waits.
         counts = flat.new_zeros(self._experts.total).scatter_add_(0, flat, torch.ones_like(flat))
         self.counter.note(counts)
-        groups = _Groups.of(chosen, counts, self._experts, self._products.row_tile)
-        results = self._products(rows.index_select(0, groups.rows), groups.sizes)
+        groups = _Groups.of(routed.experts, counts, self._experts, self._products.row_tile)
+        results = self._products(routed.rows.index_select(0, groups.rows), groups.sizes)
         results[-1] = 0.0  # stands for experts of other ranks
-        for place, weight in zip(groups.places.unbind(1), weights.unbind(1), strict=True):
+        places, weights = groups.places.unbind(1), routed.weights.unbind(1)
+        for place, weight in zip(places, weights, strict=True):
             # Product and sum stay separate operations, see `rotate`.
             out += results.index_select(0, place).float().mul_(weight[:, None])
+
+
+@dataclass(frozen=True, slots=True)
+class _Routed:
+    """Rows without padding, [rows, hidden], their experts and weights, [rows, k] each."""
+
+    rows: Tensor
+    experts: Tensor
+    weights: Tensor
 
 
 @dataclass(frozen=True, slots=True)
