@@ -1,0 +1,1 @@
+"""Trains the two small models of tests/models; `python -m benchmarks.train_nano --help`."""
