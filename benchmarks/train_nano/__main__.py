@@ -7,7 +7,6 @@ directory with its model card, `sample` continues prompts from such a directory.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +26,7 @@ MODELS = Path(__file__).resolve().parents[2] / "tests" / "models"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one step; returns the exit status."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(given)
+    arguments = _parser().parse_args(argv)
     arguments.work.mkdir(parents=True, exist_ok=True)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -38,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         case "tokenizer":
             _tokenizer(arguments.work, arguments.seed)
         case "train":
-            _train(arguments, f"python -m benchmarks.train_nano {shlex.join(given)}")
+            _train(arguments)
         case "export":
             publish(arguments.work, arguments.model, arguments.models / arguments.model)
         case "sample":
@@ -56,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="by default torch decides")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--machine", help="what the card says that `train` ran on")
     parser.add_argument("--prompt", action="append", help="of `sample`, any number of times")
     parser.add_argument("--length", type=int, default=120, help="tokens that `sample` adds")
     return parser
@@ -79,16 +78,30 @@ def _tokenizer(work: Path, seed: int) -> None:
         _say(f"{split}: {len(ids):,} tokens")
 
 
-def _train(arguments: argparse.Namespace, command: str) -> None:
-    work, name, seed = arguments.work, arguments.model, arguments.seed
-    schedule = Schedule(tokens=arguments.tokens or RECIPES[name].tokens, seed=seed)
-    machine = f"{torch.get_num_threads()} thread(s) of {machine_facts()['cpu']}"
-    if arguments.device != "cpu":
-        machine = torch.cuda.get_device_name(arguments.device)
-    Run(command, seed, schedule.tokens, schedule.batch, machine).write(work / name)
-    model = fresh(name, seed).to(arguments.device)
-    trainer = Trainer(model, schedule, work / name, sys.stdout)
-    trainer.run(vocabulary.read_ids(work / "train.safetensors"), held_out_text(work))
+def _train(arguments: argparse.Namespace) -> None:
+    folder = arguments.work / arguments.model
+    tokens = arguments.tokens or RECIPES[arguments.model].tokens
+    schedule = Schedule(tokens=tokens, seed=arguments.seed)
+    run = Run(
+        command=f"python -m benchmarks.train_nano train --model {arguments.model}"
+        f" --tokens {tokens} --seed {arguments.seed}",
+        seed=arguments.seed,
+        tokens=tokens,
+        batch=schedule.batch,
+        machine=arguments.machine or _machine(arguments.device),
+    )
+    run.write(folder)
+    model = fresh(arguments.model, arguments.seed).to(arguments.device)
+    trainer = Trainer(model, schedule, folder, sys.stdout)
+    trainer.run(
+        vocabulary.read_ids(arguments.work / "train.safetensors"), held_out_text(arguments.work)
+    )
+
+
+def _machine(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{machine_facts()['cpu']}, {torch.get_num_threads()} of its threads"
 
 
 def _sample(arguments: argparse.Namespace) -> None:
