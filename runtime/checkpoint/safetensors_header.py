@@ -18,7 +18,7 @@ from typing import BinaryIO
 from twinflow.protos.errors import CheckpointError
 from twinflow.runtime.checkpoint.json_file import JsonObject, shorten, shown, unique_keys
 
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1}
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
@@ -88,7 +88,7 @@ def read_shard(path: Path) -> Shard:
 
     Raises:
         CheckpointError: the file is not a complete, well-formed safetensors file whose tensors
-            are F32, F16 or BF16, have elements, and cover the data without gap or overlap.
+            have a dtype of `ITEM_BYTES` and elements, and cover the data without gap or overlap.
     """
     try:
         with open(path, "rb") as file:

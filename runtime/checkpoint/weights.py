@@ -2,11 +2,12 @@
 
 Opening checks every header and allocates nothing. Reading copies each tensor into memory of its
 own and closes the file, so that nothing which happens to the files later can reach a running
-worker. Placing, casting and sharding tensors is the model's business.
+worker. Float8 weights are dequantised on the way. Placing, casting and sharding tensors is the
+model's business.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +19,9 @@ from torch import Tensor
 from twinflow.protos.errors import CheckpointError
 from twinflow.runtime.checkpoint.config import CONFIG, GENERATION_CONFIG
 from twinflow.runtime.checkpoint.directory import ModelDirectory
-from twinflow.runtime.checkpoint.json_file import read_small_file, shown
+from twinflow.runtime.checkpoint.fp8 import FLOAT8, dequantise, pair_scales
+from twinflow.runtime.checkpoint.json_file import read_json, read_small_file, shown
+from twinflow.runtime.checkpoint.quantization import BlockSize, read_block_size
 from twinflow.runtime.checkpoint.safetensors_header import FileStamp, Shard, TensorEntry
 from twinflow.runtime.checkpoint.shapes import check_shapes
 from twinflow.runtime.checkpoint.shards import find_shards
@@ -28,7 +31,12 @@ Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
 _CHUNK_BYTES = 16 << 20
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    FLOAT8: torch.float8_e4m3fn,
+}
 
 
 class Checkpoint:
@@ -37,17 +45,26 @@ class Checkpoint:
     Made by `Checkpoint.open`. Holds no file open and no tensor.
 
     Attributes:
-        shapes: shape of every tensor by name.
+        shapes: shape of every tensor by name; scales of quantised tensors are not among them.
         total_bytes: bytes of all tensors as they are stored.
     """
 
-    def __init__(self, folder: ModelDirectory, shards: tuple[Shard, ...]) -> None:
+    def __init__(
+        self, folder: ModelDirectory, shards: tuple[Shard, ...], block: BlockSize | None
+    ) -> None:
         self._folder = folder
         self._shards = shards
+        self._block = block
         self._entries = {entry.name: entry for shard in shards for entry in shard.entries}
+        self._scales_of = pair_scales(folder.path, self._entries, block)
+        self._scale_names = frozenset(self._scales_of.values())
         self._digests: dict[str, bytes] = {}
         self.shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(
-            {name: entry.shape for name, entry in self._entries.items()}
+            {
+                name: entry.shape
+                for name, entry in self._entries.items()
+                if name not in self._scale_names
+            }
         )
         self.total_bytes = sum(entry.size for entry in self._entries.values())
 
@@ -59,12 +76,9 @@ class Checkpoint:
             CheckpointError: no usable weights; the message names the file and the reason.
         """
         folder = ModelDirectory.open(directory)
-        return cls(folder, find_shards(folder))
-
-    def parameter_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes that all tensors take up in `dtype`."""
-        count = sum(math.prod(entry.shape) for entry in self._entries.values())
-        return count * dtype.itemsize
+        config = folder.find(CONFIG)
+        block = read_block_size(read_json(config, _FINGERPRINTED[CONFIG])) if config else None
+        return cls(folder, find_shards(folder), block)
 
     def check_shapes(self, expected: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
         """Compare with the tensors that a model needs.
@@ -82,18 +96,22 @@ class Checkpoint:
 
         Each tensor is contiguous, on the CPU, in its stored dtype, and owns its memory: the
         caller may keep or change it. One tensor exists at a time unless the caller keeps it.
+        Quantised tensors come in float32; their scales, which are small, are read before all else.
 
         Raises:
             CheckpointError: a file changed since `open` or cannot be read, or a tensor contains
                 NaN or Inf.
         """
         meter = Meter(self.total_bytes, progress)
-        for shard in self._shards:
-            try:
-                yield from self._read_shard(shard, meter)
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise CheckpointError(f"{shard.path}: cannot be read: {reason}") from error
+        is_scale = self._scale_names.__contains__
+        scales = dict(self._read(is_scale, meter))
+        for name, tensor in self._read(lambda name: not is_scale(name), meter):
+            if self._block is not None and name in self._scales_of:
+                whole = dequantise(tensor, scales[self._scales_of[name]], self._block)
+                _check_finite(self._folder.path, name, whole)
+                yield name, whole
+            else:
+                yield name, tensor
 
     @property
     def fingerprint(self) -> str:
@@ -117,12 +135,27 @@ class Checkpoint:
             digest.update(self._digests[name])
         return str(digest.hexdigest())
 
-    def _read_shard(self, shard: Shard, meter: "Meter") -> Iterator[tuple[str, Tensor]]:
+    def _read(self, wanted: Callable[[str], bool], meter: "Meter") -> Iterator[tuple[str, Tensor]]:
+        """Read the tensors with the names that are wanted."""
+        for shard in self._shards:
+            entries = [entry for entry in shard.entries if wanted(entry.name)]
+            if not entries:
+                continue
+            try:
+                yield from self._read_entries(shard, entries, meter)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise CheckpointError(f"{shard.path}: cannot be read: {reason}") from error
+
+    def _read_entries(
+        self, shard: Shard, entries: Sequence[TensorEntry], meter: "Meter"
+    ) -> Iterator[tuple[str, Tensor]]:
         with open(shard.path, "rb", buffering=0) as file:
             _check_unchanged(file, shard)
-            for entry in shard.entries:
+            for entry in entries:
                 tensor, digest = _read_tensor(file, shard.path, entry, meter)
-                _check_finite(shard.path, entry, tensor)
+                if entry.dtype != FLOAT8:  # of which torch has no extremes
+                    _check_finite(shard.path, entry.name, tensor)
                 self._digests[entry.name] = digest
                 yield entry.name, tensor
             _check_unchanged(file, shard)
@@ -177,12 +210,12 @@ def _check_unchanged(file: FileIO, shard: Shard) -> None:
         raise CheckpointError(f"{shard.path}: changed since it was opened; start again")
 
 
-def _check_finite(path: Path, entry: TensorEntry, tensor: Tensor) -> None:
+def _check_finite(path: Path, name: str, tensor: Tensor) -> None:
     # The extremes are found in one pass without temporaries, and NaN wins either of them.
     low, high = torch.aminmax(tensor)
     if not (math.isfinite(low) and math.isfinite(high)):
         count = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(
-            f"{path}: tensor {shown(entry.name)}: found {count} NaN or Inf among "
+            f"{path}: tensor {shown(name)}: found {count} NaN or Inf among "
             f"{tensor.numel()} values, expected finite weights"
         )

@@ -38,7 +38,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "no dtype": (raw_safetensors({"a": {"shape": []}}), "found dtype null"),
     "F64": (raw_safetensors({"a": tensor(0, 8, [1], "F64")}, b"12345678"), "dtype 'F64'"),
     "I8": (raw_safetensors({"a": tensor(0, 1, [1], "I8")}, b"1"), "expected one of F32, F16, BF16"),
-    "F8": (raw_safetensors({"a": tensor(0, 1, [1], "F8_E4M3")}, b"1"), "dtype 'F8_E4M3'"),
+    "F8": (raw_safetensors({"a": tensor(0, 1, [1], "F8_E5M2")}, b"1"), "dtype 'F8_E5M2'"),
     "shape and size": (raw_safetensors({"a": tensor(0, 4, [2])}, b"1234"), "expected 8 for F32"),
     "overflow": (raw_safetensors({"a": tensor(0, 4, [2**40] * 4)}, b"1234"), "expected 5"),
     "huge": (raw_safetensors({"a": tensor(0, 4, [2**63])}, b"1234"), "expected sizes"),
