@@ -1,11 +1,16 @@
 """Makes an engine from a model directory: read, check, load, allocate.
 
-The one place where production collaborators meet. Everything that can be refused is refused
-before memory is taken. Starts nothing and opens no socket.
+    plan_engine      everything that can be refused is refused before memory is taken
+    load_runner      weights and KV memory
+    assemble_engine  the rest
+
+The one place where production collaborators meet. A worker of several ranks plans and loads on
+each of them, with an agreement in between, and assembles on one. Starts nothing and opens no
+socket.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -13,6 +18,7 @@ import torch
 
 from twinflow.parallel.kv_layout import KVLayout
 from twinflow.parallel.links.manifest import choose_layers_per_unit
+from twinflow.parallel.ranks.base import OneRank, RankGroup
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.checkpoint.config import load_model_config
 from twinflow.runtime.checkpoint.limits import check_memory, resolve_max_model_len
@@ -23,7 +29,7 @@ from twinflow.runtime.engine import Engine, KVProgress
 from twinflow.runtime.host_memory import available_memory
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv.cache import KVCache
-from twinflow.runtime.kv.layouts import model_layout
+from twinflow.runtime.kv.layouts import model_layout, rank_layout
 from twinflow.runtime.model_executor import ModelExecutor
 from twinflow.runtime.model_runner import ModelRunner
 from twinflow.runtime.models.base import Placement
@@ -31,6 +37,7 @@ from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.decoder import unused_tensors
 from twinflow.runtime.models.registry import checkpoint_shapes, create_model, model_type
 from twinflow.runtime.models.weights import parameter_bytes
+from twinflow.runtime.runner import Runner
 from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.schedulers import create_scheduler
 from twinflow.runtime.schedulers.base import SchedulerLimits
@@ -71,13 +78,50 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class EnginePlan:
+    """What an engine, or one rank of it, is going to be.
+
+    Attributes:
+        options: what was asked for.
+        checkpoint: where the weights come from.
+        model: shape of the whole model.
+        layout: of the KV blocks of all ranks together.
+        rank_layout: of those of this rank.
+        config: limits of the engine.
+    """
+
+    options: EngineOptions
+    checkpoint: Checkpoint
+    model: ModelConfig
+    layout: KVLayout
+    rank_layout: KVLayout
+    config: EngineConfig
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of configuration and weights, and of the dtype they are served in; reads the
+        weights unless they were loaded."""
+        return f"{self.checkpoint.fingerprint}-{self.layout.dtype}"
+
+    def with_blocks(self, num_blocks: int) -> "EnginePlan":
+        """The plan for so many KV blocks, on which the ranks have agreed.
+
+        Raises:
+            ConfigError: they are too few for the context length that was asked for.
+        """
+        options = replace(self.options, num_kv_blocks=num_blocks)
+        config = _engine_config(options, self.model, self.rank_layout)
+        return replace(self, options=options, config=config)
+
+
+@dataclass(frozen=True, slots=True)
 class BuiltEngine:
     """An engine and what others need to know of it.
 
     Attributes:
         engine: ready to step.
         cache: its KV memory.
-        layout: of its KV blocks.
+        layout: of its KV blocks, those of all ranks together.
         layers_per_unit: layers whose KV is handed over together.
         model: shape of the model.
         config: limits of the engine.
@@ -102,7 +146,7 @@ def build_engine(
     on_kv: Callable[[KVProgress], None] | None = None,
     progress: LoadProgress | None = None,
 ) -> BuiltEngine:
-    """Load a model and make an engine that runs it.
+    """Load a model and make an engine that runs it, all in this process.
 
     Args:
         options: what to load and how much memory to take.
@@ -114,39 +158,118 @@ def build_engine(
         CheckpointError: the directory cannot be served.
         ConfigError: an option does not fit the model or the machine.
     """
+    ranks = OneRank()
+    plan = plan_engine(options, ranks)
+    runner = load_runner(plan, ranks, progress)
+    return assemble_engine(plan, runner, clock=clock, on_kv=on_kv)
+
+
+def plan_engine(options: EngineOptions, ranks: RankGroup) -> EnginePlan:
+    """Read everything but the weights, and refuse what cannot be served.
+
+    Args:
+        options: what to load and how much memory this rank may take.
+        ranks: who computes the model together; need not be connected yet.
+
+    Raises:
+        CheckpointError: the directory cannot be served.
+        ConfigError: an option does not fit the model, the machine, or so many ranks.
+    """
     check_device(options.device)
-    model_config = load_model_config(options.model)
-    check_tokenizer(options.model, model_config)
-    dtype = resolve_dtype(options.dtype, model_config.dtype, options.device)
-    layout = model_layout(model_config, options.block_size, dtype)
-    config = _engine_config(options, model_config, layout)
+    model = load_model_config(options.model)
+    check_tokenizer(options.model, model)
+    dtype = resolve_dtype(options.dtype, model.dtype, options.device)
+    parts = min(ranks.size, model.num_kv_heads)
+    layout = model_layout(model, options.block_size, dtype, parts)
+    held = rank_layout(layout, ranks)
+    config = _engine_config(options, model, held)
     checkpoint = Checkpoint.open(options.model)
-    others = checkpoint.check_shapes(checkpoint_shapes(model_config))
-    for name in unused_tensors(model_config, others):
+    others = checkpoint.check_shapes(checkpoint_shapes(model))
+    for name in unused_tensors(model, others):
         structlog.get_logger().warning("the model does not use a tensor", tensor=name)
-    placement = Placement(dtype=layout.torch_dtype, device=torch.device(options.device))
-    parameters = model_type(model_config).parameters(model_config, placement)
-    needed = parameter_bytes(parameters, placement.dtype) + config.num_blocks * layout.block_bytes
+    plan = EnginePlan(options, checkpoint, model, layout, held, config)
+    placement = _placement(plan, ranks)
+    parameters = model_type(model).parameters(model, placement)
+    needed = parameter_bytes(parameters, placement.dtype) + config.num_blocks * held.block_bytes
     check_memory(needed, _available_memory(options.device), "weights and KV cache")
-    runner = _load_runner(checkpoint, model_config, config, layout, placement, progress)
-    fingerprint = f"{checkpoint.fingerprint}-{dtype}"
-    layers_per_unit = choose_layers_per_unit(layout)
+    return plan
+
+
+def load_runner(
+    plan: EnginePlan, ranks: RankGroup, progress: LoadProgress | None = None
+) -> ModelRunner:
+    """Load the weights of a rank and allocate its KV memory.
+
+    Args:
+        plan: for this rank.
+        ranks: who computes the model together; connected.
+        progress: told how far loading is.
+
+    Raises:
+        CheckpointError: the weights cannot be read.
+        RankLost: another rank is gone.
+    """
+
+    def loaded(done: int, total: int) -> None:
+        if progress is not None:
+            progress("loading weights", done, total)
+
+    placement = _placement(plan, ranks)
+    model = create_model(
+        plan.model,
+        placement,
+        plan.checkpoint.tensors(loaded),
+        on_warning=lambda text: structlog.get_logger().warning(text),
+    )
+    config = plan.config
+    runner = ModelRunner(
+        model,
+        plan.rank_layout,
+        config.num_blocks,
+        config.max_num_batched_tokens,
+        placement.device,
+    )
+    if not runner.batch_invariant:
+        structlog.get_logger().warning(
+            "the matrix products of this machine are not batch-invariant in this dtype: near ties "
+            "may fall differently from run to run",
+            dtype=plan.layout.dtype,
+        )
+    return runner
+
+
+def assemble_engine(
+    plan: EnginePlan,
+    runner: Runner,
+    *,
+    clock: Callable[[], float],
+    on_kv: Callable[[KVProgress], None] | None = None,
+) -> BuiltEngine:
+    """Put an engine round a runner.
+
+    Args:
+        plan: what the engine is to be.
+        runner: of this rank, or of all.
+        clock: seconds, monotonic.
+        on_kv: see `Engine`.
+    """
+    layers_per_unit = choose_layers_per_unit(plan.layout)
     executor = ModelExecutor(
         runner,
-        Sampler(model_config.vocab_size, options.device),
-        vocab_size=model_config.vocab_size,
+        Sampler(plan.model.vocab_size, plan.options.device),
+        vocab_size=plan.model.vocab_size,
         layers_per_unit=layers_per_unit,
     )
-    engine = _assemble(config, executor, layout, fingerprint, clock=clock, on_kv=on_kv)
+    fingerprint = plan.fingerprint
     return BuiltEngine(
-        engine=engine,
+        engine=_assemble(plan.config, executor, plan.layout, fingerprint, clock=clock, on_kv=on_kv),
         cache=runner.kv_cache,
-        layout=layout,
+        layout=plan.layout,
         layers_per_unit=layers_per_unit,
-        model=model_config,
-        config=config,
+        model=plan.model,
+        config=plan.config,
         fingerprint=fingerprint,
-        dtype=dtype,
+        dtype=plan.layout.dtype,
     )
 
 
@@ -208,34 +331,9 @@ def _engine_config(
         raise ConfigError(str(error)) from error
 
 
-def _load_runner(
-    checkpoint: Checkpoint,
-    model_config: ModelConfig,
-    config: EngineConfig,
-    layout: KVLayout,
-    placement: Placement,
-    progress: LoadProgress | None,
-) -> ModelRunner:
-    def loaded(done: int, total: int) -> None:
-        if progress is not None:
-            progress("loading weights", done, total)
-
-    model = create_model(
-        model_config,
-        placement,
-        checkpoint.tensors(loaded),
-        on_warning=lambda text: structlog.get_logger().warning(text),
-    )
-    runner = ModelRunner(
-        model, layout, config.num_blocks, config.max_num_batched_tokens, placement.device
-    )
-    if not runner.batch_invariant:
-        structlog.get_logger().warning(
-            "the matrix products of this machine are not batch-invariant in this dtype: near ties "
-            "may fall differently from run to run",
-            dtype=layout.dtype,
-        )
-    return runner
+def _placement(plan: EnginePlan, ranks: RankGroup) -> Placement:
+    device = torch.device(plan.options.device)
+    return Placement(dtype=plan.layout.torch_dtype, device=device, ranks=ranks)
 
 
 def _assemble(

@@ -13,6 +13,7 @@ from twinflow.protos.errors import (
     EngineError,
     InvalidRequest,
     TwinflowError,
+    WorkerLost,
 )
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.executor import Executor, LayersDone, Work
@@ -155,10 +156,13 @@ class Engine:
 
         Raises:
             EngineError: too many steps in a row have failed.
+            WorkerLost: another process that takes part in steps is gone.
         """
         self.counters.steps += 1
         try:
             results = self._executor.execute(work, self._kv_listener(work))
+        except WorkerLost:
+            raise  # not this step alone: nothing can be computed here any more
         except Exception as error:  # the fence between a step and the engine
             self._failed_steps += 1
             reason = f"the step failed with {type(error).__name__}: {error}"

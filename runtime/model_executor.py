@@ -6,9 +6,10 @@ Keeps one sampling state per request. Knows no queues and frees no blocks.
 from collections.abc import Sequence
 
 from twinflow.runtime.executor import LayersDone, Work
-from twinflow.runtime.model_runner import ModelRunner, SequenceRows
+from twinflow.runtime.model_runner import SequenceRows
 from twinflow.runtime.outputs import NumericalFault, SampledToken
 from twinflow.runtime.request import Request
+from twinflow.runtime.runner import Runner
 from twinflow.runtime.sampling import Sampler, SamplingState
 
 
@@ -23,7 +24,7 @@ class ModelExecutor:
     """
 
     def __init__(
-        self, runner: ModelRunner, sampler: Sampler, *, vocab_size: int, layers_per_unit: int
+        self, runner: Runner, sampler: Sampler, *, vocab_size: int, layers_per_unit: int
     ) -> None:
         self._runner = runner
         self._sampler = sampler
@@ -63,6 +64,7 @@ class ModelExecutor:
                 block_ids=item.blocks,
                 samples=item.group.samples,
                 prompt_tokens=len(item.request.prompt_token_ids),
+                held_as=item.request.request_id if item.request.hold else None,
             )
             for item in work
         ]

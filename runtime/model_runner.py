@@ -31,6 +31,8 @@ class SequenceRows:
         samples: logits of the last row are wanted.
         prompt_tokens: tokens of the sequence that are its prompt, the others being generated; may
             decide how a token attends, and so is the same in all steps of a sequence.
+        held_as: what the sequence is called where its KV is handed over, if it is; for ranks that
+            know no requests.
     """
 
     token_ids: Sequence[int]
@@ -38,6 +40,7 @@ class SequenceRows:
     block_ids: Sequence[int]
     samples: bool
     prompt_tokens: int = 0
+    held_as: str | None = None
 
 
 class ModelRunner:

@@ -29,6 +29,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         kv_cache_memory: bytes for KV blocks.
         enable_prefix_caching: reuse the KV of prompts that begin alike.
         scheduler: scheduling policy.
+        tensor_parallel_size: ranks that compute the model together, each in a process.
+        rank: which of them this is; rank 0 serves, the others follow it.
+        leader_address: Unix socket on which rank 0 meets the others, new in every life of the
+            worker; unused where there is one rank.
         threads: torch threads; None leaves torch's choice.
         host: address that the worker's gRPC server and its links bind to.
         token: shared secret that every internal call carries.
@@ -51,6 +55,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kv_cache_memory: int = 1 << 30
     enable_prefix_caching: bool = True
     scheduler: str = "chunked"
+    tensor_parallel_size: int = 1
+    rank: int = 0
+    leader_address: str = ""
     threads: int | None = None
     host: str = "127.0.0.1"
     token: str = ""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from twinflow.protos.errors import EngineError, Unavailable
+from twinflow.protos.errors import EngineError, TwinflowError, Unavailable, WorkerLost
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.lifecycle import EngineOutputs
 from twinflow.runtime.snapshot import take_snapshot
@@ -74,6 +74,14 @@ class EngineLoop:
         if self.error is None:
             self._commands.put(command)
 
+    def fail(self, error: TwinflowError) -> None:
+        """End the engine for good between two steps, as if `error` had come from a step."""
+
+        def end(_engine: Engine) -> None:
+            raise error
+
+        self.post(end)
+
     def to_events(self, callback: Callable[..., None], *args: object) -> None:
         """Call something on the event loop, from a command."""
         if self._events is not None:
@@ -123,6 +131,8 @@ class EngineLoop:
                     self._run_commands(block=True, timeout_s=self._blocked_wait_s)
         except EngineError as error:
             self._die(error)
+        except WorkerLost as error:
+            self._die(EngineError(error.message))
         except Exception as error:  # noqa: BLE001 - the thread's last words
             structlog.get_logger().exception("engine thread failed")
             self._die(EngineError(f"{type(error).__name__}: {error}"))

@@ -16,7 +16,7 @@ from twinflow.parallel.links.store import StoreDirectory
 from twinflow.protos.errors import ConfigError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
-from twinflow.runtime.build import BuiltEngine, EngineOptions, LoadProgress, build_engine
+from twinflow.runtime.build import BuiltEngine, LoadProgress, build_engine
 from twinflow.runtime.engine import KVProgress
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.core import WorkerCore
@@ -25,6 +25,10 @@ from twinflow.workers.handoff.links import PeerLinks
 from twinflow.workers.handoff.receiver import KVReceiver
 from twinflow.workers.handoff.sender import KVSender
 from twinflow.workers.handoff.store_calls import StoreCalls
+from twinflow.workers.options import engine_options
+from twinflow.workers.ranks.build import build_leader
+from twinflow.workers.ranks.config import TeamConfig
+from twinflow.workers.ranks.leader import Leader
 from twinflow.workers.role import ROLES
 from twinflow.workers.rpc import PROTOCOL_VERSION, create_server
 from twinflow.workers.service import WorkerService
@@ -73,6 +77,7 @@ class WorkerServer:
         self._grpc = create_server(config.token)
         self._on_kv: Callable[[KVProgress], None] = lambda progress: None
         self._parts: WorkerParts | None = None
+        self._leader: Leader | None = None
         self.description = pb.DescribeResponse()
 
     @property
@@ -87,6 +92,7 @@ class WorkerServer:
 
         Raises:
             SetupError: the model or the configuration cannot be served.
+            RankLost: another rank of the worker did not come, or is gone.
         """
         built = await asyncio.to_thread(self._build, progress)
         self.description = self._describe(built, self._listen())
@@ -94,6 +100,8 @@ class WorkerServer:
         self._on_kv = self._parts.sender.on_kv
         rpc.add_WorkerServicer_to_server(self._parts.service, self._grpc)
         self._parts.core.start(self._parts.receiver)
+        if self._leader is not None:
+            self._leader.on_lost(self._parts.core.loop.fail)
         await self._grpc.start()
         return self.description.address
 
@@ -112,22 +120,21 @@ class WorkerServer:
         config = self.config
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        options = EngineOptions(
-            model=config.model,
-            dtype=config.dtype,
-            device=config.device,
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            block_size=config.block_size,
-            num_kv_blocks=config.num_kv_blocks,
-            kv_cache_memory=config.kv_cache_memory,
-            enable_prefix_caching=config.enable_prefix_caching,
-            scheduler=config.scheduler,
-        )
-        return build_engine(
-            options, clock=self._clock, on_kv=lambda kv: self._on_kv(kv), progress=progress
-        )
+        options, clock = engine_options(config), self._clock
+        if config.tensor_parallel_size == 1:
+            return build_engine(options, clock=clock, on_kv=self._tell_kv, progress=progress)
+        if config.role != "mixed":
+            raise ConfigError(
+                f"worker {config.worker_id} of {config.tensor_parallel_size} ranks cannot be in "
+                f"the {config.role} pool: several ranks do not hand KV over yet; use the mixed pool"
+            )
+        team = TeamConfig.of(config)
+        made = build_leader(options, team, clock=clock, on_kv=self._tell_kv, progress=progress)
+        self._leader = made.leader
+        return made.built
+
+    def _tell_kv(self, progress: KVProgress) -> None:
+        self._on_kv(progress)
 
     def _assemble(self, built: BuiltEngine) -> WorkerParts:
         core = WorkerCore(self.config, built.engine, built.model.vocab_size)
@@ -174,6 +181,7 @@ class WorkerServer:
         parts = self._parts
         if parts is None:
             await self._grpc.stop(grace=None)
+            await self._dismiss_ranks()
             return
         left = await parts.core.drain(grace_s)
         if left:
@@ -185,5 +193,10 @@ class WorkerServer:
         await self._grpc.stop(_LAST_CALLS_S)
         await parts.links.close()
         await parts.core.loop.stop(_STOP_S)
+        await self._dismiss_ranks()
         parts.stores.close()
         parts.store_calls.close()
+
+    async def _dismiss_ranks(self) -> None:
+        if self._leader is not None:
+            await asyncio.to_thread(self._leader.close)

@@ -68,3 +68,15 @@ class OneRank(RankGroup):
     def all_gather(self, part: Tensor) -> Tensor:
         """See the base class."""
         return part
+
+
+class Seat(RankGroup):
+    """A place among ranks that are not connected yet: says how to cut a model, adds up nothing."""
+
+    def all_reduce(self, part: Tensor) -> Tensor:
+        """Raises RuntimeError: the ranks are not connected."""
+        raise RuntimeError(f"rank {self.rank} is not connected with the other {self.size - 1}")
+
+    def all_gather(self, part: Tensor) -> Tensor:
+        """Raises RuntimeError: the ranks are not connected."""
+        raise RuntimeError(f"rank {self.rank} is not connected with the other {self.size - 1}")

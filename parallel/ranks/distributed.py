@@ -33,7 +33,7 @@ from twinflow.parallel.ranks.meshes import RANK_MESHES
 from twinflow.parallel.ranks.meshes.base import ExchangeError, RankMesh
 from twinflow.protos.errors import LinkError, RankLost
 
-SLICED_FROM_BYTES = 1 << 18
+SLICED_FROM_BYTES = 1 << 19
 
 
 class DistributedRanks(RankGroup):

@@ -1,0 +1,132 @@
+"""Makes the ranks of a worker: rank 0 with an engine, the others with a loop that obeys it.
+
+All ranks plan alone, meet, agree on the number of KV blocks, load their shares, and are ready when
+every one of them has loaded the same weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from twinflow.parallel.ranks.base import Seat
+from twinflow.parallel.ranks.distributed import DistributedRanks
+from twinflow.protos.errors import RankLost, TwinflowError
+from twinflow.runtime.build import (
+    BuiltEngine,
+    EngineOptions,
+    EnginePlan,
+    LoadProgress,
+    assemble_engine,
+    load_runner,
+    plan_engine,
+)
+from twinflow.runtime.engine import KVProgress
+from twinflow.runtime.model_runner import ModelRunner
+from twinflow.workers.ranks.config import TeamConfig
+from twinflow.workers.ranks.follower import Follower, FollowerLoop
+from twinflow.workers.ranks.leader import Leader, LeaderRunner
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltLeader:
+    """Rank 0 of a worker.
+
+    Attributes:
+        built: its engine.
+        leader: the other ranks.
+    """
+
+    built: BuiltEngine
+    leader: Leader
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltFollower:
+    """Another rank of a worker.
+
+    Attributes:
+        loop: to be run.
+        follower: rank 0.
+        runner: of this rank's share.
+    """
+
+    loop: FollowerLoop
+    follower: Follower
+    runner: ModelRunner
+
+
+def build_leader(
+    options: EngineOptions,
+    config: TeamConfig,
+    *,
+    clock: Callable[[], float],
+    on_kv: Callable[[KVProgress], None] | None = None,
+    progress: LoadProgress | None = None,
+) -> BuiltLeader:
+    """Make rank 0, once all other ranks have come; returns when all have loaded.
+
+    Args:
+        options: what to load and how much memory each rank may take.
+        config: of rank 0.
+        clock: seconds, monotonic.
+        on_kv: see `Engine`.
+        progress: told how far loading is.
+
+    Raises:
+        CheckpointError: the directory cannot be served.
+        ConfigError: an option does not fit the model, the machine or the other ranks.
+        RankLost: another rank did not come, or is gone.
+    """
+    plan = plan_engine(options, Seat(config.rank, config.size))
+    if progress is not None:
+        progress("waiting for the other ranks", 0, 0)
+    leader = Leader.meet(config, plan.layout.digest(), plan.config.num_blocks)
+    try:
+        plan = plan.with_blocks(leader.num_blocks)
+        runner = _load(plan, config, leader.ranks, progress)
+        leader.await_ready(plan.fingerprint)
+    except BaseException as error:
+        leader.fail(_as_loss(config, error))
+        leader.close()
+        raise
+    built = assemble_engine(plan, LeaderRunner(runner, leader), clock=clock, on_kv=on_kv)
+    return BuiltLeader(built, leader)
+
+
+def build_follower(
+    options: EngineOptions,
+    config: TeamConfig,
+    *,
+    on_kv: Callable[[KVProgress], None] | None = None,
+    progress: LoadProgress | None = None,
+) -> BuiltFollower:
+    """Make a rank that follows rank 0; arguments and errors as of `build_leader`."""
+    plan = plan_engine(options, Seat(config.rank, config.size))
+    if progress is not None:
+        progress("waiting for rank 0", 0, 0)
+    follower = Follower.join(config, plan.layout.digest(), plan.config.num_blocks)
+    try:
+        plan = plan.with_blocks(follower.num_blocks)
+        runner = _load(plan, config, follower.ranks, progress)
+        follower.ready(plan.fingerprint)
+        follower.check()
+    except BaseException as error:
+        follower.fail(_as_loss(config, error))
+        follower.close()
+        raise
+    return BuiltFollower(FollowerLoop(runner, follower, on_kv), follower, runner)
+
+
+def _load(
+    plan: EnginePlan, config: TeamConfig, ranks: DistributedRanks, progress: LoadProgress | None
+) -> ModelRunner:
+    # A rank that is done waits for the others in the first collective.
+    with ranks.patience(config.load_s):
+        return load_runner(plan, ranks, progress)
+
+
+def _as_loss(config: TeamConfig, error: BaseException) -> RankLost:
+    """What the other ranks are told when this one cannot start."""
+    if isinstance(error, RankLost):
+        return error
+    text = error.message if isinstance(error, TwinflowError) else f"{type(error).__name__}: {error}"
+    return RankLost(f"{config.describe()} could not start: {text}")

@@ -1,0 +1,346 @@
+"""Rank 0 of a worker: gathers the other ranks, tells them every step, and watches them.
+
+What goes wrong anywhere ends the whole worker: `Leader.check` raises from then on, the collectives
+break, and `on_lost` hears of it, once. Requests are none of its business: the engine above it dies,
+and whoever serves its requests moves them elsewhere.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+
+import structlog
+from torch import Tensor
+
+from twinflow.parallel.links.deadline import Deadline
+from twinflow.parallel.links.store import MemoryStore
+from twinflow.parallel.ranks.distributed import DistributedRanks
+from twinflow.protos.errors import ConfigError, RankLost
+from twinflow.runtime.executor import LayersDone
+from twinflow.runtime.kv.cache import KVCache
+from twinflow.runtime.model_runner import SequenceRows
+from twinflow.runtime.runner import Runner
+from twinflow.workers.ranks.address import listen, unlink
+from twinflow.workers.ranks.config import TeamConfig
+from twinflow.workers.ranks.connection import Connection, ConnectionBroken
+from twinflow.workers.ranks.frames import (
+    Failed,
+    Frame,
+    Hello,
+    Order,
+    Ready,
+    Report,
+    Stop,
+    StoreCall,
+    Welcome,
+    step_frame,
+)
+from twinflow.workers.ranks.handshake import HandshakeRefused, admit, expect, refuse
+from twinflow.workers.ranks.peer import Peer
+from twinflow.workers.ranks.store import answer
+
+# A stranger who connects and says nothing keeps the ranks waiting for so long.
+_GREETING_S = 2.0
+_ACCEPT_S = 0.2
+
+
+class Leader:
+    """The other ranks as rank 0 sees them; made by `Leader.meet`.
+
+    Args:
+        config: of rank 0.
+        num_blocks: KV blocks that every rank allocates.
+
+    Attributes:
+        num_blocks: likewise.
+    """
+
+    def __init__(self, config: TeamConfig, num_blocks: int) -> None:
+        self._config = config
+        self.num_blocks = num_blocks
+        self._peers: list[Peer] = []
+        self._store = MemoryStore(f"ranks of {config.worker_id}")
+        self._ranks: DistributedRanks | None = None
+        self._changed = threading.Condition()
+        self._fingerprints: dict[int, str] = {}
+        self._lost: RankLost | None = None
+        self._closed = False
+        self._on_lost: Callable[[RankLost], None] = lambda error: None
+        self._on_report: dict[str, Callable[[int, bytes], None]] = {}
+
+    @classmethod
+    def meet(cls, config: TeamConfig, layout: str, num_blocks: int) -> "Leader":
+        """Wait for the other ranks and connect the collectives.
+
+        Args:
+            config: of rank 0.
+            layout: digest of the worker's KV layout, the same on all ranks.
+            num_blocks: KV blocks that rank 0 has memory for.
+
+        Raises:
+            ConfigError: the address cannot be had, or a rank means another layout.
+            RankLost: a rank did not come in time, or was lost meanwhile.
+        """
+        own = Hello(config.worker_id, config.epoch, 0, config.size, layout, num_blocks)
+        connections, agreed = _gather(config, own)
+        leader = cls(config, agreed)
+        try:
+            leader._welcome(connections)
+            leader._ranks = DistributedRanks.connect(config.ranks_config(), leader._store)
+            leader.check()
+        except RankLost as error:
+            found = leader.fail(error)
+            leader.close()
+            raise found from None
+        return leader
+
+    @property
+    def ranks(self) -> DistributedRanks:
+        """The collectives of rank 0."""
+        if self._ranks is None:
+            raise RuntimeError("the ranks are not connected")
+        return self._ranks
+
+    def await_ready(self, fingerprint: str) -> None:
+        """Wait until every rank has loaded its share of the same weights as rank 0.
+
+        Raises:
+            ConfigError: a rank has loaded others.
+            RankLost: a rank was lost, or took much longer than rank 0.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._lost or len(self._fingerprints) == len(self._peers),
+                self._config.load_s,
+            )
+        self.check()
+        for peer in self._peers:
+            found = self._fingerprints.get(peer.rank)
+            who = self._config.describe(peer.rank)
+            if found is None:
+                raise self.fail(RankLost(f"{who} did not load within {self._config.load_s:g} s"))
+            if found != fingerprint:
+                error = ConfigError(
+                    f"{who} has loaded weights {found}, rank 0 {fingerprint}: give all ranks the "
+                    f"same model"
+                )
+                self.fail(RankLost(error.message))
+                raise error
+
+    def on_lost(self, callback: Callable[[RankLost], None]) -> None:
+        """Have someone called, once and on any thread, when a rank is lost or was lost already."""
+        with self._changed:
+            self._on_lost = callback
+            lost = self._lost
+        if lost is not None:
+            callback(lost)
+
+    def on_report(self, kind: str, callback: Callable[[int, bytes], None]) -> None:
+        """Have someone called with the rank and body of every report of a kind.
+
+        It is called on a thread that must not wait. A kind can be taken only once.
+        """
+        if kind in self._on_report:
+            raise ValueError(f"reports of kind {kind!r} have a listener")
+        self._on_report[kind] = callback
+
+    def check(self) -> None:
+        """Raise why the worker is lost, if it is."""
+        if self._lost is not None:
+            raise self._lost
+
+    def step(self, number: int, rows: Sequence[SequenceRows], layers_per_unit: int) -> None:
+        """Tell every rank to compute rows.
+
+        Raises:
+            RankLost: one cannot be told.
+        """
+        self._broadcast(step_frame(number, rows, layers_per_unit))
+        self.check()
+
+    def order(self, kind: str, body: bytes) -> None:
+        """Tell every rank to do something beside its steps; see `Follower.on_order`."""
+        self._broadcast(Order(kind, body))
+
+    def fail(self, error: RankLost) -> RankLost:
+        """End the worker, and tell every rank why; returns what it was lost for first."""
+        with self._changed:
+            first = self._lost is None and not self._closed
+            if first:
+                self._lost = error
+                self._changed.notify_all()
+            lost, callback = self._lost or error, self._on_lost
+        if first:
+            structlog.get_logger().error("a rank is lost", reason=error.message)
+            self._store.close()  # wakes this rank if it is still connecting
+            if self._ranks is not None:
+                self._ranks.abort(error)
+            self._broadcast(Failed(error.message))
+            callback(error)
+        return lost
+
+    def close(self) -> None:
+        """Let every rank end in good order, and give everything back. Idempotent."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+        if self._lost is None:
+            self._broadcast(Stop())
+        for peer in self._peers:
+            peer.close()
+        if self._ranks is not None:
+            self._ranks.close()
+        self._store.close()
+
+    def _welcome(self, connections: dict[int, Connection]) -> None:
+        for rank, connection in sorted(connections.items()):
+            self._peers.append(Peer(connection, rank, self._config, self._hear, self._lose))
+        self._broadcast(Welcome(self.num_blocks))  # comes before the first beat
+        for peer in self._peers:
+            peer.start()
+
+    def _broadcast(self, frame: Frame) -> None:
+        for peer in self._peers:
+            peer.send(frame)
+
+    def _hear(self, rank: int, frame: Frame) -> None:
+        match frame:
+            case StoreCall():
+                self._peers[rank - 1].send(answer(self._store, frame))
+            case Ready():
+                with self._changed:
+                    self._fingerprints[rank] = frame.fingerprint
+                    self._changed.notify_all()
+            case Report() if frame.kind in self._on_report:
+                self._on_report[frame.kind](rank, frame.body)
+            case Report():
+                raise ConnectionBroken(f"sent a report of kind {frame.kind!r}, which nobody takes")
+            case _:
+                raise ConnectionBroken(f"sent {type(frame).__name__.lower()} out of turn")
+
+    def _lose(self, rank: int, reason: str) -> None:
+        self.fail(RankLost(f"{self._config.describe(rank)} is lost: it {reason}"))
+
+
+class LeaderRunner:
+    """A runner for the engine of rank 0: every step is computed by all ranks together.
+
+    Args:
+        runner: of rank 0's share.
+        leader: the other ranks.
+    """
+
+    def __init__(self, runner: Runner, leader: Leader) -> None:
+        self._runner = runner
+        self._leader = leader
+        self._steps = 0
+
+    @property
+    def kv_cache(self) -> KVCache:
+        """Rank 0's share of the KV."""
+        return self._runner.kv_cache
+
+    def forward(
+        self,
+        rows: Sequence[SequenceRows],
+        on_layers: LayersDone | None = None,
+        layers_per_unit: int = 0,
+    ) -> Tensor:
+        """See `Runner.forward`.
+
+        Raises:
+            RankLost: a rank is gone, or the step failed on one, this one included: what the ranks
+                have computed since does not go together any more.
+        """
+        self._leader.check()
+        self._steps += 1
+        self._leader.step(self._steps, rows, layers_per_unit)
+        try:
+            logits = self._runner.forward(rows, on_layers, layers_per_unit)
+            self._leader.ranks.settle()
+        except RankLost as error:
+            failure = self._leader.fail(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks went on
+            reason = f"rank 0 failed in step {self._steps}: {type(error).__name__}: {error}"
+            structlog.get_logger().exception("a step failed on rank 0")
+            failure = self._leader.fail(RankLost(reason))
+        else:
+            return logits
+        raise failure
+
+
+def _gather(config: TeamConfig, own: Hello) -> tuple[dict[int, Connection], int]:
+    """A connection to every other rank, and the smallest number of blocks that any has room for."""
+    deadline = Deadline.after(config.meet_s)
+    connections: dict[int, Connection] = {}
+    agreed = own.num_blocks
+    listener = listen(config.address)
+    listener.settimeout(_ACCEPT_S)
+    try:
+        while len(connections) < config.size - 1:
+            if deadline.expired:
+                missing = [r for r in range(1, config.size) if r not in connections]
+                raise RankLost(
+                    f"{config.describe(missing[0])} did not come within {config.meet_s:g} s"
+                )
+            try:
+                sock, _ = listener.accept()
+            except TimeoutError:
+                continue
+            connection = Connection(sock, config.silence_s)
+            hello = _greet(connection, config, own, connections)
+            if hello is not None:
+                connections[hello.rank] = connection
+                agreed = min(agreed, hello.num_blocks)
+    except BaseException:
+        for connection in connections.values():
+            connection.close()
+        raise
+    finally:
+        listener.close()
+        unlink(config.address)
+    return connections, agreed
+
+
+def _greet(
+    connection: Connection, config: TeamConfig, own: Hello, known: dict[int, Connection]
+) -> Hello | None:
+    """Let somebody in; None if it is nobody who is waited for.
+
+    Raises:
+        ConfigError: a rank of this worker cannot work with rank 0, whatever is waited for.
+    """
+    deadline = Deadline.after(_GREETING_S)
+    misfit = ""
+    try:
+        admit(connection, config.token, deadline)
+        hello = expect(connection, Hello, deadline)
+        stranger = _mistake(hello, own, known)
+        if not stranger and hello.layout == own.layout:
+            return hello
+        if not stranger:
+            misfit = (
+                f"{config.describe(hello.rank)} has the KV layout {hello.layout}, rank 0 "
+                f"{own.layout}: give all ranks the same configuration"
+            )
+        refuse(connection, stranger or misfit)
+    except (HandshakeRefused, ConnectionBroken) as error:
+        connection.close()
+        structlog.get_logger().warning("a connection was refused", reason=str(error))
+    if misfit:
+        raise ConfigError(misfit)
+    return None
+
+
+def _mistake(hello: Hello, own: Hello, known: dict[int, Connection]) -> str:
+    """Why a caller is not one that is waited for; empty if it is."""
+    if (hello.worker_id, hello.epoch) != (own.worker_id, own.epoch):
+        return (
+            f"this is worker {own.worker_id} (epoch {own.epoch}), not {hello.worker_id} "
+            f"(epoch {hello.epoch})"
+        )
+    if hello.size != own.size or not 1 <= hello.rank < own.size:
+        return f"there is no rank {hello.rank} of {hello.size}, only 1..{own.size - 1}"
+    if hello.rank in known:
+        return f"rank {hello.rank} is here already"
+    return ""
