@@ -62,6 +62,7 @@ class EngineOptions:
         kv_cache_memory: bytes for KV blocks.
         enable_prefix_caching: reuse the KV of prompts that begin alike.
         scheduler: scheduling policy.
+        expert_parallel: each rank holds whole experts, not a part of every expert.
     """
 
     model: Path
@@ -75,6 +76,7 @@ class EngineOptions:
     kv_cache_memory: int = 1 << 30
     enable_prefix_caching: bool = True
     scheduler: str = "chunked"
+    expert_parallel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,8 +334,12 @@ def _engine_config(
 
 
 def _placement(plan: EnginePlan, ranks: RankGroup) -> Placement:
-    device = torch.device(plan.options.device)
-    return Placement(dtype=plan.layout.torch_dtype, device=device, ranks=ranks)
+    return Placement(
+        dtype=plan.layout.torch_dtype,
+        device=torch.device(plan.options.device),
+        ranks=ranks,
+        expert_parallel=plan.options.expert_parallel,
+    )
 
 
 def _assemble(
