@@ -13,7 +13,7 @@ from torch import Tensor
 
 from twinflow.runtime.models.functions import gated_silu
 from twinflow.runtime.models.linear import LinearFactory
-from twinflow.runtime.row_tile import RowKernel, RowTile, find_row_tile
+from twinflow.runtime.row_tile import RowKernel, RowTile
 
 _PROBED_EXPERTS = 3
 
@@ -74,12 +74,14 @@ class GroupedExperts(ExpertProducts):
     Args:
         gate_up: [experts, 2 * inner, hidden], the gate first.
         down: [experts, hidden, inner].
+        linears: measures each shape once.
     """
 
-    def __init__(self, gate_up: Tensor, down: Tensor) -> None:
+    def __init__(self, gate_up: Tensor, down: Tensor, linears: LinearFactory) -> None:
         self._gate_up = gate_up.mT
         self._down = down.mT
-        self.row_tile = find_row_tile([self._kernel()])
+        kind = ("experts", gate_up.shape, down.shape, gate_up.dtype, gate_up.device)
+        self.row_tile = linears.probe(kind, self._kernel())
 
     @staticmethod
     def supports(gate_up: Tensor, down: Tensor) -> bool:
@@ -127,11 +129,11 @@ def create_products(gate_up: Tensor, down: Tensor, linears: LinearFactory) -> Ex
     Args:
         gate_up: [experts, 2 * inner, hidden], the gate first.
         down: [experts, hidden, inner].
-        linears: is told what the form needs.
+        linears: measures the forms and is told what the chosen one needs.
     """
     if not GroupedExperts.supports(gate_up, down):
         return LoopedExperts(gate_up, down, linears)
-    grouped = GroupedExperts(gate_up, down)
+    grouped = GroupedExperts(gate_up, down, linears)
     invariant = grouped.row_tile.batch_invariant
     if not invariant:
         sample = LoopedExperts(gate_up[:1], down[:1], LinearFactory())

@@ -141,6 +141,7 @@ class LinearFactory:
     def __init__(self, variants: Sequence[type[Linear]] = (PackedLinear, PlainLinear)) -> None:
         self._variants = variants
         self._chosen: dict[tuple[object, ...], type[Linear]] = {}
+        self._measured: dict[tuple[object, ...], RowTile] = {}
         self._row_tile = RowTile(1, batch_invariant=True)
 
     @property
@@ -151,6 +152,13 @@ class LinearFactory:
     def require(self, tile: RowTile) -> None:
         """Take into account what matrix products outside of layers need."""
         self._row_tile = self._row_tile.join(tile)
+
+    def probe(self, kind: tuple[object, ...], kernel: RowKernel) -> RowTile:
+        """What a product outside of layers needs; those of one kind are measured once."""
+        tile = self._measured.get(kind)
+        if tile is None:
+            tile = self._measured[kind] = find_row_tile([kernel])
+        return tile
 
     def create(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         """A layer with a weight [out_features, in_features] and a bias [out_features]."""

@@ -160,7 +160,7 @@ def test_grouped_products_are_the_products_one_by_one(sizes: list[int], dtype: t
     down = torch.randn(4, 32, 24, generator=generator).to(dtype) / 5
     rows = torch.randn(sum(sizes) + 3, 32, generator=generator).to(dtype)
     groups = torch.tensor(sizes)
-    found = GroupedExperts(gate_up, down)(rows, groups)[: sum(sizes)]
+    found = GroupedExperts(gate_up, down, LinearFactory())(rows, groups)[: sum(sizes)]
     expected = LoopedExperts(gate_up, down, LinearFactory())(rows, groups)[: sum(sizes)]
     tolerance = 1e-5 if dtype is torch.float32 else 2e-2
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
