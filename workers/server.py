@@ -88,6 +88,11 @@ class WorkerServer:
         Raises:
             SetupError: the model or the configuration cannot be served.
         """
+        if not self.config.token:
+            raise ConfigError(
+                f"worker {self.config.worker_id} has no token: without the deployment's secret "
+                "anybody could use it"
+            )
         built = await asyncio.to_thread(self._build, progress)
         self.description = self._describe(built, self._listen())
         self._parts = self._assemble(built)

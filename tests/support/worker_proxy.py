@@ -37,6 +37,7 @@ class Proxy(rpc.WorkerServicer):
     Attributes:
         to_sender: what becomes of the decode worker's messages.
         to_receiver: what becomes of the prefill worker's messages.
+        pass_store_calls: whether the rendezvous of links gets through.
     """
 
     def __init__(self, address: str) -> None:
@@ -45,6 +46,7 @@ class Proxy(rpc.WorkerServicer):
         self._metadata = call_metadata(TOKEN)
         self.to_sender: Hook[pb.TransferRequest] = pass_on
         self.to_receiver: Hook[pb.TransferResponse] = pass_on
+        self.pass_store_calls = True
 
     async def Transfer(
         self,
@@ -75,6 +77,8 @@ class Proxy(rpc.WorkerServicer):
         request: pb.LinkStoreRequest,
         context: "grpc.aio.ServicerContext[pb.LinkStoreRequest, pb.LinkStoreResponse]",
     ) -> pb.LinkStoreResponse:
+        if not self.pass_store_calls:
+            await asyncio.Event().wait()
         try:
             answer: pb.LinkStoreResponse = await self._stub.LinkStore(
                 request, metadata=self._metadata, timeout=60
@@ -90,12 +94,17 @@ class Proxy(rpc.WorkerServicer):
 
 @asynccontextmanager
 async def between(
-    worker: WorkerServer | str, *, to_sender: Any = pass_on, to_receiver: Any = pass_on
+    worker: WorkerServer | str,
+    *,
+    to_sender: Any = pass_on,
+    to_receiver: Any = pass_on,
+    pass_store_calls: bool = True,
 ) -> AsyncIterator[str]:
     """A proxy in front of a prefill worker, or of an address; yields the proxy's address."""
     address = worker if isinstance(worker, str) else peer_of(worker).address
     proxy = Proxy(address)
     proxy.to_sender, proxy.to_receiver = to_sender, to_receiver
+    proxy.pass_store_calls = pass_store_calls
     server = create_server(TOKEN)
     port = server.add_insecure_port("127.0.0.1:0")
     rpc.add_WorkerServicer_to_server(proxy, server)

@@ -29,18 +29,21 @@ _RECEIVER_IDLE_S = 60.0
 _SENDER_IDLE_S = 120.0
 _EVICT_INTERVAL_S = 15.0
 
+_SENDER_RANK: Literal[0] = 0
+_RECEIVER_RANK: Literal[1] = 1
+
 
 class PeerLease:
     """A link for one hand-off, which may still have to be opened.
 
     Args:
         lease: of the pool.
-        stop_opening: wakes a `connect` that waits for the peer, and makes later ones fail.
+        call_off: ends the rendezvous, if the link is being opened.
     """
 
-    def __init__(self, lease: LinkLease, stop_opening: Callable[[], None]) -> None:
+    def __init__(self, lease: LinkLease, call_off: Callable[[], None]) -> None:
         self._lease = lease
-        self._stop_opening = stop_opening
+        self._call_off = call_off
         self.peer = lease.peer
         self.link_id = lease.link_id
         self.reused = lease.reused
@@ -58,8 +61,12 @@ class PeerLease:
         await asyncio.to_thread(self._lease.release)
 
     async def discard(self) -> None:
-        """Close the link, or stop opening it. When it is closed, nothing writes any more."""
-        self._stop_opening()
+        """Close the link. When it returns, nothing writes over it any more, and nothing will.
+
+        A `connect` that is under way fails: at once while it looks for the peer, at the end of its
+        deadline if torch waits for a peer that has just left. Nobody else waits for it.
+        """
+        self._call_off()
         await asyncio.to_thread(self._lease.discard)
 
 
@@ -128,11 +135,11 @@ class PeerLinks:
         store = RemoteStore(lease.link_id, self._self, self.stub(peer), self.metadata, self._events)
         self._remote_stores[lease.link_id] = store
 
-        def stop_opening() -> None:
+        def call_off() -> None:
             self._remote_stores.pop(lease.link_id, None)
-            store.close()
+            store.call_off()
 
-        return PeerLease(lease, stop_opening)
+        return PeerLease(lease, call_off)
 
     def lease_sending(self, opening: pb.TransferOpen) -> PeerLease:
         """The link that a receiver has named.
@@ -141,6 +148,8 @@ class PeerLinks:
             LinkError: it cannot be leased, or the receiver means one that is not here any more.
         """
         peer, link_id = LinkPeer(opening.receiver_id, opening.receiver_epoch), opening.link_id
+        if not link_id:
+            raise LinkError(f"{peer} names no link: link_id is empty")
         lease = self.sending.lease(peer, link_id)
         try:
             if lease.reused == opening.new_link:
@@ -184,11 +193,11 @@ class PeerLinks:
         store = self._remote_stores.pop(link_id, None)
         if store is None:
             raise LinkError(f"link {link_id} to {peer} was given up")
-        return Link.open(self._link_config(peer, link_id, 1), store)
+        return Link.open(self._link_config(peer, link_id, _RECEIVER_RANK), store)
 
     def _open_sending(self, peer: LinkPeer, link_id: str) -> Link:
         store = self._stores.find(link_id, peer)
-        config = self._link_config(peer, link_id, 0)
+        config = self._link_config(peer, link_id, _SENDER_RANK)
         return Link.open(config, store, on_close=lambda: self._stores.drop(link_id))
 
     def _link_config(self, peer: LinkPeer, link_id: str, rank: Literal[0, 1]) -> LinkConfig:

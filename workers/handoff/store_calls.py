@@ -25,7 +25,7 @@ _EARLY_S = 5.0
 class RemoteStore:
     """A link's store at the peer, for torch's blocking calls on a link's own thread.
 
-    Used by one thread at a time; closing it, from any thread, wakes that one.
+    Used by one thread at a time. Another one may call the opening of the link off.
 
     Args:
         link_id: the link.
@@ -49,11 +49,11 @@ class RemoteStore:
         self._metadata = metadata
         self._events = events
         self._call_under_way: concurrent.futures.Future[pb.LinkStoreResponse] | None = None
-        self._closed = False
+        self._off = False
 
-    def close(self) -> None:
-        """End the call that is under way and refuse further ones with a LinkError."""
-        self._closed = True
+    def call_off(self) -> None:
+        """Refuse every call with a LinkError, the one that is under way too."""
+        self._off = True
         call = self._call_under_way
         if call is not None:
             call.cancel()
@@ -94,7 +94,7 @@ class RemoteStore:
         timeout_s = wait_s + _CALL_TIMEOUT_S
         call = asyncio.run_coroutine_threadsafe(self._send(request, timeout_s), self._events)
         self._call_under_way = call
-        if self._closed:  # looked at after the call can be found: `close` cannot miss it
+        if self._off:  # looked at when the call can be found: `call_off` cannot miss it
             call.cancel()
         try:
             return call.result(timeout_s + 1.0)
@@ -103,7 +103,7 @@ class RemoteStore:
         except TimeoutError:
             reason = f"no answer within {timeout_s:g} s"
         except concurrent.futures.CancelledError:
-            reason = "it was given up"
+            reason = "it was called off"
         call.cancel()
         raise LinkError(f"link {self._link_id}: rendezvous failed: {reason}")
 
