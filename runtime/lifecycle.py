@@ -147,7 +147,11 @@ class RequestLifecycle:
             finish_reason=reason,
             stop_token_id=sampled.token_id if reason is FinishReason.STOP else None,
             cached_tokens=request.cached_tokens or 0,
-            phases=request.stopwatch.total(now) if reason or request.hold else (),
+            phases=(
+                request.stopwatch.total(now)
+                if reason or request.hold
+                else request.stopwatch.news(now)
+            ),
         )
         self.outputs.deltas.append((request.request_id, delta))
         if request.hold:
