@@ -62,6 +62,7 @@ class RunningSequence:
         index: as in `CompletionDelta`.
         spec: what the backend was asked for.
         text: its state of detokenisation.
+        deadline: when it has to be over, by the pipeline's clock.
         started: handed to the backend, which gives its room back.
         delivered: tokens so far.
         last_token_at: when the latest of them left.
@@ -74,6 +75,7 @@ class RunningSequence:
     index: int
     spec: GenerationSpec
     text: SequenceText
+    deadline: float
     started: bool = False
     delivered: int = 0
     last_token_at: float = 0.0

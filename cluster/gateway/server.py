@@ -81,7 +81,7 @@ class GatewayServer:
             limits=AdmissionLimits(
                 max_requests=config.max_queued_requests, max_tokens=config.max_queued_tokens
             ),
-            on_stats=metrics.observe_worker,
+            listener=metrics,
         )
         self._dispatcher.start()
         pipeline = await self._pipeline(self._dispatcher, metrics, census.max_model_len)
