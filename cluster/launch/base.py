@@ -63,7 +63,10 @@ class ServiceHandle(Protocol):
         ...
 
     def stop(self, grace_s: float) -> None:
-        """Ask it to finish what runs and to end; returns at once."""
+        """Ask it to finish what runs within `grace_s` and to end; returns at once.
+
+        Asked again, it waits no longer: what still runs ends with an error.
+        """
         ...
 
     def wait_stopped(self, timeout_s: float) -> bool:
