@@ -87,7 +87,7 @@ class IncomingTransfer:
         Raises:
             TwinflowError: the hand-off failed; the link is closed and nothing writes any more.
         """
-        listen = asyncio.ensure_future(self._listen())
+        listen = asyncio.create_task(self._listen())
         work = self._events.run_in_executor(self._end.links.threads, self._work_link)
         try:
             await asyncio.wait((listen, work), return_when=asyncio.FIRST_EXCEPTION)
@@ -100,13 +100,15 @@ class IncomingTransfer:
         now = self._events.time()
         self.seconds = now - (self._began or now)
 
-    async def _give_up(self, *halves: "asyncio.Future[None]") -> None:
-        """Close the link, which makes the blocks quiet; wake both halves, and let them go."""
-        for half in halves:
-            look_away(half)
+    async def _give_up(self, listen: "asyncio.Task[None]", work: "asyncio.Future[None]") -> None:
+        """Close the link, which makes the blocks quiet; afterwards the engine is told nothing."""
+        look_away(listen)
+        look_away(work)
+        listen.cancel()
         self._call.cancel()
         self._inbox.put(None)
         await self._lease.discard()
+        await asyncio.wait({listen})
 
     async def part(self) -> None:
         """After `run`: let the sender free its blocks; keep the link if it has no objection."""

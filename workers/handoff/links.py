@@ -63,8 +63,8 @@ class PeerLease:
     async def discard(self) -> None:
         """Close the link. When it returns, nothing writes over it any more, and nothing will.
 
-        A `connect` that is under way fails: at once while it looks for the peer, at the end of its
-        deadline if torch waits for a peer that has just left. Nobody else waits for it.
+        A `connect` that is under way fails: at once while it looks for the peer, and when both ends
+        are connected, which takes a moment, if they have met. Nobody else waits for it.
         """
         self._call_off()
         await asyncio.to_thread(self._lease.discard)
@@ -75,17 +75,16 @@ class PeerLinks:
 
     Args:
         config: of the worker.
-        stores: rendezvous of the links that this worker sends over.
 
     Attributes:
         max_sending: most links that this worker sends over.
+        stores: rendezvous of these links.
         threads: where links are worked.
         metadata: of every call to a peer.
     """
 
-    def __init__(self, config: WorkerConfig, stores: StoreDirectory) -> None:
+    def __init__(self, config: WorkerConfig) -> None:
         self._config = config
-        self._stores = stores
         self._self = LinkPeer(config.worker_id, config.epoch)
         self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -104,6 +103,8 @@ class PeerLinks:
         self.sending = LinkPool(
             self._open_sending, self._new_id, PoolLimits(self.max_sending, _SENDER_IDLE_S)
         )
+        # A link that was given up while it was opened keeps its store until both ends know.
+        self.stores = StoreDirectory(2 * self.max_sending)
         # One for each link that can be leased: a hand-off whose peer waits for it never queues.
         self.threads = ThreadPoolExecutor(max_receiving + self.max_sending, "twinflow-handoff")
 
@@ -155,15 +156,16 @@ class PeerLinks:
             if lease.reused == opening.new_link:
                 raise LinkError(f"link {link_id} to {peer} is not here any more")
             if not lease.reused:
-                self._stores.create(link_id, peer)
+                self.stores.create(link_id, peer)
         except LinkError:
             lease.discard()
             raise
-        return PeerLease(lease, lambda: self._stores.drop(link_id))
+        return PeerLease(lease, lambda: self.stores.call_off(link_id))
 
     async def close(self) -> None:
-        """Close all links and channels."""
+        """Close all links and channels; whoever still opens a link fails."""
         self._evictor.cancel()
+        self.stores.close()
         await asyncio.gather(self._evictor, return_exceptions=True)
         await asyncio.to_thread(self.receiving.close)
         await asyncio.to_thread(self.sending.close)
@@ -172,13 +174,14 @@ class PeerLinks:
         await asyncio.gather(*self._closing, *(c.close() for _, c in channels.values()))
 
     def check_integrity(self) -> None:
-        """Recount both pools.
+        """Recount both pools and the stores.
 
         Raises:
             RuntimeError: something does not add up.
         """
         self.receiving.check_integrity()
         self.sending.check_integrity()
+        self.stores.check_integrity()
 
     async def _evict(self) -> None:
         while True:
@@ -196,9 +199,9 @@ class PeerLinks:
         return Link.open(self._link_config(peer, link_id, _RECEIVER_RANK), store)
 
     def _open_sending(self, peer: LinkPeer, link_id: str) -> Link:
-        store = self._stores.find(link_id, peer)
+        store = self.stores.find(link_id, peer)
         config = self._link_config(peer, link_id, _SENDER_RANK)
-        return Link.open(config, store, on_close=lambda: self._stores.drop(link_id))
+        return Link.open(config, store, on_close=lambda: self.stores.drop(link_id))
 
     def _link_config(self, peer: LinkPeer, link_id: str, rank: Literal[0, 1]) -> LinkConfig:
         backend: BackendName = "nccl" if self._config.device.startswith("cuda") else "gloo"

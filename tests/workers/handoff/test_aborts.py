@@ -6,7 +6,9 @@ back is given back because of the end of the request, not of somebody's patience
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +16,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from tests.support.halting import kept_busy
-from tests.support.worker_proxy import between
+from tests.support.worker_proxy import AskStore, between
 from tests.support.workers import (
+    PATIENCE_S,
     Answer,
     Gateway,
     attached,
     eventually,
+    forget_idle_links,
     holdings,
     idle,
     peer_of,
@@ -105,10 +109,14 @@ async def opening_the_link(
     pair: Pair, stack: AsyncExitStack, gateway: Gateway, request: pb.Submission
 ) -> Answer:
     """The prefill worker waits for the decode worker's half of the link."""
-    for pool in (pair.prefill.parts.links.sending, pair.decode.parts.links.receiving):
-        for worker_id in ("prefill-0", "decode-0"):
-            await asyncio.to_thread(pool.drop_peer, worker_id)
-    address = await stack.enter_async_context(between(pair.prefill, pass_store_calls=False))
+
+    async def never(request: pb.LinkStoreRequest, store: AskStore) -> pb.LinkStoreResponse:
+        await asyncio.Event().wait()
+        return await store()
+
+    await forget_idle_links(pair.prefill)
+    await forget_idle_links(pair.decode)
+    address = await stack.enter_async_context(between(pair.prefill, on_store_call=never))
     request.prefill.address = address
     answer = await gateway.submit(request)
     await eventually(lambda: holdings(pair.prefill)["stores without a link"] == 1, "a store")
@@ -230,6 +238,48 @@ async def test_deadlines_end_requests_in_every_phase(pair: Pair, phase: Phase) -
         await within(answer.done.wait(), "the deadline")
         assert isinstance(answer.error, DeadlineExceeded)
         assert "decode-0" in str(answer.error)
+
+
+async def test_links_that_are_given_up_while_they_connect_hold_no_thread(pair: Pair) -> None:
+    """One end must not wait in torch, which it would do for a minute, for one that has left."""
+    links = pair.decode.parts.links
+
+    async with attached(pair.decode) as gateway:
+        connecting: asyncio.Queue[asyncio.Event] = asyncio.Queue()
+
+        async def hold(request: pb.LinkStoreRequest, store: AskStore) -> pb.LinkStoreResponse:
+            answer = await store()
+            if request.set.value and not request.set.key.startswith("hello"):  # an address
+                go_on = asyncio.Event()
+                await connecting.put(go_on)
+                await go_on.wait()
+            return answer
+
+        async with between(pair.prefill, on_store_call=hold) as address:
+            for _ in range(8):
+                peer = peer_of(pair.prefill, address=address)
+                request = submission(random_prompt(random.Random(), 20), ENDLESS, peer)
+                await forget_idle_links(pair.decode)
+                await gateway.submit(request)
+                go_on = await within(connecting.get(), "the address of the decode worker")
+                await gateway.abort(request)
+                await eventually(
+                    lambda: not links.receiving.num_leased and not len(pair.prefill.parts.sender),
+                    lambda: (holdings(pair.prefill), holdings(pair.decode)),
+                )
+                go_on.set()
+        for worker in (pair.prefill, pair.decode):
+            await within(all_free(worker.parts.links.threads), "the last thread")
+
+
+async def all_free(threads: ThreadPoolExecutor) -> None:
+    """Returns when every thread is free at the same time."""
+    together = threading.Barrier(threads._max_workers)
+    events = asyncio.get_running_loop()
+    waiting = [
+        events.run_in_executor(threads, together.wait, PATIENCE_S) for _ in range(together.parties)
+    ]
+    await asyncio.gather(*waiting)
 
 
 async def test_one_gateway_that_vanishes_takes_only_its_own_requests_along(pair: Pair) -> None:

@@ -17,6 +17,7 @@ from tests.support.workers import (
     Oracle,
     attached,
     eventually,
+    forget_idle_links,
     holdings,
     idle,
     peer_of,
@@ -327,9 +328,8 @@ async def test_a_link_that_died_in_its_sleep_costs_a_second_try(pair: Pair) -> N
     await idle(pair.prefill, pair.decode)
     handoffs = pair.decode.parts.core.state.handoffs
     before = replace(handoffs)
-    pool = pair.prefill.parts.links.sending
-    assert pool.num_idle > 0
-    await asyncio.to_thread(pool.drop_peer, "decode-0")
+    assert pair.prefill.parts.links.sending.num_idle > 0
+    await forget_idle_links(pair.prefill)
 
     await pair.fetch("dead link")
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support.workers import TOKEN, within
 
 from twinflow.parallel.links.config import LinkPeer
-from twinflow.parallel.links.store import MemoryStore, StoreDirectory
+from twinflow.parallel.links.store import MET_KEY, MemoryStore, StoreDirectory
 from twinflow.protos.errors import InvalidRequest, LinkError, TwinflowError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
@@ -151,6 +151,16 @@ async def test_calling_off_wakes_the_thread_that_waits_and_refuses_the_next() ->
             await waiting
         with pytest.raises(LinkError, match="called off"):
             await blocking(lambda: remote.set("k", b""))
+
+
+async def test_calling_off_is_too_late_when_both_ends_have_met() -> None:
+    async with rendezvous() as there:
+        store, remote = there.directory.create("link", ME), there.remote("link")
+        await blocking(lambda: remote.set(MET_KEY, b""))
+        waiting = asyncio.create_task(blocking(lambda: remote.get("address", 20.0)))
+        remote.call_off()
+        store.set("address", b"here")
+        assert await waiting == b"here"
 
 
 async def test_a_peer_that_is_not_there_is_an_error_that_names_the_link() -> None:
