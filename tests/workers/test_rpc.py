@@ -1,5 +1,6 @@
 """Who may call a worker, and how errors cross the wire."""
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from tests.support.rpc_peers import Unanswering, describe, freeze, line_of, process, serving
 from tests.support.workers import TOKEN, attached, running, within, worker_config
 
 from twinflow.protos import errors
@@ -26,6 +28,8 @@ from twinflow.workers.server import WorkerServer
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Metadata = tuple[tuple[str, str], ...]
+# Longer than keepalive takes, and much shorter than the minute that gRPC's own default takes.
+FROZEN_S = 15.0
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -81,12 +85,11 @@ async def test_calls_without_the_secret_are_refused(
     assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
     assert TOKEN not in (refused.value.details() or "")
     assert not worker.parts.core.state.draining
-    assert worker.parts.service.num_sessions == 0
 
 
 async def test_the_secret_opens_the_door(worker: WorkerServer) -> None:
-    async with attached(worker):
-        assert worker.parts.service.num_sessions == 1
+    async with attached(worker) as gateway:
+        assert gateway.stats.total_blocks == worker.description.num_blocks
 
 
 async def test_unknown_methods_are_unknown_with_and_without_the_secret(
@@ -143,3 +146,28 @@ async def test_what_breaks_a_call_is_an_error_that_says_how() -> None:
     error = error_of_call(failed.value)
     assert type(error) is ServerError
     assert error.message.startswith("unavailable: ")
+
+
+@pytest.mark.slow
+async def test_a_call_to_a_frozen_process_fails_soon() -> None:
+    """Nothing says so: its sockets are open, and the kernel goes on taking what is sent."""
+    async with process("serve") as peer:
+        address = await within(line_of(peer), "the address")
+        call = asyncio.create_task(describe(address))
+        assert await within(line_of(peer), "the call") == "called"
+        freeze(peer)
+        async with asyncio.timeout(FROZEN_S):
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await call
+    assert failed.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.slow
+async def test_a_call_from_a_frozen_process_is_given_up_soon() -> None:
+    called = asyncio.Event()
+    service = Unanswering(called.set)
+    async with serving(service) as address, process("call", address) as peer:
+        await within(called.wait(), "the call")
+        freeze(peer)
+        async with asyncio.timeout(FROZEN_S):
+            await service.given_up.wait()
