@@ -105,12 +105,14 @@ async def test_the_decode_worker_computes_the_prompt_itself(
     handoffs = crowd.decode.parts.core.state.handoffs
     failed = handoffs.failed
     prompt = random_prompt(random.Random(stranger), 50)
+    looked_up = crowd.decode.parts.core.stats().prefix_queries
 
     answer = await crowd.gateway.complete(submission(prompt, PARAMS, crowd.strangers()[stranger]))
 
     assert tuple(answer.tokens) == oracle(prompt, PARAMS).token_ids
     assert "recompute" in answer.phase_names
     assert handoffs.failed == failed + 1
+    assert crowd.decode.parts.core.stats().prefix_queries == looked_up + 50
 
 
 async def test_a_draining_prefill_worker_is_left_alone(
