@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.support.dispatchers import Reports
 from tests.support.workers import (
     TOKEN,
     Oracle,
@@ -138,7 +139,7 @@ async def test_requests_of_a_dead_engine_go_on_elsewhere_without_a_gap(
             [WorkerAddress(w.config.worker_id, w.description.address) for w in workers],
             TOKEN,
             limits=AdmissionLimits(),
-            on_stats=lambda *report: None,
+            listener=Reports(),
         )
         dispatcher.start()
         await eventually(lambda: (v := dispatcher._workers) and all(w.up for w in v.values()), "up")
