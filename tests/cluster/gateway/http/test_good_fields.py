@@ -47,6 +47,7 @@ CHATS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "A27-sampled-only": ({"logprobs": True}, {"logprobs": 0}),
     "A27-off": ({"logprobs": False}, {"logprobs": None}),
     "A28-bias": ({"logit_bias": {"5": -100, "6": 0.5}}, {"logit_bias": {5: -100.0, 6: 0.5}}),
+    "A29-null": ({"seed": None}, {}),
     "A29-largest": ({"seed": 2**64 - 1}, {"seed": 2**64 - 1}),
     "A30-null": ({"stream": None, "stream_options": None}, {}),
     "A34-unknown": ({"no_such_field": {"deep": [1]}, "request_id": "x"}, {}),
