@@ -126,6 +126,7 @@ class WorkerServer:
             kv_cache_memory=config.kv_cache_memory,
             enable_prefix_caching=config.enable_prefix_caching,
             scheduler=config.scheduler,
+            host_memory=config.host_memory,
         )
         return build_engine(
             options, clock=self._clock, on_kv=lambda kv: self._on_kv(kv), progress=progress
@@ -133,7 +134,7 @@ class WorkerServer:
 
     def _assemble(self, built: BuiltEngine) -> WorkerParts:
         core = WorkerCore(self.config, built.engine, built.model.vocab_size)
-        links = PeerLinks(self.config)
+        links = PeerLinks(self.config, built.cache.data.device)
         store_calls = StoreCalls(links.stores, links.max_sending)
         end = HandoffEnd(core, built, links, self.description)
         receiver, sender = KVReceiver(end), KVSender(end)

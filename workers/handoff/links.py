@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import grpc
+import torch
 
 from twinflow.parallel.links.config import BackendName, LinkConfig, LinkPeer
 from twinflow.parallel.links.link import Link
@@ -75,6 +76,7 @@ class PeerLinks:
 
     Args:
         config: of the worker.
+        device: where its KV blocks are, with the device's number if it has one.
 
     Attributes:
         max_sending: most links that this worker sends over.
@@ -83,8 +85,9 @@ class PeerLinks:
         metadata: of every call to a peer.
     """
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, device: torch.device) -> None:
         self._config = config
+        self._device = device
         self._self = LinkPeer(config.worker_id, config.epoch)
         self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -204,13 +207,13 @@ class PeerLinks:
         return Link.open(config, store, on_close=lambda: self.stores.drop(link_id))
 
     def _link_config(self, peer: LinkPeer, link_id: str, rank: Literal[0, 1]) -> LinkConfig:
-        backend: BackendName = "nccl" if self._config.device.startswith("cuda") else "gloo"
+        backend: BackendName = "nccl" if self._device.type == "cuda" else "gloo"
         return LinkConfig(
             link_id=link_id,
             rank=rank,
             peer=peer,
             bind_address=self._config.host,
             backend=backend,
-            device=self._config.device,
+            device=str(self._device),
             deadline_s=self._config.kv_transfer_timeout_s,
         )
