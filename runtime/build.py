@@ -21,7 +21,7 @@ from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
 from twinflow.runtime.checkpoint.weights import Checkpoint
 from twinflow.runtime.config import EngineConfig, check_block_size
 from twinflow.runtime.engine import Engine, KVProgress
-from twinflow.runtime.host_memory import available_memory
+from twinflow.runtime.host_memory import MemoryShare, available_memory
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.model_executor import ModelExecutor
@@ -31,6 +31,7 @@ from twinflow.runtime.models.registry import create_model
 from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.schedulers import create_scheduler
 from twinflow.runtime.schedulers.base import SchedulerLimits
+from twinflow.runtime.weight_memory import weight_bytes
 
 # Told how far loading is: what, bytes done, bytes in all.
 LoadProgress = Callable[[str, int, int], None]
@@ -52,6 +53,7 @@ class EngineOptions:
         kv_cache_memory: bytes for KV blocks.
         enable_prefix_caching: reuse the KV of prompts that begin alike.
         scheduler: scheduling policy.
+        host_memory: of the host's memory, what a CPU engine may take; None for all that is free.
     """
 
     model: Path
@@ -65,6 +67,7 @@ class EngineOptions:
     kv_cache_memory: int = 1 << 30
     enable_prefix_caching: bool = True
     scheduler: str = "chunked"
+    host_memory: MemoryShare | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +129,8 @@ def build_engine(
     checkpoint = Checkpoint.open(options.model)
     for name in checkpoint.check_shapes(expected_shapes(model_config)):
         structlog.get_logger().warning("the model does not use a tensor", tensor=name)
-    needed = checkpoint.parameter_bytes(layout.torch_dtype) + config.num_blocks * layout.block_bytes
-    check_memory(needed, _available_memory(options.device), "weights and KV cache")
+    weights = weight_bytes(model_config, layout.torch_dtype, torch.device(options.device))
+    _check_memory(options, weights + config.num_blocks * layout.block_bytes)
     runner = _load_runner(checkpoint, model_config, config, layout, options.device, progress)
     fingerprint = f"{checkpoint.fingerprint}-{dtype}"
     layers_per_unit = choose_layers_per_unit(layout)
@@ -264,9 +267,14 @@ def _assemble(
     return Engine(config, executor, blocks, scheduler, clock=clock, on_kv=on_kv)
 
 
-def _available_memory(device: str) -> int:
-    """Bytes that could be allocated on the device now."""
-    if device.startswith("cuda"):
-        free, _total = torch.cuda.mem_get_info(device)
-        return int(free)
-    return available_memory()
+def _check_memory(options: EngineOptions, needed: int) -> None:
+    """Refuse what does not fit into the device, or into the engine's share of the host."""
+    what, share = "weights and KV cache", options.host_memory
+    if options.device.startswith("cuda"):
+        available = int(torch.cuda.mem_get_info(options.device)[0])
+    elif share is None:
+        available = available_memory()
+    else:
+        available = min(share.size, available_memory())
+        what += f" in {share}"
+    check_memory(needed, available, what)

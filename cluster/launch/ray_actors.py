@@ -53,8 +53,10 @@ class RayHandle:
             name=spec.name,
             namespace=NAMESPACE,
             num_cpus=0,
+            # Ray chooses which, and hides the others from the process.
+            num_gpus=0 if spec.gpu is None else 1,
             max_concurrency=16,
-            runtime_env={"env_vars": service_environment(spec.threads)},
+            runtime_env={"env_vars": service_environment(spec)},
         ).remote(spec.kind, spec.config, spec.log_level)
         self._actor.start.remote()
         self._stopped: Any = None
@@ -96,9 +98,14 @@ class RayHandle:
 
 
 class RayLauncher:
-    """Starts services as actors of a Ray cluster on this machine."""
+    """Starts services as actors of a Ray cluster on this machine.
 
-    def __init__(self) -> None:
+    Args:
+        num_gpus: GPUs that it may give to services.
+    """
+
+    def __init__(self, num_gpus: int = 0) -> None:
+        self._num_gpus = num_gpus
         self._handles: list[RayHandle] = []
 
     def open(self) -> None:
@@ -108,6 +115,7 @@ class RayLauncher:
                 address="local",
                 namespace=NAMESPACE,
                 include_dashboard=False,
+                num_gpus=self._num_gpus,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 _node_ip_address="127.0.0.1",
                 logging_level=logging.WARNING,

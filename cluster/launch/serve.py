@@ -7,7 +7,6 @@ Ctrl-C and SIGTERM mean the same. The first one stops in order; the second ends 
 with an error that their clients get; the third kills. While it starts, the first one kills.
 """
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,8 @@ from twinflow.cluster.cli.progress import ReadySummary, ServeUI
 from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.launch import ray_environment
 from twinflow.cluster.launch.base import Launcher, ServiceHandle, ServiceStatus
-from twinflow.cluster.launch.deployment import Machine, new_token, plan_gateway, plan_workers
+from twinflow.cluster.launch.deployment import new_token, plan_gateway, plan_workers
+from twinflow.cluster.launch.machine import Machine, this_machine
 from twinflow.cluster.launch.readiness import missing_for_readiness
 from twinflow.protos.errors import (
     DeadlineExceeded,
@@ -27,7 +27,6 @@ from twinflow.protos.errors import (
     TwinflowError,
     from_code,
 )
-from twinflow.runtime.host_memory import available_memory
 
 START_TIMEOUT_S = 600.0
 READY_TIMEOUT_S = 60.0
@@ -101,8 +100,6 @@ class Deployment:
             SetupError: it could not start, and what to change.
         """
         try:
-            self._ui.phase("Starting Ray" if self._config.launcher == "ray" else "Starting")
-            self._launcher.open()
             self._ui.ready(self.start(machine))
             self.watch()
             self._ui.phase("Stopping", "running requests finish; Ctrl-C again cuts them off")
@@ -125,11 +122,14 @@ class Deployment:
         """Start everything and wait until a token went through every pair.
 
         Raises:
+            ConfigError: the machine has not got what the configuration wants; nothing was started.
             TwinflowError: a service failed, and why.
             Interrupted: an order to stop came first.
         """
         token = new_token()
         plans = plan_workers(self._config, machine, token)
+        self._ui.phase("Starting Ray" if self._config.launcher == "ray" else "Starting")
+        self._launcher.open()
         self._ui.phase("Starting workers", ", ".join(plan.spec.name for plan in plans))
         self._workers = [self._launcher.start(plan.spec) for plan in plans]
         endpoints = self._await(self._workers)
@@ -257,17 +257,18 @@ def serve(config: ServeConfig, ui: ServeUI) -> int:
         SetupError: it could not start, and what to change.
     """
     with _counting_signals() as interrupts:
+        machine = this_machine(with_gpus=config.device != "cpu")
         deployment = Deployment(
             config,
-            create_launcher(config.launcher),
+            create_launcher(config.launcher, machine),
             ui,
             lambda: interrupts.count,
             readiness=missing_for_readiness,
         )
-        return deployment.run(this_machine())
+        return deployment.run(machine)
 
 
-def create_launcher(name: str) -> Launcher:
+def create_launcher(name: str, machine: Machine) -> Launcher:
     """The launcher of this name; Ray is imported only if it is used."""
     if name == "local":
         from twinflow.cluster.launch.local import LocalLauncher  # noqa: PLC0415
@@ -276,15 +277,7 @@ def create_launcher(name: str) -> Launcher:
     ray_environment.prepare()
     from twinflow.cluster.launch.ray_actors import RayLauncher  # noqa: PLC0415
 
-    return RayLauncher()
-
-
-def this_machine() -> Machine:
-    """Cores that this process may use, and memory that is free."""
-    # Only Linux tells which cores a process may use.
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return Machine(cores, available_memory())
+    return RayLauncher(len(machine.gpus.free_memory))
 
 
 @contextmanager

@@ -61,11 +61,6 @@ class Checkpoint:
         folder = ModelDirectory.open(directory)
         return cls(folder, find_shards(folder))
 
-    def parameter_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes that all tensors take up in `dtype`."""
-        count = sum(math.prod(entry.shape) for entry in self._entries.values())
-        return count * dtype.itemsize
-
     def check_shapes(self, expected: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
         """Compare with the tensors a model needs (`shapes.expected_shapes`).
 

@@ -8,7 +8,7 @@ from tests.support.fake_launcher import FakeHandle, FakeLauncher, RecordingUI, f
 
 from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.launch.base import ServiceStatus
-from twinflow.cluster.launch.deployment import Machine
+from twinflow.cluster.launch.machine import Machine
 from twinflow.cluster.launch.serve import (
     READY_TIMEOUT_S,
     START_TIMEOUT_S,
@@ -80,8 +80,15 @@ class TestStart:
         assert summary.grpc_target == "127.0.0.1:50051"
         assert summary.pools == {"prefill": ("prefill-0",), "decode": ("decode-0", "decode-1")}
         assert (summary.model, summary.needs_key) == ("tiny", True)
-        assert stage.ui.phases == ["Starting workers", "Starting the gateway", "Checking"]
+        phases = ["Starting", "Starting workers", "Starting the gateway", "Checking"]
+        assert stage.ui.phases == phases
         assert (90, 300) in stage.ui.amounts
+
+    def test_nothing_starts_on_a_machine_that_lacks_what_is_wanted(self) -> None:
+        stage = Stage(device="cuda")
+        with pytest.raises(ConfigError, match="--device cuda: "):
+            stage.deployment.start(MACHINE)
+        assert (stage.launcher.opened, stage.ui.phases) == (0, [])
 
     def test_all_processes_of_a_deployment_share_a_secret(self) -> None:
         stage = Stage()

@@ -57,12 +57,10 @@ def test_progress_reaches_the_total(tmp_path: Path) -> None:
     assert calls[-1] == (checkpoint.total_bytes, checkpoint.total_bytes)
 
 
-def test_parameter_bytes_is_an_estimate_without_reading(tmp_path: Path) -> None:
+def test_the_size_is_known_without_reading(tmp_path: Path) -> None:
     state = tiny_state_dict(small_config())
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, state=state))
-    count = sum(tensor.numel() for tensor in state.values())
-    assert checkpoint.total_bytes == checkpoint.parameter_bytes(torch.float32) == 4 * count
-    assert checkpoint.parameter_bytes(torch.bfloat16) == 2 * count
+    assert checkpoint.total_bytes == 4 * sum(tensor.numel() for tensor in state.values())
 
 
 def test_loaded_tensors_outlive_their_file(tmp_path: Path) -> None:
