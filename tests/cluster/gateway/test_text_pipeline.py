@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -213,6 +214,29 @@ async def test_leaving_early_aborts_and_releases() -> None:
     bench.backend.check_integrity()
     assert bench.metric("vllm:request_success_total", finished_reason="abort") == 8
     assert bench.metric("twinflow:requests_in_flight") == 0
+
+
+async def test_what_is_cut_off_is_accounted_for_from_its_first_token_on() -> None:
+    """Its worker has told where the time went until then; before, nobody knows."""
+    for behaviour, reads, counted in (
+        (Behaviour(delay_s=60), 1, 1),
+        (Behaviour(first_delay_s=60), 0, 0),
+        (Behaviour(fail_after=1), 1, 1),
+    ):
+        bench = Bench(behaviour)
+        with suppress(WorkerLost):
+            async with bench.pipeline.open(bench.request(), bench.call()) as generation:
+                for _ in range(reads):
+                    await anext(generation)
+                bench.now += 3.0
+                if behaviour.fail_after:
+                    await anext(generation)
+        assert bench.metric("vllm:request_queue_time_seconds_count") == counted
+        assert bench.metric("vllm:request_prefill_time_seconds_count") == counted
+        assert bench.metric("vllm:request_decode_time_seconds_sum") == pytest.approx(
+            3.0 * counted, abs=0.5
+        )
+        assert bench.metric("vllm:e2e_request_latency_seconds_count") == 0
 
 
 async def test_an_error_of_the_reader_aborts() -> None:

@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -65,6 +66,29 @@ def test_a10_chunks_without_an_end(gateway: HttpGateway) -> None:
         for _ in range(65):
             connection.sendall(chunk)
         assert status_of(connection.recv(65536)) == 413
+
+
+@pytest.mark.slow
+def test_a10_large_bodies_hold_nobody_up(gateway: HttpGateway) -> None:
+    """The worst that fits: a million objects, errors by the hundred thousand."""
+    many = ",".join(f'"{number:x}":1' for number in range(380_000))
+    bodies = [
+        f'{{"model":"tiny","messages":[{"{}," * 1_300_000}{{}}]}}',
+        f'{{"model":"tiny","messages":[],"metadata":{{{many}}}}}',
+        f'{{"model":"tiny","messages":[],"logit_bias":{{{many}}}}}',
+    ]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        sent = [
+            pool.submit(gateway.request, "POST", CHAT, content=body.encode(), headers=JSON)
+            for body in bodies
+        ]
+        answered = 0
+        while not all(one.done() for one in sent):
+            assert gateway.get("/live").status_code == 200
+            answered += 1
+    assert answered > len(bodies)
+    for one in sent:
+        assert_openai_error(one.result(), 400)
 
 
 def test_a10_all_bodies_together_are_bounded() -> None:
