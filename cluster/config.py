@@ -217,7 +217,8 @@ class ServeConfig(BaseModel):
     needed."""
 
     shutdown_timeout: Annotated[Seconds, Group.LIMITS] = 30.0
-    """Seconds that running requests get to finish after Ctrl-C or SIGTERM; 0 aborts them."""
+    """Seconds that running requests get to finish after Ctrl-C or SIGTERM, before they end with
+    an error."""
 
     launcher: Annotated[Literal["ray", "local"], Group.PROCESS] = "ray"
     """What starts and watches the workers: Ray actors, or plain processes of this machine."""

@@ -115,6 +115,8 @@ class RayLauncher:
                 address="local",
                 namespace=NAMESPACE,
                 include_dashboard=False,
+                # Services do not ask for cores, and for each core Ray would start an idle worker.
+                num_cpus=0,
                 num_gpus=self._num_gpus,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 _node_ip_address="127.0.0.1",
