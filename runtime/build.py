@@ -21,7 +21,7 @@ from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
 from twinflow.runtime.checkpoint.weights import Checkpoint
 from twinflow.runtime.config import EngineConfig, check_block_size
 from twinflow.runtime.engine import Engine, KVProgress
-from twinflow.runtime.host_memory import MemoryShare, available_memory
+from twinflow.runtime.host_memory import MemoryShare, available_memory, taken_memory
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.model_executor import ModelExecutor
@@ -275,6 +275,6 @@ def _check_memory(options: EngineOptions, needed: int) -> None:
     elif share is None:
         available = available_memory()
     else:
-        available = min(share.size, available_memory())
+        available = min(max(0, share.size - taken_memory()), available_memory())
         what += f" in {share}"
     check_memory(needed, available, what)

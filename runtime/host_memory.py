@@ -43,6 +43,16 @@ def available_memory(root: Path = _ROOT) -> int:
     return min(bound for bound in bounds if bound is not None)
 
 
+def taken_memory(root: Path = _ROOT) -> int:
+    """Bytes of memory that this process has taken; 0 where the kernel does not tell.
+
+    Args:
+        root: where `proc` is mounted.
+    """
+    pages = _lines(root / "proc/self/statm")
+    return int(pages[0].split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
+
+
 def _of_machine(meminfo: Path) -> int:
     """What the kernel could free for the asking; where it does not tell, all there is."""
     for line in _lines(meminfo):

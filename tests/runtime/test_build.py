@@ -17,7 +17,7 @@ from twinflow.runtime.build import (
     check_device,
     resolve_dtype,
 )
-from twinflow.runtime.host_memory import MemoryShare
+from twinflow.runtime.host_memory import MemoryShare, taken_memory
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +121,12 @@ class TestRefused:
             build(model, num_kv_blocks=1 << 40)
 
     def test_more_memory_than_its_share(self, model: Path) -> None:
-        share = MemoryShare(free=3 << 20, parts=3)
-        block_bytes = build(model).layout.block_bytes
-        assert build(model, num_kv_blocks=4, max_model_len=16, host_memory=share)
+        share = MemoryShare(free=3 * (taken_memory() + (64 << 20)), parts=3)
+        block_bytes = build(model, host_memory=share).layout.block_bytes
         with pytest.raises(
-            CheckpointError, match=r"KV cache in 1/3 of the 0\.00 GiB that the host had free: "
+            CheckpointError, match=r"KV cache in 1/3 of the \d\.\d\d GiB that the host had free: "
         ):
-            build(model, num_kv_blocks=(1 << 20) // block_bytes, host_memory=share)
+            build(model, num_kv_blocks=(65 << 20) // block_bytes, host_memory=share)
 
     def test_a_directory_that_is_none(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="missing"):
