@@ -1,6 +1,6 @@
 """What `twinflow serve` can be told: one field per flag, one sentence per field.
 
-The sentence under a field is its help text and its value is the only place where its default is
+The sentence under a field is its help text, and its value is its default or says where that is
 written. Fields are checked one by one and against each other here, all complaints at once; where
 the values come from (flags, environment, file) is `twinflow.cluster.cli.sources`, and what an
 unset memory or thread count comes down to on a machine is the launcher's. Nothing here reads a
@@ -27,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from twinflow.cluster.dispatch.admission import AdmissionLimits
 from twinflow.cluster.quantities import count, memory, whole
 from twinflow.runtime.config import EngineConfig
 
@@ -45,11 +46,11 @@ class Group(Enum):
     PROCESS = "Processes"
 
 
-def engine_default(name: str) -> int:
-    """The engine's own default of a number; the flag of the same name has no other."""
-    default = EngineConfig.__dataclass_fields__[name].default
+def default_of(owner: type[EngineConfig | AdmissionLimits], name: str) -> int:
+    """The default of a number where it belongs; the flag for it has no other."""
+    default = owner.__dataclass_fields__[name].default
     if not isinstance(default, int):
-        raise TypeError(f"EngineConfig.{name} has no default number")
+        raise TypeError(f"{owner.__name__}.{name} has no default number")
     return default
 
 
@@ -141,6 +142,10 @@ class ServeConfig(BaseModel):
     """Number format of weights, activations and KV cache; auto takes bfloat16 if the checkpoint has
     it and the processor can compute with it, else float32."""
 
+    device: Annotated[Literal["auto", "cpu", "cuda"], Group.MODEL] = "auto"
+    """What the workers compute on, cuda giving each a GPU of its own; auto takes cuda if torch sees
+    a GPU."""
+
     max_model_len: Annotated[Count | None, Group.MODEL] = None
     """Longest sequence in tokens, prompt and output together, such as 4096 or 32k; by default what
     the model was made for."""
@@ -170,11 +175,11 @@ class ServeConfig(BaseModel):
     grpc_port: Annotated[Port, Group.DOORS] = 50051
     """gRPC port; 0 takes a free one."""
 
-    max_num_seqs: Annotated[Count, Group.ENGINE] = engine_default("max_num_seqs")
+    max_num_seqs: Annotated[Count, Group.ENGINE] = default_of(EngineConfig, "max_num_seqs")
     """Requests that one worker runs at the same time."""
 
-    max_num_batched_tokens: Annotated[Count, Group.ENGINE] = engine_default(
-        "max_num_batched_tokens"
+    max_num_batched_tokens: Annotated[Count, Group.ENGINE] = default_of(
+        EngineConfig, "max_num_batched_tokens"
     )
     """Tokens that one worker computes in a step; longer prompts are computed in chunks."""
 
@@ -187,19 +192,24 @@ class ServeConfig(BaseModel):
 
     block_size: Annotated[
         Whole, Field(ge=1, le=1024), AfterValidator(_power_of_two), Group.MEMORY
-    ] = engine_default("block_size")
+    ] = default_of(EngineConfig, "block_size")
     """Token slots of a KV block, a power of two; the same in all pools."""
 
     num_kv_blocks: Annotated[Count | None, Group.MEMORY] = None
     """KV blocks of each worker, instead of an amount of memory."""
 
     kv_cache_memory: Annotated[Memory | None, Group.MEMORY] = None
-    """Memory for each worker's KV cache, such as 4GiB; by default a share of what is free."""
+    """Memory for each worker's KV cache, such as 4GiB; by default 40 % of the memory that is free,
+    shared among the workers and at most 1GiB each on a CPU."""
 
-    max_num_queued_reqs: Annotated[Count, Group.LIMITS] = 1024
+    max_num_queued_reqs: Annotated[Count, Group.LIMITS] = default_of(
+        AdmissionLimits, "max_requests"
+    )
     """Requests that may wait for their first token; one more is answered with 429."""
 
-    max_num_queued_tokens: Annotated[Count, Group.LIMITS] = 4_000_000
+    max_num_queued_tokens: Annotated[Count, Group.LIMITS] = default_of(
+        AdmissionLimits, "max_tokens"
+    )
     """Prompt tokens that may wait for their first token; beyond that the answer is 429."""
 
     kv_transfer_timeout: Annotated[Seconds, Field(gt=0), Group.LIMITS] = 10.0
@@ -207,7 +217,8 @@ class ServeConfig(BaseModel):
     needed."""
 
     shutdown_timeout: Annotated[Seconds, Group.LIMITS] = 30.0
-    """Seconds that running requests get to finish after Ctrl-C or SIGTERM; 0 aborts them."""
+    """Seconds that running requests get to finish after Ctrl-C or SIGTERM, before they end with
+    an error."""
 
     launcher: Annotated[Literal["ray", "local"], Group.PROCESS] = "ray"
     """What starts and watches the workers: Ray actors, or plain processes of this machine."""

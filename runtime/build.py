@@ -26,7 +26,7 @@ from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
 from twinflow.runtime.checkpoint.weights import Checkpoint
 from twinflow.runtime.config import EngineConfig, check_block_size
 from twinflow.runtime.engine import Engine, KVProgress
-from twinflow.runtime.host_memory import available_memory
+from twinflow.runtime.host_memory import MemoryShare, available_memory, taken_memory
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.kv.layouts import model_layout, rank_layout
@@ -35,12 +35,12 @@ from twinflow.runtime.model_runner import ModelRunner
 from twinflow.runtime.models.base import Placement
 from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.decoder import unused_tensors
-from twinflow.runtime.models.registry import checkpoint_shapes, create_model, model_type
-from twinflow.runtime.models.weights import parameter_bytes
+from twinflow.runtime.models.registry import checkpoint_shapes, create_model
 from twinflow.runtime.runner import Runner
 from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.schedulers import create_scheduler
 from twinflow.runtime.schedulers.base import SchedulerLimits
+from twinflow.runtime.weight_memory import weight_bytes
 
 # Told how far loading is: what, bytes done, bytes in all.
 LoadProgress = Callable[[str, int, int], None]
@@ -63,6 +63,7 @@ class EngineOptions:
         enable_prefix_caching: reuse the KV of prompts that begin alike.
         scheduler: scheduling policy.
         expert_parallel: each rank holds whole experts, not a part of every expert.
+        host_memory: of the host's memory, what a CPU engine may take; None for all that is free.
     """
 
     model: Path
@@ -77,6 +78,7 @@ class EngineOptions:
     enable_prefix_caching: bool = True
     scheduler: str = "chunked"
     expert_parallel: bool = False
+    host_memory: MemoryShare | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +192,8 @@ def plan_engine(options: EngineOptions, ranks: RankGroup) -> EnginePlan:
     for name in unused_tensors(model, others):
         structlog.get_logger().warning("the model does not use a tensor", tensor=name)
     plan = EnginePlan(options, checkpoint, model, layout, held, config)
-    placement = _placement(plan, ranks)
-    parameters = model_type(model).parameters(model, placement)
-    needed = parameter_bytes(parameters, placement.dtype) + config.num_blocks * held.block_bytes
-    check_memory(needed, _available_memory(options.device), "weights and KV cache")
+    weights = weight_bytes(model, _placement(plan, ranks))
+    _check_memory(options, weights + config.num_blocks * held.block_bytes)
     return plan
 
 
@@ -368,9 +368,14 @@ def _assemble(
     return Engine(config, executor, blocks, scheduler, clock=clock, on_kv=on_kv)
 
 
-def _available_memory(device: str) -> int:
-    """Bytes that could be allocated on the device now."""
-    if device.startswith("cuda"):
-        free, _total = torch.cuda.mem_get_info(device)
-        return int(free)
-    return available_memory()
+def _check_memory(options: EngineOptions, needed: int) -> None:
+    """Refuse what does not fit into the device, or into the engine's share of the host."""
+    what, share = "weights and KV cache", options.host_memory
+    if options.device.startswith("cuda"):
+        available = int(torch.cuda.mem_get_info(options.device)[0])
+    elif share is None:
+        available = available_memory()
+    else:
+        available = min(max(0, share.size - taken_memory()), available_memory())
+        what += f" in {share}"
+    check_memory(needed, available, what)

@@ -1,9 +1,36 @@
-"""How much memory of the host this process could still take. Measures; decides nothing."""
+"""How much memory of the host this process may still take. Measures; decides nothing."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path("/")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryShare:
+    """A part of a host's memory that was set aside for one of several processes.
+
+    Processes that start together and each look at what is free would all count the same bytes as
+    theirs.
+
+    Attributes:
+        free: bytes that the host had free before any of them started.
+        parts: equal parts that they are cut into.
+    """
+
+    free: int
+    parts: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of one part."""
+        return self.free // self.parts
+
+    def __str__(self) -> str:
+        """As error messages name it."""
+        part = f"1/{self.parts} of " if self.parts > 1 else ""
+        return f"{part}the {self.free / (1 << 30):.2f} GiB that the host had free"
 
 
 def available_memory(root: Path = _ROOT) -> int:
@@ -14,6 +41,16 @@ def available_memory(root: Path = _ROOT) -> int:
     """
     bounds = [_of_machine(root / "proc/meminfo"), _of_container(root / "sys/fs/cgroup")]
     return min(bound for bound in bounds if bound is not None)
+
+
+def taken_memory(root: Path = _ROOT) -> int:
+    """Bytes of memory that this process has taken; 0 where the kernel does not tell.
+
+    Args:
+        root: where `proc` is mounted.
+    """
+    pages = _lines(root / "proc/self/statm")
+    return int(pages[0].split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
 
 
 def _of_machine(meminfo: Path) -> int:

@@ -106,7 +106,8 @@ class RequestLifecycle:
         admitted = [r for r in requests if r.status is RequestStatus.WAITING]
         for request in admitted:
             match = self._blocks.match(request)
-            self._blocks.open(request, match)
+            received = request.request_id in receiving
+            self._blocks.open(request, match, computed_elsewhere=received)
             request.num_computed = match.num_tokens
             if request.cached_tokens is None:
                 # What an earlier attempt generated may be cached too, and is no prompt.
@@ -147,7 +148,11 @@ class RequestLifecycle:
             finish_reason=reason,
             stop_token_id=sampled.token_id if reason is FinishReason.STOP else None,
             cached_tokens=request.cached_tokens or 0,
-            phases=request.stopwatch.total(now) if reason or request.hold else (),
+            phases=(
+                request.stopwatch.total(now)
+                if reason or request.hold
+                else request.stopwatch.news(now)
+            ),
         )
         self.outputs.deltas.append((request.request_id, delta))
         if request.hold:

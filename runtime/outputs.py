@@ -77,7 +77,8 @@ class TokenDelta:
         finish_reason: set in the last delta.
         stop_token_id: the stop token that ended the sequence; not part of `token_ids`' text.
         cached_tokens: prompt tokens found in a prefix cache; meaningful in the first delta.
-        phases: in the last delta, where the time on the workers went.
+        phases: where the time on the workers went so far; in the first delta, in later ones if a
+            phase has ended since, and in the last one. The last phase goes on.
     """
 
     token_ids: tuple[int, ...]

@@ -34,6 +34,7 @@ class Stopwatch:
         self._phase = phase
         self._since = now
         self._phases: list[PhaseTime] = []
+        self._reported = 0
 
     def enter(self, phase: str, now: float) -> None:
         """End the current phase and start `phase`; entering the current one changes nothing."""
@@ -55,6 +56,13 @@ class Stopwatch:
     def total(self, now: float) -> tuple[PhaseTime, ...]:
         """All phases up to now, the current one included."""
         return (*self._phases, PhaseTime(self._phase, now - self._since))
+
+    def news(self, now: float) -> tuple[PhaseTime, ...]:
+        """The same if a phase has ended since it was last asked for, else nothing."""
+        if self._reported == len(self._phases):
+            return ()
+        self._reported = len(self._phases)
+        return self.total(now)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -22,8 +22,9 @@ class EngineSnapshot:
         prompt_tokens: prompt tokens computed since the start.
         generation_tokens: tokens generated since the start.
         preemptions: since the start.
-        prefix_queries: tokens looked for in the prefix cache since the start.
-        prefix_hits: tokens found there since the start.
+        prefix_queries: tokens of sequences admitted to be computed here, since the start; a prompt
+            that another worker computes is counted there.
+        prefix_hits: those of them that were in the prefix cache.
         steps: since the start.
     """
 

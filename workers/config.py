@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from twinflow.runtime.host_memory import MemoryShare
 from twinflow.workers.role import Role
 
 
@@ -20,7 +21,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         role: which flow requests are sent here for; every worker can do both.
         model: directory of the checkpoint.
         dtype: `auto` or a torch dtype name.
-        device: `cpu` or `cuda`.
+        device: `cpu` or `cuda:N`, N counting the devices that the process sees.
         max_model_len: longest sequence; None for the model's own limit.
         max_num_seqs: requests that hold blocks at the same time.
         max_num_batched_tokens: rows of a step.
@@ -39,6 +40,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         kv_transfer_timeout_s: longest wait for the next sign of life in a hand-off.
         lease_s: how long blocks are kept for a decode worker that says nothing.
         max_session_backlog: messages a gateway may leave unread before its session is cut.
+        host_memory: of the host's memory, what a worker on the CPU may take; None for all that is
+            free.
     """
 
     worker_id: str
@@ -64,6 +67,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kv_transfer_timeout_s: float = 10.0
     lease_s: float = 30.0
     max_session_backlog: int = 4096
+    host_memory: MemoryShare | None = None
 
     def encode(self) -> bytes:
         """As JSON, on one line."""

@@ -18,4 +18,5 @@ def engine_options(config: WorkerConfig) -> EngineOptions:
         kv_cache_memory=config.kv_cache_memory,
         enable_prefix_caching=config.enable_prefix_caching,
         scheduler=config.scheduler,
+        host_memory=config.host_memory,
     )

@@ -12,7 +12,8 @@ import grpc
 
 from twinflow.protos.errors import ServerError, TwinflowError, subclasses_by_code
 
-# A frozen peer answers no HTTP/2 ping: its calls fail this long after it stopped.
+# Both ends send an HTTP/2 ping after so long without a word from the other. A frozen peer answers
+# none: every call with it fails when the ping has not come back in time.
 KEEPALIVE_INTERVAL_S = 2.0
 KEEPALIVE_TIMEOUT_S = 3.0
 # Both ends of an internal call come from one release; this tells them apart.
@@ -20,13 +21,18 @@ PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _TOKEN_KEY = "authorization"
 
-_CHANNEL_OPTIONS = [
+_OPTIONS = [
     ("grpc.keepalive_time_ms", int(KEEPALIVE_INTERVAL_S * 1000)),
     ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
+    # The ping itself has a limit of its own, a minute unless told otherwise.
+    ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+]
+_CHANNEL_OPTIONS = [
+    *_OPTIONS,
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_retries", 0),
     # Each worker is one address; sharing subchannels would hide that a peer was replaced.
     ("grpc.use_local_subchannel_pool", 1),
@@ -36,13 +42,9 @@ _CHANNEL_OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 2000),
 ]
 _SERVER_OPTIONS = [
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    *_OPTIONS,
     ("grpc.http2.min_ping_interval_without_data_ms", int(KEEPALIVE_INTERVAL_S * 500)),
     ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.keepalive_time_ms", int(KEEPALIVE_INTERVAL_S * 1000)),
-    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
-    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.so_reuseport", 0),
 ]
 

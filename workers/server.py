@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import structlog
 import torch
 
-from twinflow.parallel.links.store import StoreDirectory
 from twinflow.protos.errors import ConfigError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
@@ -46,8 +45,7 @@ class WorkerParts:
         core: the engine and its requests.
         built: the engine's model and KV memory.
         links: to other workers.
-        stores: rendezvous of the links that it sends over.
-        store_calls: how its peers reach them.
+        store_calls: how its peers reach the rendezvous of links.
         receiver: hand-offs to this worker.
         sender: hand-offs from this worker.
         service: its gRPC face.
@@ -56,7 +54,6 @@ class WorkerParts:
     core: WorkerCore
     built: BuiltEngine
     links: PeerLinks
-    stores: StoreDirectory
     store_calls: StoreCalls
     receiver: KVReceiver
     sender: KVSender
@@ -94,6 +91,11 @@ class WorkerServer:
             SetupError: the model or the configuration cannot be served.
             RankLost: another rank of the worker did not come, or is gone.
         """
+        if not self.config.token:
+            raise ConfigError(
+                f"worker {self.config.worker_id} has no token: without the deployment's secret "
+                "anybody could use it"
+            )
         built = await asyncio.to_thread(self._build, progress)
         self.description = self._describe(built, self._listen())
         self._parts = self._assemble(built)
@@ -138,13 +140,12 @@ class WorkerServer:
 
     def _assemble(self, built: BuiltEngine) -> WorkerParts:
         core = WorkerCore(self.config, built.engine, built.model.vocab_size)
-        stores = StoreDirectory()
-        links = PeerLinks(self.config, stores)
-        store_calls = StoreCalls(stores, links.max_sending)
+        links = PeerLinks(self.config, built.cache.data.device)
+        store_calls = StoreCalls(links.stores, links.max_sending)
         end = HandoffEnd(core, built, links, self.description)
         receiver, sender = KVReceiver(end), KVSender(end)
         service = WorkerService(core, sender, store_calls, self.description)
-        return WorkerParts(core, built, links, stores, store_calls, receiver, sender, service)
+        return WorkerParts(core, built, links, store_calls, receiver, sender, service)
 
     def _describe(self, built: BuiltEngine, address: str) -> pb.DescribeResponse:
         return pb.DescribeResponse(
@@ -174,7 +175,6 @@ class WorkerServer:
         """
         await self.parts.core.check_integrity()
         self.parts.links.check_integrity()
-        self.parts.stores.check_integrity()
 
     async def stop(self, grace_s: float) -> None:
         """Finish what runs for at most `grace_s`, then end everything."""
@@ -194,7 +194,6 @@ class WorkerServer:
         await parts.links.close()
         await parts.core.loop.stop(_STOP_S)
         await self._dismiss_ranks()
-        parts.stores.close()
         parts.store_calls.close()
 
     async def _dismiss_ranks(self) -> None:

@@ -43,11 +43,6 @@ class WorkerService(rpc.WorkerServicer):
         self._description = description
         self._sessions: set[Session] = set()
 
-    @property
-    def num_sessions(self) -> int:
-        """Gateways that are attached."""
-        return len(self._sessions)
-
     def end_sessions(self) -> None:
         """Let every session end after what is unread; their requests are aborted."""
         for session in self._sessions:

@@ -1,6 +1,6 @@
 """Entry point of the `twinflow` command: parses, runs one command, turns errors into exit status.
 
-Exit status: 0 done, 1 failed while running, 2 refused before anything started, 130 interrupted.
+Exit status: 0 done, 1 failed while running, 2 refused (the settings or the model), 130 interrupted.
 """
 
 import sys

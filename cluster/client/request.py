@@ -7,7 +7,7 @@ server's.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from twinflow.protos.errors import InvalidRequest
 from twinflow.protos.twinflow.v1 import inference_pb2 as pb
@@ -15,10 +15,11 @@ from twinflow.runtime.sampling_params import SamplingParams
 
 
 class ChatMessage(TypedDict):
-    """A message of a conversation: role `system`, `user` or `assistant`, and its text."""
+    """A message of a conversation: role `system`, `user` or `assistant`, its text, who speaks."""
 
     role: str
     content: str
+    name: NotRequired[str]
 
 
 class SamplingFields(TypedDict, total=False):

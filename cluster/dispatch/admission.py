@@ -27,8 +27,8 @@ class AdmissionLimits:
         retry_after_s: what a refused client is told to wait.
     """
 
-    max_requests: int = 512
-    max_tokens: int = 1_000_000
+    max_requests: int = 1024
+    max_tokens: int = 4_000_000
     max_bytes: int = 256 * 1024 * 1024
     retry_after_s: float = 1.0
 

@@ -12,6 +12,8 @@ class DispatchConfig:
             or frozen, which is noticed within half as long again.
         describe_timeout_s: a worker that is connected to says who it is within this time.
         reconnect_s: pause between two attempts to open a session.
+        gone_after_s: a worker that has been away for so long counts as gone for good: nothing is
+            reported of it until it is back.
         probe_timeout_s: a probe's tokens come within this time.
         probe_fresh_s: an answer to whether requests are served holds for so long.
     """
@@ -19,5 +21,6 @@ class DispatchConfig:
     silence_limit_s: float = 5.0
     describe_timeout_s: float = 5.0
     reconnect_s: float = 0.5
+    gone_after_s: float = 60.0
     probe_timeout_s: float = 4.0
     probe_fresh_s: float = 1.0

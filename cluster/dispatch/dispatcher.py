@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from typing import Protocol
 
 import structlog
 
@@ -16,16 +17,29 @@ from twinflow.cluster.dispatch.admission import AdmissionLimits, AdmissionQueue
 from twinflow.cluster.dispatch.config import DispatchConfig
 from twinflow.cluster.dispatch.probe import Prober
 from twinflow.cluster.dispatch.submission import build_submission
-from twinflow.cluster.dispatch.worker_client import StatsListener, WorkerAddress, WorkerClient
+from twinflow.cluster.dispatch.worker_client import WorkerAddress, WorkerClient
 from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo, Readiness
 from twinflow.cluster.router.policy import RoutingPolicy
-from twinflow.cluster.router.prefix_index import PrefixIndex
+from twinflow.cluster.router.prefix_index import PrefixIndex, PromptNames
 from twinflow.cluster.router.snapshot import Route, RouteRequest, WorkerView
 from twinflow.protos.errors import DeadlineExceeded, Unavailable, WorkerLost
+from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.runtime.outputs import TokenDelta
 
 MAX_ATTEMPTS = 2
 _DRAIN_POLL_S = 0.05
+
+
+class WorkerListener(Protocol):
+    """Hears of workers; `GatewayMetrics` is one."""
+
+    def observe_worker(self, worker_id: str, role: str, stats: pb.WorkerStats) -> None:
+        """A worker has reported its load and its counters."""
+        ...
+
+    def forget_worker(self, worker_id: str) -> None:
+        """A worker has been away for so long that it may not come back; unless it reports."""
+        ...
 
 
 class Dispatcher:
@@ -37,7 +51,7 @@ class Dispatcher:
         workers: all workers of the deployment.
         token: the deployment's secret.
         limits: of the admission queue.
-        on_stats: hears every worker's load reports.
+        listener: hears every worker's load reports, and which workers are gone.
         config: time limits.
         clock: seconds, monotonic.
     """
@@ -50,7 +64,7 @@ class Dispatcher:
         token: str,
         *,
         limits: AdmissionLimits,
-        on_stats: StatsListener,
+        listener: WorkerListener,
         config: DispatchConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -61,15 +75,20 @@ class Dispatcher:
         self._policy = RoutingPolicy()
         self._index = PrefixIndex(model.block_size)
         self._queue = AdmissionQueue(limits)
+        self._listener = listener
         self._workers = {
             where.worker_id: WorkerClient(
-                where, token, on_stats=on_stats, on_change=self._worker_changed, config=config
+                where,
+                token,
+                on_stats=listener.observe_worker,
+                on_change=self._worker_changed,
+                config=config,
             )
             for where in workers
         }
         self._prober = Prober(self._workers, eos_token_ids, config, clock)
         self._draining = False
-        self._admitted: set[str] = set()
+        self._admitted: dict[str, PromptNames] = {}
 
     @property
     def model(self) -> ModelInfo:
@@ -115,12 +134,18 @@ class Dispatcher:
         if not self.available:
             raise Unavailable("No worker is available.", retry_after_s=2.0)
         self._queue.admit(specs)
-        self._admitted.update(spec.request_id for spec in specs)
+        # Completions of a prompt share its tokens, and so their names.
+        names: dict[tuple[int, str], PromptNames] = {}
+        for spec in specs:
+            key = (id(spec.prompt_token_ids), spec.cache_salt)
+            if key not in names:
+                names[key] = PromptNames(self._index, spec.prompt_token_ids, spec.cache_salt)
+            self._admitted[spec.request_id] = names[key]
 
     def release(self, spec: GenerationSpec) -> None:
         """See `Backend.release`."""
         self._queue.leave(spec)
-        self._admitted.discard(spec.request_id)
+        self._admitted.pop(spec.request_id, None)
 
     async def generate(self, spec: GenerationSpec) -> AsyncGenerator[TokenDelta, None]:
         """See `Backend.generate`."""
@@ -191,7 +216,7 @@ class Dispatcher:
     def _route(
         self, spec: GenerationSpec, emitted: Sequence[int], excluded: frozenset[str]
     ) -> Route:
-        names = self._index.names(spec.prompt_token_ids, spec.cache_salt)
+        names = self._admitted[spec.request_id].names
         request = RouteRequest(
             num_tokens=len(spec.prompt_token_ids) + len(emitted),
             max_new_tokens=(spec.params.max_tokens or 0) - len(emitted),
@@ -221,6 +246,8 @@ class Dispatcher:
     def _worker_changed(self, worker: WorkerClient) -> None:
         if not worker.up:
             self._index.forget(worker.where.worker_id)
+        if worker.gone:
+            self._listener.forget_worker(worker.where.worker_id)
 
     def check_integrity(self) -> None:
         """Whatever is counted somewhere was admitted and is not over.
@@ -232,5 +259,5 @@ class Dispatcher:
         backlogs = [b for worker in workers for b in (worker.computing, worker.promised)]
         for backlog in (self._queue.waiting, *backlogs):
             backlog.check_integrity()
-            if stray := sorted(backlog.request_ids - self._admitted):
+            if stray := sorted(backlog.request_ids - self._admitted.keys()):
                 raise AssertionError(f"sequences are over and still counted: {stray}")

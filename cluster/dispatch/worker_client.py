@@ -49,7 +49,7 @@ class WorkerClient:
         where: the worker.
         token: the deployment's secret.
         on_stats: hears every load report.
-        on_change: called when the worker comes up or goes down.
+        on_change: called when the worker comes up, goes down or is gone.
         config: time limits.
 
     Attributes:
@@ -81,6 +81,8 @@ class WorkerClient:
         self._stats = pb.WorkerStats()
         self._num_messages = 0
         self._up = False
+        self._lost_at: float | None = None
+        self._gone = False
         self._task: asyncio.Task[None] | None = None
         self._problem = "not connected yet"
 
@@ -98,6 +100,11 @@ class WorkerClient:
     def up(self) -> bool:
         """Whether the session is open."""
         return self._up
+
+    @property
+    def gone(self) -> bool:
+        """Whether it was there, and has been away for so long that it may not come back."""
+        return self._gone
 
     @property
     def problem(self) -> str:
@@ -254,7 +261,7 @@ class WorkerClient:
             self._stats = message.stats
             self._on_stats(self.where.worker_id, self.role, message.stats)
         if not self._up:
-            self._up = True
+            self._up, self._lost_at, self._gone = True, None, False
             self._on_change(self)
         for output in message.outputs:
             stream = self._streams.get((output.request_id, output.attempt))
@@ -269,7 +276,16 @@ class WorkerClient:
             structlog.get_logger().warning(
                 "worker is not available", worker=self.where.worker_id, problem=problem
             )
+        now = asyncio.get_running_loop().time()
         if was_up:
+            self._lost_at = now
+            self._on_change(self)
+        elif (
+            self._lost_at is not None
+            and not self._gone
+            and now - self._lost_at >= self._config.gone_after_s
+        ):
+            self._gone = True
             self._on_change(self)
 
     def _fail_streams(self, problem: str) -> None:

@@ -26,12 +26,12 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     names: tuple[str, ...]
     token: str
     workers: dict[str, str]
+    max_queued_requests: int
+    max_queued_tokens: int
     host: str = "127.0.0.1"
     port: int = 8000
     grpc_port: int = 50051
     api_keys: tuple[str, ...] = ()
-    max_queued_requests: int = 1024
-    max_queued_tokens: int = 4_000_000
     seed: int | None = None
 
     def encode(self) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from twinflow.cluster.gateway.backend import GenerationSpec
 from twinflow.cluster.gateway.metrics import GatewayMetrics
 from twinflow.cluster.gateway.text_protocols import SequenceText
-from twinflow.cluster.gateway.timeline import Milestones, Timeline, timeline
+from twinflow.cluster.gateway.timeline import Milestones, Timeline, prolonged, timeline
 from twinflow.protos.errors import TwinflowError
 from twinflow.runtime.outputs import CompletionOutput, FinishReason, PhaseTime, TokenLogprobs
 
@@ -25,7 +25,7 @@ class CompletionDelta:
         logprobs: one entry per token, or empty when they were not asked for.
         finish_reason: set in the last delta of the completion.
         stop_reason: the stop string or stop token that ended it.
-        phases: in the last delta, where the time on the workers went.
+        phases: where the time on the workers went so far, if the backend told with this delta.
         cached_tokens: prompt tokens found in a prefix cache.
     """
 
@@ -62,21 +62,31 @@ class RunningSequence:
         index: as in `CompletionDelta`.
         spec: what the backend was asked for.
         text: its state of detokenisation.
+        deadline: when it has to be over, by the pipeline's clock.
         started: handed to the backend, which gives its room back.
         delivered: tokens so far.
         last_token_at: when the latest of them left.
         cached_tokens: prompt tokens found in a prefix cache.
         finish_reason: set when it has finished.
+        phases: where the time on the workers went, as last told.
+        told_at: when that was.
     """
 
     index: int
     spec: GenerationSpec
     text: SequenceText
+    deadline: float
     started: bool = False
     delivered: int = 0
     last_token_at: float = 0.0
     cached_tokens: int = 0
     finish_reason: FinishReason | None = None
+    phases: tuple[PhaseTime, ...] = ()
+    told_at: float = 0.0
+
+    def phases_until(self, now: float) -> tuple[PhaseTime, ...]:
+        """Where the time on the workers went; the phase told of last has gone on since."""
+        return prolonged(self.phases, now - self.told_at)
 
 
 @dataclass
@@ -151,12 +161,13 @@ class Generation:
         for sequence in self._sequences:
             if sequence.finish_reason is not None:
                 continue  # counted when it finished
+            phases = sequence.phases_until(now)
             if self._error is None:
-                self._metrics.ended(FinishReason.ABORT, now - self._milestones.received, ())
+                self._metrics.ended(FinishReason.ABORT, now - self._milestones.received, phases)
             elif isinstance(self._error, TwinflowError):
-                self._metrics.failed(self._error.code)
+                self._metrics.failed(self._error.code, phases)
             else:
-                self._metrics.failed(TwinflowError.code)
+                self._metrics.failed(TwinflowError.code, phases)
 
     def _account(self, sequence: RunningSequence, delta: CompletionDelta) -> None:
         now = self._clock()
@@ -170,10 +181,12 @@ class Generation:
             sequence.delivered += len(delta.token_ids)
             sequence.last_token_at = now
         sequence.cached_tokens = max(sequence.cached_tokens, delta.cached_tokens)
+        if delta.phases:
+            sequence.phases, sequence.told_at = delta.phases, now
         if delta.finish_reason is not None:
             sequence.finish_reason = delta.finish_reason
-            self._ended, self._last_phases = now, delta.phases
-            self._metrics.ended(delta.finish_reason, age, delta.phases)
+            self._ended, self._last_phases = now, sequence.phases_until(now)
+            self._metrics.ended(delta.finish_reason, age, self._last_phases)
 
 
 async def collect(generation: Generation) -> tuple[CompletionOutput, ...]:

@@ -109,22 +109,26 @@ class GatewayMetrics:
         Args:
             reason: why it ended.
             seconds: age of its request.
-            phases: where its time on the workers went, if they said so.
+            phases: where its time on the workers went; none before its first token.
         """
         self._in_flight.dec()
         self._finished.labels(self._model, reason.value).inc()
-        if reason is FinishReason.ABORT:
-            return
-        self._e2e.observe(seconds)
-        if phases:
-            self._queue.observe(_spent(phases, _QUEUE_PHASES))
-            self._prefill.observe(_spent(phases, _PREFILL_PHASES))
-            self._decode.observe(_spent(phases, _DECODE_PHASES))
+        if reason is not FinishReason.ABORT:
+            self._e2e.observe(seconds)
+        self._spent_on_workers(phases)
 
-    def failed(self, code: str) -> None:
-        """A sequence was lost to an error."""
+    def failed(self, code: str, phases: Sequence[PhaseTime] = ()) -> None:
+        """A sequence was lost to an error; see `ended`."""
         self._in_flight.dec()
         self._failed.labels(self._model, code).inc()
+        self._spent_on_workers(phases)
+
+    def _spent_on_workers(self, phases: Sequence[PhaseTime]) -> None:
+        if not phases:
+            return
+        self._queue.observe(_spent(phases, _QUEUE_PHASES))
+        self._prefill.observe(_spent(phases, _PREFILL_PHASES))
+        self._decode.observe(_spent(phases, _DECODE_PHASES))
 
     def observe_worker(self, worker_id: str, role: str, stats: worker_pb2.WorkerStats) -> None:
         """Take over a worker's latest load and counters."""

@@ -81,7 +81,7 @@ class GatewayServer:
             limits=AdmissionLimits(
                 max_requests=config.max_queued_requests, max_tokens=config.max_queued_tokens
             ),
-            on_stats=metrics.observe_worker,
+            listener=metrics,
         )
         self._dispatcher.start()
         pipeline = await self._pipeline(self._dispatcher, metrics, census.max_model_len)
@@ -140,13 +140,18 @@ class GatewayServer:
         host = f"[{config.host}]" if ":" in config.host else config.host
         return {"http": f"{host}:{self._http.port}", "grpc": f"{host}:{grpc_port}"}
 
-    async def stop(self, grace_s: float) -> None:
-        """Refuse new requests, finish running ones for at most `grace_s`, close everything."""
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new requests and wait for running ones, at most `grace_s`; may be cancelled."""
         if self._grpc is not None:
             self._grpc.drain()
         if self._dispatcher is not None:
-            left = await self._dispatcher.drain(grace_s)
-            if left:
+            await self._dispatcher.drain(grace_s)
+
+    async def stop(self, grace_s: float) -> None:
+        """Drain, end what still runs with an error that its caller gets, close everything."""
+        await self.drain(grace_s)
+        if self._dispatcher is not None:
+            if left := self._dispatcher.num_live:
                 structlog.get_logger().warning("sequences cut off", sequences=left)
             # Ends what is left with an error, so that the doors have nothing to wait for.
             await self._dispatcher.close()

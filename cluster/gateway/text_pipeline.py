@@ -1,12 +1,11 @@
 """What both front doors do with a validated request.
 
-    render the chat ─► tokenise ─► ids and seeds ─► admit all or nothing ─┐
-                 deltas of text ◄─ detokenise, watch stop strings ◄─ run ◄┘
+    render, tokenise ─► ids and seeds ─► admit all or nothing ─┐
+      deltas of text ◄─ detokenise, watch stop strings ◄─ run ◄┘
 
 Nothing here knows HTTP, gRPC or a worker.
 """
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -18,6 +17,8 @@ from twinflow.cluster.gateway.backend import Backend, GenerationSpec, ModelInfo
 from twinflow.cluster.gateway.generation import CompletionDelta, Generation, RunningSequence
 from twinflow.cluster.gateway.merge import merge
 from twinflow.cluster.gateway.metrics import GatewayMetrics
+from twinflow.cluster.gateway.prompt_reader import PromptReader
+from twinflow.cluster.gateway.siblings import one_first
 from twinflow.cluster.gateway.text_protocols import TextCodec
 from twinflow.cluster.gateway.timeline import Milestones
 from twinflow.cluster.gateway.validation import (
@@ -25,28 +26,16 @@ from twinflow.cluster.gateway.validation import (
     DetokenizeRequest,
     GenerationRequest,
     Prompt,
-    TextPrompt,
     TokenizeRequest,
-    TokenPrompt,
     fit_to_context,
 )
-from twinflow.protos.errors import (
-    DeadlineExceeded,
-    EngineError,
-    InvalidRequest,
-    Overloaded,
-    Unavailable,
-)
+from twinflow.protos.errors import DeadlineExceeded, EngineError, Overloaded, Unavailable
 from twinflow.runtime.outputs import TokenDelta
 from twinflow.runtime.sampling_params import SamplingParams, completion_seed
 
-# Shorter texts are tokenised faster than a thread is reached.
-_INLINE_CHARACTERS = 4096
 # The backend enforces a request's deadline and knows who missed it; this much later the pipeline
 # stops waiting for the backend itself.
 _DEADLINE_GRACE_S = 5.0
-# OpenAI's newer name for the role that templates know as `system`.
-_TEMPLATE_ROLES = {"developer": "system"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +78,7 @@ class TextPipeline:
         self._backend = backend
         self._codec = codec
         self._metrics = metrics
+        self._reader = PromptReader(codec, metrics.rejected)
         self._clock = clock
         self._new_seed = new_seed
 
@@ -113,18 +103,18 @@ class TextPipeline:
 
         Raises:
             InvalidRequest: the conversation cannot be rendered, or does not fit the context.
-            Overloaded: no room in the queues; nothing was started.
+            Overloaded: no room in the queues, or to read the prompts; nothing was started.
             Unavailable: no worker could serve it.
             DeadlineExceeded: the deadline passed before admission.
         """
         milestones = Milestones(call.received_at, validated=self._clock())
-        prompts = [await self._prompt_tokens(prompt) for prompt in request.prompts]
+        prompts = await self._reader.read(request.prompts)
         milestones.tokenized = self._clock()
         sequences = self._sequences(request, prompts, call)
         self._admit(sequences, sum(len(prompt) for prompt in prompts))
         milestones.admitted = self._clock()
         timeout_s = sequences[0].spec.deadline_s + _DEADLINE_GRACE_S
-        deltas = merge([self._run(sequence) for sequence in sequences], timeout_s)
+        deltas = merge(self._streams(sequences, request.params.n), timeout_s)
         generation = Generation(
             self.model.name,
             tuple(prompts),
@@ -145,58 +135,22 @@ class TextPipeline:
                     self._backend.release(sequence.spec)
 
     async def tokenize(self, request: TokenizeRequest) -> tuple[int, ...]:
-        """The tokens that a text or a conversation becomes.
-
-        Raises:
-            InvalidRequest: the conversation cannot be rendered.
-        """
-        match request.prompt:
-            case ChatPrompt():
-                text = await self._render(request.prompt, request.add_generation_prompt)
-            case TextPrompt(text):
-                pass
-        return await self._encode(text, add_special_tokens=request.add_special_tokens)
+        """See `PromptReader.tokenize`."""
+        return await self._reader.tokenize(request)
 
     async def detokenize(self, request: DetokenizeRequest) -> str:
-        """The text of tokens, special tokens included."""
-        decode = self._codec.tokenizer.decode
-        if len(request.token_ids) <= _INLINE_CHARACTERS:
-            return decode(request.token_ids, skip_special_tokens=False)
-        return await asyncio.to_thread(decode, request.token_ids, skip_special_tokens=False)
+        """See `PromptReader.detokenize`."""
+        return await self._reader.detokenize(request)
 
-    async def _prompt_tokens(self, prompt: Prompt) -> tuple[int, ...]:
-        match prompt:
-            case TokenPrompt(token_ids):
-                return token_ids
-            case TextPrompt(text):
-                tokens = await self._encode(text, add_special_tokens=True)
-            case ChatPrompt():
-                text = await self._render(prompt, add_generation_prompt=True)
-                tokens = await self._encode(text, add_special_tokens=False)
-        if not tokens:
-            raise InvalidRequest("The prompt has no tokens.", "prompt")
-        return tokens
-
-    async def _render(self, prompt: ChatPrompt, add_generation_prompt: bool) -> str:
-        renderer = self._codec.renderer
-        if renderer is None:
-            raise InvalidRequest("The model has no chat template; use /v1/completions.", "messages")
-        messages = [
-            {"role": _TEMPLATE_ROLES.get(m.role, m.role), "content": m.content}
-            for m in prompt.messages
-        ]
-        return await renderer.render(messages, add_generation_prompt)
-
-    async def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        encode = self._codec.tokenizer.encode
-        if len(text) <= _INLINE_CHARACTERS:
-            return tuple(encode(text, add_special_tokens=add_special_tokens))
-        return tuple(await asyncio.to_thread(encode, text, add_special_tokens=add_special_tokens))
+    def count_rejection(self, error: Overloaded) -> None:
+        """A front door had no room for a request that it had not read yet."""
+        self._metrics.rejected(error)
 
     def _sequences(
         self, request: GenerationRequest, prompts: Sequence[tuple[int, ...]], call: Call
     ) -> tuple[RunningSequence, ...]:
-        deadline_s = call.deadline_s - (self._clock() - call.received_at)
+        deadline = call.received_at + call.deadline_s
+        deadline_s = deadline - self._clock()
         if deadline_s <= 0:
             raise DeadlineExceeded("The request's deadline passed before it was admitted.")
         found: list[RunningSequence] = []
@@ -212,7 +166,7 @@ class TextPipeline:
                     api_key_id=call.api_key_id,
                 )
                 text = self._codec.sequence_text(params, tokens)
-                found.append(RunningSequence(len(found), spec, text))
+                found.append(RunningSequence(len(found), spec, text, deadline))
         return tuple(found)
 
     def _params(
@@ -233,9 +187,24 @@ class TextPipeline:
             raise
         self._metrics.accepted(len(sequences), prompt_tokens)
 
+    def _streams(
+        self, sequences: Sequence[RunningSequence], per_prompt: int
+    ) -> list[AsyncGenerator[CompletionDelta, None]]:
+        """The stream of each sequence; those of a long prompt wait for its first one."""
+        found: list[AsyncGenerator[CompletionDelta, None]] = []
+        for start in range(0, len(sequences), per_prompt):
+            siblings = sequences[start : start + per_prompt]
+            if len(siblings[0].spec.prompt_token_ids) > self.model.block_size:
+                found += one_first(siblings, self._run)
+            else:  # less than a block: no cache would have it
+                found += [self._run(sequence) for sequence in siblings]
+        return found
+
     async def _run(self, sequence: RunningSequence) -> AsyncGenerator[CompletionDelta, None]:
         sequence.started = True
-        tokens = cast(AsyncGenerator[TokenDelta, None], self._backend.generate(sequence.spec))
+        left_s = max(0.0, sequence.deadline - self._clock())
+        spec = replace(sequence.spec, deadline_s=left_s)
+        tokens = cast(AsyncGenerator[TokenDelta, None], self._backend.generate(spec))
         async with aclosing(tokens):
             async for delta in tokens:
                 piece = sequence.text.push(delta)

@@ -4,12 +4,12 @@
     received                                                             ended
 
 The phases follow one another and add up to the total. `wire` is what is left when everybody has
-said what they measured: the way to the workers and back, and the reader's own delays. Nothing
-here reads a clock.
+said what they measured: the way to the workers and back, the reader's own delays, and whatever an
+earlier attempt on a worker that was lost has cost. Nothing here reads a clock.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from twinflow.runtime.outputs import PhaseTime
 
@@ -44,13 +44,20 @@ class Milestones:
     admitted: float = 0.0
 
 
+def prolonged(phases: Sequence[PhaseTime], seconds: float) -> tuple[PhaseTime, ...]:
+    """Phases of which the last one has gone on since they were told."""
+    if not phases:
+        return ()
+    *ended, current = phases
+    return (*ended, replace(current, seconds=current.seconds + seconds))
+
+
 def timeline(milestones: Milestones, worker: Sequence[PhaseTime], ended: float) -> Timeline:
     """Put together what the gateway and a worker measured.
 
     Args:
         milestones: the gateway's own.
-        worker: phases of the sequence that ended last, or none if the gateway itself ended it
-            (a stop string): what follows the admission is one phase `generate` then.
+        worker: phases of the sequence that ended last.
         ended: when the last token left.
     """
     m = milestones
@@ -59,12 +66,11 @@ def timeline(milestones: Milestones, worker: Sequence[PhaseTime], ended: float) 
     # Both clocks count seconds, but not the same ones: a worker may not have had more than there
     # were.
     scale = min(1.0, after / spent) if spent > 0 else 1.0
-    rest = PhaseTime("wire" if worker else "generate", max(0.0, after - spent))
     phases = (
         PhaseTime("validate", m.validated - m.received),
         PhaseTime("tokenize", m.tokenized - m.validated),
         PhaseTime("admit", m.admitted - m.tokenized),
         *(PhaseTime(phase.name, phase.seconds * scale) for phase in worker),
-        rest,
+        PhaseTime("wire", max(0.0, after - spent)),
     )
     return Timeline(phases, ended - m.received)

@@ -18,6 +18,8 @@ class ServiceSpec:
         kind: what runs in it.
         name: unique in the deployment; the worker id of a worker.
         config: the service's configuration as JSON.
+        gpu: number of the GPU that it alone may use, counting those that this process may use;
+            None for none.
         threads: how many threads its numerical libraries may use.
         log_level: least severe log lines that it writes.
     """
@@ -25,6 +27,7 @@ class ServiceSpec:
     kind: ServiceKind
     name: str
     config: bytes
+    gpu: int | None = None
     threads: int = 1
     log_level: str = "info"
 
@@ -63,7 +66,10 @@ class ServiceHandle(Protocol):
         ...
 
     def stop(self, grace_s: float) -> None:
-        """Ask it to finish what runs and to end; returns at once."""
+        """Ask it to finish what runs within `grace_s` and to end; returns at once.
+
+        Asked again, it waits no longer: what still runs ends with an error.
+        """
         ...
 
     def wait_stopped(self, timeout_s: float) -> bool:

@@ -7,6 +7,7 @@ lines on its standard output. It stops when its input ends, so it never outlives
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -14,20 +15,37 @@ import msgspec
 
 from twinflow.cluster.cli.environment import process_environment
 from twinflow.cluster.launch.base import ServiceSpec, ServiceStatus
+from twinflow.parallel.links.nccl_environment import NCCL_ENVIRONMENT
 
 # Idle OpenMP threads must not burn the cores that other processes of the machine need.
 THREAD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+_VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
-def service_environment(threads: int) -> dict[str, str]:
+def service_environment(spec: ServiceSpec) -> dict[str, str]:
     """Environment variables that a service's numerical libraries read at import."""
-    return {**THREAD_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
+    links = {} if spec.gpu is None else NCCL_ENVIRONMENT
+    return {**THREAD_ENVIRONMENT, **links, "OMP_NUM_THREADS": str(spec.threads)}
+
+
+def gpu_environment(gpu: int | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """What lets a process see one GPU only; nothing for a process without one.
+
+    Args:
+        gpu: its number among those that `environ` leaves visible.
+        environ: of this process; may name GPUs in CUDA's ways, by number or by id.
+    """
+    if gpu is None:
+        return {}
+    visible = environ.get(_VISIBLE_GPUS, "").split(",")
+    return {_VISIBLE_GPUS: visible[gpu].strip() if visible != [""] else str(gpu)}
 
 
 class LocalHandle:
     """A service in a child process."""
 
     def __init__(self, spec: ServiceSpec) -> None:
+        environ = process_environment()
         self._name = spec.name
         self._status = ServiceStatus("starting", "starting the process")
         self._process = subprocess.Popen(
@@ -40,7 +58,11 @@ class LocalHandle:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**process_environment(), **service_environment(spec.threads)},
+            env={
+                **environ,
+                **service_environment(spec),
+                **gpu_environment(spec.gpu, environ),
+            },
             # Ctrl-C goes to the launcher alone, which stops its services in order.
             start_new_session=True,
         )

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from io import RawIOBase
 from typing import BinaryIO, cast
 
@@ -18,7 +19,7 @@ import uvloop
 from twinflow.cluster.launch.base import ServiceKind
 from twinflow.cluster.launch.local import encode_status
 from twinflow.cluster.launch.logs import configure_logging
-from twinflow.cluster.launch.service import ServiceRunner
+from twinflow.cluster.launch.service import ServiceRunner, create_service
 
 _REPORT_INTERVAL_S = 0.1
 _DEFAULT_GRACE_S = 5.0
@@ -37,11 +38,11 @@ def main() -> int:
 
 async def _serve(kind: ServiceKind, orders: RawIOBase, channel: BinaryIO) -> int:
     config = orders.readline()
-    stop: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+    stops: asyncio.Queue[float] = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    threading.Thread(target=_listen, args=(orders, loop, stop), daemon=True).start()
-    loop.add_signal_handler(signal.SIGTERM, _resolve, stop, _DEFAULT_GRACE_S)
-    runner = ServiceRunner(kind, config)
+    threading.Thread(target=_listen, args=(orders, loop, stops), daemon=True).start()
+    loop.add_signal_handler(signal.SIGTERM, stops.put_nowait, _DEFAULT_GRACE_S)
+    runner = ServiceRunner(create_service(kind, config))
     reporter = asyncio.create_task(_report(runner, channel))
     status = await runner.start()
     reporter.cancel()
@@ -49,22 +50,26 @@ async def _serve(kind: ServiceKind, orders: RawIOBase, channel: BinaryIO) -> int
     if status.state != "ready":
         await runner.stop(0.0)
         return 2
-    await runner.stop(await stop)
+    grace_s = await stops.get()
+    hurrying = asyncio.create_task(_stop_when_told(runner, stops))
+    await runner.stop(grace_s)
+    hurrying.cancel()
     return 0
 
 
 def _listen(
-    orders: RawIOBase, loop: asyncio.AbstractEventLoop, stop: "asyncio.Future[float]"
+    orders: RawIOBase, loop: asyncio.AbstractEventLoop, stops: "asyncio.Queue[float]"
 ) -> None:
-    """Wait for the order to stop; the end of input is one."""
-    line = orders.readline()
-    grace = float(msgspec.json.decode(line)["stop"]) if line.strip() else 0.0
-    loop.call_soon_threadsafe(_resolve, stop, grace)
+    """Pass orders to stop on; the end of input is the last one."""
+    with suppress(RuntimeError):  # the loop has closed: it has stopped already
+        while line := orders.readline():
+            grace_s = float(msgspec.json.decode(line)["stop"])
+            loop.call_soon_threadsafe(stops.put_nowait, grace_s)
+        loop.call_soon_threadsafe(stops.put_nowait, 0.0)
 
 
-def _resolve(stop: "asyncio.Future[float]", grace_s: float) -> None:
-    if not stop.done():
-        stop.set_result(grace_s)
+async def _stop_when_told(runner: ServiceRunner, stops: "asyncio.Queue[float]") -> None:
+    await runner.stop(await stops.get())
 
 
 async def _report(runner: ServiceRunner, channel: BinaryIO) -> None:

@@ -4,6 +4,9 @@ Ray places, starts and watches the processes; no request and no token goes throu
 """
 
 import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -12,7 +15,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from twinflow.cluster.launch.base import ServiceKind, ServiceSpec, ServiceStatus
 from twinflow.cluster.launch.local import service_environment
 from twinflow.cluster.launch.logs import configure_logging
-from twinflow.cluster.launch.service import ServiceRunner
+from twinflow.cluster.launch.service import ServiceRunner, create_service
 
 NAMESPACE = "twinflow"
 _POLL_S = 1.0
@@ -25,7 +28,7 @@ class ServiceActor:
 
     def __init__(self, kind: ServiceKind, config: bytes, log_level: str) -> None:
         configure_logging(log_level)
-        self._runner = ServiceRunner(kind, config)
+        self._runner = ServiceRunner(create_service(kind, config))
 
     async def start(self) -> ServiceStatus:
         """Start the service and return what became of it."""
@@ -50,8 +53,10 @@ class RayHandle:
             name=spec.name,
             namespace=NAMESPACE,
             num_cpus=0,
+            # Ray chooses which, and hides the others from the process.
+            num_gpus=0 if spec.gpu is None else 1,
             max_concurrency=16,
-            runtime_env={"env_vars": service_environment(spec.threads)},
+            runtime_env={"env_vars": service_environment(spec)},
         ).remote(spec.kind, spec.config, spec.log_level)
         self._actor.start.remote()
         self._stopped: Any = None
@@ -93,21 +98,30 @@ class RayHandle:
 
 
 class RayLauncher:
-    """Starts services as actors of a Ray cluster on this machine."""
+    """Starts services as actors of a Ray cluster on this machine.
 
-    def __init__(self) -> None:
+    Args:
+        num_gpus: GPUs that it may give to services.
+    """
+
+    def __init__(self, num_gpus: int = 0) -> None:
+        self._num_gpus = num_gpus
         self._handles: list[RayHandle] = []
 
     def open(self) -> None:
         """See `Launcher.open`."""
-        ray.init(
-            address="local",
-            namespace=NAMESPACE,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-            logging_level=logging.WARNING,
-        )
+        with _keeping_handler(signal.SIGTERM):
+            ray.init(
+                address="local",
+                namespace=NAMESPACE,
+                include_dashboard=False,
+                # Services do not ask for cores, and for each core Ray would start an idle worker.
+                num_cpus=0,
+                num_gpus=self._num_gpus,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                logging_level=logging.WARNING,
+            )
 
     def start(self, spec: ServiceSpec) -> RayHandle:
         """See `Launcher.start`."""
@@ -119,6 +133,16 @@ class RayLauncher:
         """See `Launcher.close`."""
         ray.shutdown()
         self._handles.clear()
+
+
+@contextmanager
+def _keeping_handler(number: signal.Signals) -> Iterator[None]:
+    """Ray takes SIGTERM for itself, to end the process; whoever waits for the signal keeps it."""
+    handler = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
 
 
 def _first_line(error: Exception) -> str:

@@ -3,10 +3,10 @@
     start     launcher → workers (all at once) → gateway → a token through every pair
     stop      gateway drains (no new requests, running ones finish) → workers → launcher
 
-The first Ctrl-C or SIGTERM stops in order, the second at once.
+Ctrl-C and SIGTERM mean the same. The first one stops in order; the second ends running requests
+with an error that their clients get; the third kills. While it starts, the first one kills.
 """
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,8 @@ from twinflow.cluster.cli.progress import ReadySummary, ServeUI
 from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.launch import ray_environment
 from twinflow.cluster.launch.base import Launcher, ServiceHandle, ServiceStatus
-from twinflow.cluster.launch.deployment import Machine, new_token, plan_gateway, plan_workers
+from twinflow.cluster.launch.deployment import new_token, plan_gateway, plan_workers
+from twinflow.cluster.launch.machine import Machine, this_machine
 from twinflow.cluster.launch.readiness import missing_for_readiness
 from twinflow.protos.errors import (
     DeadlineExceeded,
@@ -26,12 +27,17 @@ from twinflow.protos.errors import (
     TwinflowError,
     from_code,
 )
-from twinflow.runtime.host_memory import available_memory
 
 START_TIMEOUT_S = 600.0
 READY_TIMEOUT_S = 60.0
-# What a service gets, beyond the grace of its requests, to end.
+# What a service gets, beyond the grace of its requests, to end; and what it gets in a hurry.
 _STOP_EXTRA_S = 15.0
+_HURRIED_STOP_S = 2.0
+# Orders to stop that mean a hurry, and that mean the end.
+_HURRY = 2
+_KILL = 3
+# Exit status of a command that was stopped in a hurry; 128 + SIGINT, as shells have it.
+HURRIED_STATUS = 130
 _POLL_S = 0.1
 _WATCH_S = 0.5
 
@@ -88,21 +94,19 @@ class Deployment:
     def run(self, machine: Machine) -> int:
         """Serve until told to stop, and leave nothing behind; returns the exit status.
 
+        That is 0 after an orderly stop, 130 after a hurried one and 1 after a failure.
+
         Raises:
             SetupError: it could not start, and what to change.
         """
         try:
-            self._ui.phase("Starting Ray" if self._config.launcher == "ray" else "Starting")
-            self._launcher.open()
             self._ui.ready(self.start(machine))
             self.watch()
-            self._ui.phase(
-                "Stopping", "running requests finish first; Ctrl-C again to stop at once"
-            )
+            self._ui.phase("Stopping", "running requests finish; Ctrl-C again cuts them off")
             self.stop(self._config.shutdown_timeout)
         except Interrupted:
-            self._ui.phase("Stopping")
-            self.stop(0.0)
+            self._ui.phase("Stopping", "nothing is being served yet")
+            self._kill(self._handles())
         except SetupError:
             raise
         except TwinflowError as error:
@@ -112,17 +116,20 @@ class Deployment:
         finally:
             self._launcher.close()
         self._ui.message("Stopped.")
-        return 0
+        return HURRIED_STATUS if self._interrupts() >= _HURRY else 0
 
     def start(self, machine: Machine) -> ReadySummary:
         """Start everything and wait until a token went through every pair.
 
         Raises:
+            ConfigError: the machine has not got what the configuration wants; nothing was started.
             TwinflowError: a service failed, and why.
             Interrupted: an order to stop came first.
         """
         token = new_token()
         plans = plan_workers(self._config, machine, token)
+        self._ui.phase("Starting Ray" if self._config.launcher == "ray" else "Starting")
+        self._launcher.open()
         self._ui.phase("Starting workers", ", ".join(plan.spec.name for plan in plans))
         self._workers = [self._launcher.start(plan.spec) for plan in plans]
         endpoints = self._await(self._workers)
@@ -170,16 +177,35 @@ class Deployment:
             self._ui.message(f"{error}; serving on with {left}")
 
     def stop(self, grace_s: float) -> None:
-        """Take everything down: first the gateway, then the workers; a further order hurries."""
-        groups: Sequence[Sequence[ServiceHandle]] = (
-            [self._gateway] if self._gateway else [],
-            self._workers,
-        )
-        for group in groups:
-            for handle in group:
-                handle.stop(grace_s)
-            for handle in group:
-                self._await_stopped(handle, grace_s + _STOP_EXTRA_S)
+        """Take everything down: first the gateway, then the workers; further orders hurry."""
+        for group in ([self._gateway] if self._gateway else [], self._workers):
+            self._stop_group(group, grace_s)
+
+    def _stop_group(self, handles: Sequence[ServiceHandle], grace_s: float) -> None:
+        hurried = self._interrupts() >= _HURRY
+        end = self._order_stop(handles, 0.0 if hurried else grace_s, hurried=hurried)
+        while left := [handle for handle in handles if not handle.wait_stopped(_POLL_S)]:
+            if not hurried and self._interrupts() >= _HURRY:
+                hurried = True
+                self._ui.phase("Stopping at once", "running requests end with an error")
+                end = self._order_stop(left, 0.0, hurried=True)
+            if self._interrupts() >= _KILL or self._clock() > end:
+                names = ", ".join(handle.name for handle in left)
+                self._ui.message(f"Killing {names}")
+                self._kill(left)
+                return
+
+    def _order_stop(
+        self, handles: Sequence[ServiceHandle], grace_s: float, *, hurried: bool
+    ) -> float:
+        """Tell services to stop; returns until when they may take."""
+        for handle in handles:
+            handle.stop(grace_s)
+        return self._clock() + (_HURRIED_STOP_S if hurried else grace_s + _STOP_EXTRA_S)
+
+    def _kill(self, handles: Sequence[ServiceHandle]) -> None:
+        for handle in handles:
+            handle.kill()
 
     def _handles(self) -> list[ServiceHandle]:
         return [*self._workers, *([self._gateway] if self._gateway else [])]
@@ -223,14 +249,6 @@ class Deployment:
             raise DeadlineExceeded(f"gave up waiting for {what}")
         self._sleep(_POLL_S)
 
-    def _await_stopped(self, handle: ServiceHandle, patience_s: float) -> None:
-        end = self._clock() + patience_s
-        while not handle.wait_stopped(_POLL_S):
-            if self._interrupts() > 1 or self._clock() > end:
-                self._ui.message(f"{handle.name} does not stop: killing it")
-                handle.kill()
-                return
-
 
 def serve(config: ServeConfig, ui: ServeUI) -> int:
     """Serve until told to stop; returns the exit status of the command.
@@ -239,17 +257,18 @@ def serve(config: ServeConfig, ui: ServeUI) -> int:
         SetupError: it could not start, and what to change.
     """
     with _counting_signals() as interrupts:
+        machine = this_machine(with_gpus=config.device != "cpu")
         deployment = Deployment(
             config,
-            create_launcher(config.launcher),
+            create_launcher(config.launcher, machine),
             ui,
             lambda: interrupts.count,
             readiness=missing_for_readiness,
         )
-        return deployment.run(this_machine())
+        return deployment.run(machine)
 
 
-def create_launcher(name: str) -> Launcher:
+def create_launcher(name: str, machine: Machine) -> Launcher:
     """The launcher of this name; Ray is imported only if it is used."""
     if name == "local":
         from twinflow.cluster.launch.local import LocalLauncher  # noqa: PLC0415
@@ -258,15 +277,7 @@ def create_launcher(name: str) -> Launcher:
     ray_environment.prepare()
     from twinflow.cluster.launch.ray_actors import RayLauncher  # noqa: PLC0415
 
-    return RayLauncher()
-
-
-def this_machine() -> Machine:
-    """Cores that this process may use, and memory that is free."""
-    # Only Linux tells which cores a process may use.
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return Machine(cores, available_memory())
+    return RayLauncher(len(machine.gpus.free_memory))
 
 
 @contextmanager

@@ -4,7 +4,9 @@ The same object runs under every launcher. It imports a service's code only when
 so that a gateway process never loads torch.
 """
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from twinflow.cluster.launch.base import ServiceKind, ServiceStatus
@@ -20,17 +22,23 @@ class Service(Protocol):
         """Serve; returns addresses by name."""
         ...
 
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing new and wait for what runs, at most `grace_s`; may be cancelled."""
+        ...
+
     async def stop(self, grace_s: float) -> None:
-        """Finish what runs, then end."""
+        """Drain, cut off what still runs and tell whoever waits for it, then end."""
         ...
 
 
 class ServiceRunner:
     """Runs one service and keeps its status for whoever asks."""
 
-    def __init__(self, kind: ServiceKind, config: bytes) -> None:
-        self._service = create_service(kind, config)
+    def __init__(self, service: Service) -> None:
+        self._service = service
         self.status = ServiceStatus("starting", "starting")
+        self._draining: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> ServiceStatus:
         """Start the service; the result says `ready` or `failed`, nothing is raised."""
@@ -45,8 +53,28 @@ class ServiceRunner:
         return self.status
 
     async def stop(self, grace_s: float) -> None:
-        """Stop the service."""
-        await self._service.stop(grace_s)
+        """Let what runs finish for at most `grace_s`, then end the service.
+
+        Called again it waits no longer for what runs. Every call returns when the service has
+        ended.
+        """
+        if self._draining is None or self._stopping is None:
+            self._draining = asyncio.create_task(self._drain(grace_s))
+            self._stopping = asyncio.create_task(self._end(self._draining))
+        else:
+            self._draining.cancel()
+        await asyncio.shield(self._stopping)
+
+    async def _drain(self, grace_s: float) -> None:
+        if self.status.state == "ready":
+            await self._service.drain(grace_s)
+
+    async def _end(self, draining: "asyncio.Task[None]") -> None:
+        try:
+            with suppress(asyncio.CancelledError):
+                await draining
+        finally:
+            await self._service.stop(0.0)
 
     def _report(self, detail: str, done: int, total: int) -> None:
         self.status = ServiceStatus("starting", detail, done, total)

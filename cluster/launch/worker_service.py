@@ -15,6 +15,10 @@ class WorkerProcess:
         """Load the model and serve."""
         return {"grpc": await self._server.start(report)}
 
+    async def drain(self, grace_s: float) -> None:
+        """Wait for what runs here, and for blocks that another worker still reads."""
+        await self._server.parts.core.drain(grace_s)
+
     async def stop(self, grace_s: float) -> None:
         """Drain and end."""
         await self._server.stop(grace_s)

@@ -7,6 +7,7 @@ Bounded, least recently used entries go first.
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 
 from twinflow.runtime.kv.prefix_hash import extend_chain, prefix_root
 
@@ -23,6 +24,7 @@ class PrefixIndex:
         self._block_size = block_size
         self._capacity = capacity
         self._workers: OrderedDict[bytes, dict[str, None]] = OrderedDict()
+        self._names: dict[str, set[bytes]] = {}
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -55,18 +57,49 @@ class PrefixIndex:
 
     def record(self, names: Sequence[bytes], worker_id: str) -> None:
         """A prompt with these names was sent to a worker."""
+        known = self._names.setdefault(worker_id, set())
+        known.update(names)
         # Backwards, so that the end of a prefix is forgotten before what it is worth nothing
         # without: its beginning.
         for name in reversed(names):
             self._workers.setdefault(name, {})[worker_id] = None
             self._workers.move_to_end(name)
         while len(self._workers) > self._capacity:
-            self._workers.popitem(last=False)
+            name, holders = self._workers.popitem(last=False)
+            for holder in holders:
+                self._names[holder].discard(name)
 
     def forget(self, worker_id: str) -> None:
-        """A worker's cache is gone."""
-        for name in [n for n, holders in self._workers.items() if worker_id in holders]:
+        """A worker's cache is gone; takes time in proportion to what is known of it."""
+        for name in self._names.pop(worker_id, ()):
             holders = self._workers[name]
             del holders[worker_id]
             if not holders:
                 del self._workers[name]
+
+    def check_integrity(self) -> None:
+        """Compare both directions; raises AssertionError if they differ."""
+        forward = {(name, holder) for name, found in self._workers.items() for holder in found}
+        backward = {(name, worker) for worker, names in self._names.items() for name in names}
+        if forward != backward:
+            raise AssertionError("the names by worker and the workers by name differ")
+
+
+class PromptNames:
+    """The names of one prompt, computed when they are first asked for.
+
+    Args:
+        index: knows how to name.
+        token_ids: of the prompt.
+        cache_salt: of the request.
+    """
+
+    def __init__(self, index: PrefixIndex, token_ids: Sequence[int], cache_salt: str) -> None:
+        self._index = index
+        self._token_ids = token_ids
+        self._cache_salt = cache_salt
+
+    @cached_property
+    def names(self) -> list[bytes]:
+        """See `PrefixIndex.names`."""
+        return self._index.names(self._token_ids, self._cache_salt)

@@ -110,18 +110,15 @@ class LinkPool:
         _close(links)
         return len(links)
 
-    def drop_peer(self, worker_id: str) -> int:
-        """Close every link to a worker that is gone, leased ones too; returns how many."""
-        with self._lock:
-            links = self._take_all(lambda peer: peer.worker_id == worker_id)
-        _close(links)
-        return len(links)
-
     def close(self) -> None:
-        """Close every link and refuse further leases. Idempotent."""
+        """Close every link, leased ones too, and refuse further leases. Idempotent."""
         with self._lock:
             self._closed = True
-            links = self._take_all(lambda peer: True)
+            links = self._take_idle_where(lambda peer: True)
+            # A leased link stays until its lease ends.
+            for lease in self._leased.values():
+                lease._revoked = True
+                links += [] if lease._link is None else [lease._link]
         _close(links)
 
     def check_integrity(self) -> None:
@@ -181,15 +178,6 @@ class LinkPool:
     def _take_idle_where(self, matches: Callable[[LinkPeer], bool]) -> list[Link]:
         found = [key for key, idle in self._idle.items() if matches(idle.link.peer)]
         return [self._idle.pop(key).link for key in found]
-
-    def _take_all(self, matches: Callable[[LinkPeer], bool]) -> list[Link]:
-        """The links to close: idle ones leave the pool, leased ones stay until their lease ends."""
-        links = self._take_idle_where(matches)
-        for lease in self._leased.values():
-            if matches(lease.peer):
-                lease._revoked = True
-                links += [] if lease._link is None else [lease._link]
-        return links
 
     def _attach(self, lease: "LinkLease", link: Link) -> None:
         with self._lock:

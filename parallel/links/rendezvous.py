@@ -2,6 +2,14 @@
 
 First they greet each other, which tells a missing or a mismatched peer from a broken connection;
 then torch exchanges its addresses through `LinkStore`. Connects nothing itself.
+
+Torch cannot be interrupted while it connects, and an end whose peer has just left would wait for it
+until its deadline. A rendezvous is therefore called off before both ends have met or not at all:
+
+    rank 0    hello/0                       waits for `met`   torch connects
+    rank 1    hello/1   waits for hello/0   sets `met`        torch connects
+
+The store takes `met` or was called off; both ends learn which.
 """
 
 from datetime import timedelta
@@ -10,7 +18,7 @@ from torch.distributed.distributed_c10d import Store
 
 from twinflow.parallel.links.config import LinkConfig
 from twinflow.parallel.links.deadline import Deadline
-from twinflow.parallel.links.store import StoreBackend
+from twinflow.parallel.links.store import MET_KEY, StoreBackend
 from twinflow.protos.errors import LinkError
 
 LINK_PROTOCOL = "twinflow-link/1"
@@ -22,24 +30,35 @@ def describe(config: LinkConfig) -> str:
 
 
 def meet(config: LinkConfig, backend: StoreBackend, deadline: Deadline) -> None:
-    """Learn that the peer is there and means the same kind of link, before torch is involved.
+    """Agree with the peer that both connect now, and the same kind of link.
 
     Raises:
-        LinkError: the peer did not come in time, or means another kind of link.
+        LinkError: the peer did not come in time, means another kind of link, or the rendezvous was
+            called off.
     """
     hello = f"{LINK_PROTOCOL} {config.backend}".encode()
     backend.set(f"hello/{config.rank}", hello)
-    theirs = backend.get(f"hello/{config.peer_rank}", deadline.remaining())
-    if theirs is None:
-        raise LinkError(
-            f"{describe(config)}: rendezvous failed: no sign of the peer within "
-            f"{config.deadline_s:g} s"
-        )
+    theirs = _hear(config, backend, f"hello/{config.peer_rank}", deadline)
     if theirs != hello:
         raise LinkError(
             f"{describe(config)}: rendezvous failed: we speak {hello.decode()!r}, the peer "
             f"{theirs[:64].decode(errors='replace')!r}"
         )
+    if config.rank == 1:
+        backend.set(MET_KEY, b"")
+    else:
+        _hear(config, backend, MET_KEY, deadline)
+
+
+def _hear(config: LinkConfig, backend: StoreBackend, key: str, deadline: Deadline) -> bytes:
+    """What the peer says under a key."""
+    value = backend.get(key, deadline.remaining())
+    if value is None:
+        raise LinkError(
+            f"{describe(config)}: rendezvous failed: no sign of the peer within "
+            f"{config.deadline_s:g} s"
+        )
+    return value
 
 
 class LinkStore(Store):

@@ -14,6 +14,9 @@ from typing import Protocol
 from twinflow.parallel.links.config import LinkPeer
 from twinflow.protos.errors import LinkError
 
+# Set by the second rank when it has seen the first: from then on both connect, come what may.
+MET_KEY = "met"
+
 
 class StoreBackend(Protocol):
     """What a rendezvous needs. Every call may raise `LinkError` when the store cannot answer."""
@@ -115,6 +118,17 @@ class MemoryStore:
             self._bytes -= _entry_bytes(key, value)
             return True
 
+    def call_off(self) -> bool:
+        """Close the store, unless the two ends have met: then they need it to connect.
+
+        Returns:
+            Whether it is closed.
+        """
+        with self._changed:
+            if MET_KEY not in self._values:
+                self.close()
+            return self._closed
+
     def close(self) -> None:
         """Drop every value; whoever waits or calls later gets a `LinkError`."""
         with self._changed:
@@ -203,6 +217,13 @@ class StoreDirectory:
         if owner != peer:
             raise LinkError(f"link {link_id} is not a link of {peer}")
         return store
+
+    def call_off(self, link_id: str) -> None:
+        """Drop a link's store unless its ends have met: whoever opens the link drops it then."""
+        with self._changed:
+            entry = self._stores.get(link_id)
+        if entry is not None and entry[1].call_off():
+            self.drop(link_id)
 
     def drop(self, link_id: str) -> None:
         """Close and forget a link's store; does nothing if there is none."""

@@ -41,6 +41,6 @@ def check_memory(needed: int, available: int, what: str = "the weights") -> None
     if needed > available:
         raise CheckpointError(
             f"not enough memory for {what}: {needed / _GIB:.2f} GiB needed, "
-            f"{available / _GIB:.2f} GiB available; use a smaller model, --dtype bfloat16 or a "
-            f"machine with more memory"
+            f"{available / _GIB:.2f} GiB available; use a smaller model, --dtype bfloat16, "
+            f"less --kv-cache-memory, fewer workers or a machine with more memory"
         )

@@ -47,7 +47,12 @@ class PrefixMatch:
 
 @dataclass(slots=True)
 class PrefixCounters:
-    """Tokens that admissions looked for in the prefix index, and tokens it had."""
+    """How much computing the prefix index saves.
+
+    Attributes:
+        queries: tokens of sequences that were admitted to be computed here.
+        hits: those of them that the index had.
+    """
 
     queries: int = 0
     hits: int = 0
@@ -122,13 +127,22 @@ class BlockManager:
         num_idle = self._pool.num_idle_among(blocks)
         return PrefixMatch(blocks, len(blocks) * self.block_size, num_idle)
 
-    def open(self, request: Request, match: PrefixMatch) -> None:
-        """Start the table of a sequence with the blocks of a match made in the same step."""
+    def open(
+        self, request: Request, match: PrefixMatch, *, computed_elsewhere: bool = False
+    ) -> None:
+        """Start the table of a sequence with the blocks of a match made in the same step.
+
+        Args:
+            request: the sequence.
+            match: of the sequence.
+            computed_elsewhere: what the match lacks is received from the worker that computes it,
+                which has looked the whole sequence up and counts that.
+        """
         if request.request_id in self._tables:
             raise ValueError(f"request {request.request_id} already has a block table")
         self._pool.retain(match.blocks)
         self._tables[request.request_id] = BlockTable(list(match.blocks), len(match.blocks))
-        if self._shares(request):
+        if self._shares(request) and not computed_elsewhere:
             self.counters.queries += request.num_tokens
             self.counters.hits += match.num_tokens
 
@@ -159,10 +173,6 @@ class BlockManager:
         table = self._tables.pop(request_id, None)
         if table is not None:
             self._pool.release(table.blocks)
-
-    def reset_prefix_cache(self) -> None:
-        """Forget every cached prefix; held blocks stay held."""
-        self._pool.clear_names()
 
     def check_integrity(self) -> None:
         """Recount all blocks; raises AssertionError with the first disagreement."""

@@ -95,11 +95,6 @@ class BlockPool:
         """How many of the blocks are idle, so that holding them uses up idle blocks."""
         return sum(self._references[block] == 0 for block in blocks)
 
-    def clear_names(self) -> None:
-        """Forget every cached prefix."""
-        self._names.clear()
-        self._blocks.clear()
-
     def _forget(self, block: int) -> None:
         name = self._names.pop(block, None)
         if name is not None:

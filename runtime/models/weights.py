@@ -9,7 +9,6 @@ Everything that can be wrong with a list of named tensors is found here; reading
 here.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -75,11 +74,6 @@ class Parameter:
 def source_shapes(parameters: Iterable[Parameter]) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor that the checkpoint must have, by name."""
     return {source.name: source.shape for item in parameters for source in item.sources}
-
-
-def parameter_bytes(parameters: Iterable[Parameter], dtype: torch.dtype) -> int:
-    """Bytes that a rank's parameters take up in a model of `dtype`."""
-    return sum(math.prod(item.shape) * (item.dtype or dtype).itemsize for item in parameters)
 
 
 def load_parameters(

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from twinflow.cluster.config import Group, ServeConfig, is_wildcard
+from twinflow.cluster.dispatch.admission import AdmissionLimits
 from twinflow.runtime.config import EngineConfig
 
 
@@ -41,6 +42,12 @@ def test_engine_numbers_default_to_the_engines_own() -> None:
     assert config.block_size == engine.block_size
     assert config.max_num_seqs == engine.max_num_seqs
     assert config.max_num_batched_tokens == engine.max_num_batched_tokens
+
+
+def test_queue_bounds_default_to_the_queues_own() -> None:
+    limits, config = AdmissionLimits(), serve()
+    assert config.max_num_queued_reqs == limits.max_requests
+    assert config.max_num_queued_tokens == limits.max_tokens
 
 
 def test_it_cannot_change() -> None:

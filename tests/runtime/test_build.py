@@ -17,6 +17,7 @@ from twinflow.runtime.build import (
     check_device,
     resolve_dtype,
 )
+from twinflow.runtime.host_memory import MemoryShare, taken_memory
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,14 @@ class TestRefused:
     def test_more_memory_than_there_is_before_it_is_taken(self, model: Path) -> None:
         with pytest.raises(CheckpointError, match=r"not enough memory for weights and KV cache"):
             build(model, num_kv_blocks=1 << 40)
+
+    def test_more_memory_than_its_share(self, model: Path) -> None:
+        share = MemoryShare(free=3 * (taken_memory() + (64 << 20)), parts=3)
+        block_bytes = build(model, host_memory=share).layout.block_bytes
+        with pytest.raises(
+            CheckpointError, match=r"KV cache in 1/3 of the \d\.\d\d GiB that the host had free: "
+        ):
+            build(model, num_kv_blocks=(65 << 20) // block_bytes, host_memory=share)
 
     def test_a_directory_that_is_none(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="missing"):

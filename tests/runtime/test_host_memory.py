@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from twinflow.runtime.host_memory import available_memory
+from twinflow.runtime.host_memory import MemoryShare, available_memory, taken_memory
 
 KIB = 1024
 
@@ -50,3 +50,17 @@ def test_a_system_that_tells_nothing(tmp_path: Path) -> None:
 
 def test_this_machine() -> None:
     assert available_memory() > 1 << 20
+
+
+def test_a_share_is_an_equal_part_and_says_so() -> None:
+    share = MemoryShare(free=3 * 2**30, parts=2)
+    assert share.size == 3 * 2**29
+    assert str(share) == "1/2 of the 3.00 GiB that the host had free"
+    assert str(MemoryShare(2**30, parts=1)) == "the 1.00 GiB that the host had free"
+
+
+def test_what_this_process_has_taken(tmp_path: Path) -> None:
+    before = taken_memory()
+    block = b"x" * (64 << 20)
+    assert taken_memory() - before > len(block) // 2
+    assert taken_memory(tmp_path) == 0

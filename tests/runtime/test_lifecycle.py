@@ -56,6 +56,24 @@ class TestContinuation:
         assert engine.blocks.num_idle == engine.blocks.num_blocks
 
 
+class TestPhases:
+    """Where the time of a request went."""
+
+    def test_phases_are_told_with_the_first_token_and_whenever_one_has_ended(self) -> None:
+        clock = ManualClock()
+        engine, _ = create_engine(EngineSpec(), clock=clock)
+        request = create_request(prompt=4, max_tokens=5)
+        engine.add_request(request)
+        told = []
+        while engine.runnable:
+            clock.advance(1.0)
+            engine.step()
+            deltas = engine.take_outputs().deltas
+            told += [[(p.name, p.seconds) for p in delta.phases] for _, delta in deltas]
+        begun = [("queue", 1.0), ("prefill", 0.0), ("decode", 0.0)]
+        assert told == [begun, [], [], [], [*begun[:2], ("decode", 4.0)]]
+
+
 class TestPreempted:
     """A request that lost its blocks to an older one."""
 

@@ -58,6 +58,16 @@ class TestStopwatch:
         watch = Stopwatch("queue", 0.0)
         assert watch.total(1.0) == watch.total(1.0) == (PhaseTime("queue", 1.0),)
 
+    def test_news_come_once_for_every_phase_that_ends(self) -> None:
+        watch = Stopwatch("queue", 0.0)
+        assert watch.news(1.0) == ()
+        watch.enter("prefill", 2.0)
+        assert watch.news(3.0) == (PhaseTime("queue", 2.0), PhaseTime("prefill", 1.0))
+        assert watch.news(4.0) == ()
+        watch.enter("decode", 5.0)
+        assert watch.total(5.0) == watch.news(5.0)
+        assert watch.news(6.0) == ()
+
     def test_another_workers_phases_replace_the_beginning(self) -> None:
         watch = Stopwatch("transfer", 0.0)
         watch.insert([PhaseTime("prefill_queue", 1.0), PhaseTime("prefill", 2.0)], 5.0)

@@ -163,8 +163,8 @@ class Deployment:
         """Wait until the last process of the deployment has ended; those named `but` may stay."""
 
         def left() -> list[str]:
-            titles = [" ".join(p.cmdline()).strip() for p in self.processes().values()]
-            return [title for title in titles if title not in but]
+            titles = [_title(process) for process in self.processes().values()]
+            return [title for title in titles if title and title not in but]
 
         wait_until(lambda: not left(), "every process to end", STOP_S, lambda: str(left()))
 
@@ -172,8 +172,12 @@ class Deployment:
         """Interrupt the command unless it has ended; it must end well and leave nothing."""
         if self._process.poll() is None:
             self.interrupt()
-        status = self.wait()
-        assert status == 0, f"exit status {status}: {self.log[-_LOG_TAIL:]}"
+        self.wait_ended(0)
+
+    def wait_ended(self, status: int) -> None:
+        """Wait until the command ends with `status` and its last process is gone."""
+        found = self.wait()
+        assert found == status, f"exit status {found}: {self.log[-_LOG_TAIL:]}"
         self.wait_gone()
         assert "Traceback" not in self.log, self.log[-_LOG_TAIL:]
 
@@ -184,6 +188,13 @@ class Deployment:
                 process.kill()
         self._process.wait(STOP_S)
         self._log.close()
+
+
+def _title(process: psutil.Process) -> str:
+    """Its command line; empty once it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline()).strip()
+    return ""
 
 
 def _lives(process: psutil.Process) -> bool:

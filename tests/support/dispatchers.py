@@ -44,13 +44,26 @@ def create_spec(
     return GenerationSpec(f"sequence-{number}", tuple(prompt), params, **changes)
 
 
+class Reports:
+    """The workers that have reported and are not gone."""
+
+    def __init__(self) -> None:
+        self.workers: set[str] = set()
+
+    def observe_worker(self, worker_id: str, role: str, stats: pb.WorkerStats) -> None:
+        self.workers.add(worker_id)
+
+    def forget_worker(self, worker_id: str) -> None:
+        self.workers.remove(worker_id)
+
+
 def create_dispatcher(
-    workers: Sequence[FakeWorker], config: DispatchConfig = PATIENT, **limits: Any
+    workers: Sequence[FakeWorker],
+    config: DispatchConfig = PATIENT,
+    listener: Reports | None = None,
+    **limits: Any,
 ) -> Dispatcher:
     """A dispatcher that is not connected yet."""
-
-    def on_stats(_worker: str, _role: str, _stats: pb.WorkerStats) -> None:
-        return
 
     return Dispatcher(
         MODEL,
@@ -58,18 +71,21 @@ def create_dispatcher(
         [worker.where for worker in workers],
         TOKEN,
         limits=AdmissionLimits(**limits),
-        on_stats=on_stats,
+        listener=listener or Reports(),
         config=config,
     )
 
 
 @asynccontextmanager
 async def dispatching(
-    *workers: FakeWorker, config: DispatchConfig = PATIENT, **limits: Any
+    *workers: FakeWorker,
+    config: DispatchConfig = PATIENT,
+    listener: Reports | None = None,
+    **limits: Any,
 ) -> AsyncGenerator[Dispatcher, None]:
     """A dispatcher that is connected to all workers; at the end, nothing may be left anywhere."""
     async with running(*workers):
-        dispatcher = create_dispatcher(workers, config, **limits)
+        dispatcher = create_dispatcher(workers, config, listener, **limits)
         dispatcher.start()
         try:
             await until(lambda: len(dispatcher.available) == len(workers))

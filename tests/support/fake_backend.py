@@ -170,7 +170,7 @@ class FakeBackend:
                 finish_reason=end,
                 stop_token_id=token if end is FinishReason.STOP else None,
                 cached_tokens=behaviour.cached_tokens,
-                phases=_phases(started, first_token) if end else (),
+                phases=_phases(started, first_token) if end or not produced else (),
             )
             produced += len(chunk)
             chunk.clear()

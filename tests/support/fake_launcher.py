@@ -15,6 +15,25 @@ ENDPOINTS = {
 }
 
 
+class EventClock(ManualClock):
+    """A clock to which things happen while somebody waits.
+
+    Attributes:
+        at: (time, event), called once the time has come.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at: list[tuple[float, Callable[[], None]]] = []
+
+    def advance(self, seconds: float) -> None:
+        super().advance(seconds)
+        due = [entry for entry in self.at if entry[0] <= self.now]
+        self.at = [entry for entry in self.at if entry not in due]
+        for _, event in due:
+            event()
+
+
 class FakeHandle:
     """A service that is ready the third time it is asked.
 
@@ -22,7 +41,7 @@ class FakeHandle:
         spec: what was started.
         steps: what it answers, one status after the other; the last one stays.
         stop_takes_s: time between the order to stop and the end; None for never.
-        stopped_with: grace of the order to stop.
+        stopped_with: graces of the orders to stop.
         on_stop: called with the order to stop.
         alive: its process runs.
     """
@@ -40,7 +59,7 @@ class FakeHandle:
             ),
         ]
         self.stop_takes_s: float | None = 1.0
-        self.stopped_with: float | None = None
+        self.stopped_with: list[float] = []
         self.on_stop: Callable[[], None] = lambda: None
         self.alive = True
         self._stop_at: float | None = None
@@ -55,7 +74,7 @@ class FakeHandle:
 
     def stop(self, grace_s: float) -> None:
         self.on_stop()
-        self.stopped_with = grace_s
+        self.stopped_with.append(grace_s)
         if self.stop_takes_s is not None:
             self._stop_at = self._clock.now + self.stop_takes_s
 
@@ -83,7 +102,7 @@ class FakeLauncher:
         closed: how often.
     """
 
-    clock: ManualClock = field(default_factory=ManualClock)
+    clock: EventClock = field(default_factory=EventClock)
     prepare: Callable[[FakeHandle], None] = lambda handle: None
     problem: Exception | None = None
     handles: list[FakeHandle] = field(default_factory=list)

@@ -31,15 +31,19 @@ class ByteTokenizer:
 
 
 class LineRenderer:
-    """Implements `Renderer`: `role: content` lines."""
+    """Implements `Renderer`: `role: content` lines, with the name behind the role."""
 
     async def render(
         self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         if any(message["content"] == TEMPLATE_ERROR for message in messages):
             raise InvalidRequest("The chat template refuses the messages.", "messages")
-        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
+        lines = [_line(**message) for message in messages]
         return "".join(lines) + ("assistant:" if add_generation_prompt else "")
+
+
+def _line(role: str, content: str, name: str | None = None) -> str:
+    return f"{role}: {content}\n" if name is None else f"{role} {name}: {content}\n"
 
 
 @dataclass(frozen=True)

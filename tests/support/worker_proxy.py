@@ -6,7 +6,7 @@ or hold messages, or do something to a worker at an exact point of the conversat
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -22,10 +22,19 @@ T = TypeVar("T", pb.TransferRequest, pb.TransferResponse)
 # What becomes of a message on its way: an async generator of what is passed on.
 Hook = Callable[[T], AsyncIterator[T]]
 
+AskStore = Callable[[], Awaitable[pb.LinkStoreResponse]]
+# What a call to the sender's store is answered; `AskStore` passes the call on.
+StoreHook = Callable[[pb.LinkStoreRequest, AskStore], Awaitable[pb.LinkStoreResponse]]
+
 
 async def pass_on(message: T) -> AsyncIterator[T]:
     """Change nothing."""
     yield message
+
+
+async def ask(request: pb.LinkStoreRequest, store: AskStore) -> pb.LinkStoreResponse:
+    """Change nothing."""
+    return await store()
 
 
 class Proxy(rpc.WorkerServicer):
@@ -37,6 +46,7 @@ class Proxy(rpc.WorkerServicer):
     Attributes:
         to_sender: what becomes of the decode worker's messages.
         to_receiver: what becomes of the prefill worker's messages.
+        on_store_call: what becomes of the rendezvous of links.
     """
 
     def __init__(self, address: str) -> None:
@@ -45,6 +55,7 @@ class Proxy(rpc.WorkerServicer):
         self._metadata = call_metadata(TOKEN)
         self.to_sender: Hook[pb.TransferRequest] = pass_on
         self.to_receiver: Hook[pb.TransferResponse] = pass_on
+        self.on_store_call: StoreHook = ask
 
     async def Transfer(
         self,
@@ -75,13 +86,16 @@ class Proxy(rpc.WorkerServicer):
         request: pb.LinkStoreRequest,
         context: "grpc.aio.ServicerContext[pb.LinkStoreRequest, pb.LinkStoreResponse]",
     ) -> pb.LinkStoreResponse:
-        try:
+        async def store() -> pb.LinkStoreResponse:
             answer: pb.LinkStoreResponse = await self._stub.LinkStore(
                 request, metadata=self._metadata, timeout=60
             )
+            return answer
+
+        try:
+            return await self.on_store_call(request, store)
         except grpc.aio.AioRpcError as error:
             await context.abort(error.code(), error.details() or "")
-        return answer
 
     async def close(self) -> None:
         """Close the channel to the worker."""
@@ -90,12 +104,17 @@ class Proxy(rpc.WorkerServicer):
 
 @asynccontextmanager
 async def between(
-    worker: WorkerServer | str, *, to_sender: Any = pass_on, to_receiver: Any = pass_on
+    worker: WorkerServer | str,
+    *,
+    to_sender: Any = pass_on,
+    to_receiver: Any = pass_on,
+    on_store_call: StoreHook = ask,
 ) -> AsyncIterator[str]:
     """A proxy in front of a prefill worker, or of an address; yields the proxy's address."""
     address = worker if isinstance(worker, str) else peer_of(worker).address
     proxy = Proxy(address)
     proxy.to_sender, proxy.to_receiver = to_sender, to_receiver
+    proxy.on_store_call = on_store_call
     server = create_server(TOKEN)
     port = server.add_insecure_port("127.0.0.1:0")
     rpc.add_WorkerServicer_to_server(proxy, server)

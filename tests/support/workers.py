@@ -254,7 +254,7 @@ def holdings(worker: WorkerServer) -> dict[str, int]:
         "outgoing": len(parts.sender),
         "leases to receive": parts.links.receiving.num_leased,
         "leases to send": parts.links.sending.num_leased,
-        "stores without a link": len(parts.stores) - parts.links.sending.num_idle,
+        "stores without a link": len(parts.links.stores) - parts.links.sending.num_idle,
     }
 
 
@@ -266,6 +266,13 @@ async def idle(*workers: WorkerServer) -> None:
             lambda worker=worker: (worker.config.worker_id, holdings(worker)),  # type: ignore[misc]
         )
         await worker.check_integrity()
+
+
+async def forget_idle_links(worker: WorkerServer) -> None:
+    """Close a worker's idle links, as it does with those that nobody has used for long."""
+    for pool in (worker.parts.links.sending, worker.parts.links.receiving):
+        for link in pool._take_idle_where(lambda peer: True):
+            await asyncio.to_thread(link.close)
 
 
 def random_prompt(rng: random.Random, length: int) -> list[int]:

@@ -20,3 +20,8 @@ async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
     task.result()
     if cancelled:
         raise asyncio.CancelledError
+
+
+def look_away(future: "asyncio.Future[Any]") -> None:
+    """Nobody waits for a future any more: how it ends, even badly, follows from what is known."""
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -3,8 +3,8 @@
     event loop       the conversation with the prefill worker
     transfer thread  the link: posts receives, waits, checks digests
 
-Both end together: whichever fails first wakes the other, and nobody goes on before the link is
-quiet.
+Whichever fails first ends the other. Nobody goes on before the link is closed, and nobody waits
+for a thread whose link is closed: it can only find that out.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from twinflow.runtime.lifecycle import ReceiveOrder
 from twinflow.runtime.outputs import SampledToken
 from twinflow.workers.convert import logprobs_from_pb, phases_from_pb
 from twinflow.workers.handoff.end import HandoffEnd
-from twinflow.workers.handoff.ending import to_the_end
+from twinflow.workers.handoff.ending import look_away, to_the_end
 from twinflow.workers.handoff.links import PeerLease
 from twinflow.workers.rpc import error_of_call
 
@@ -87,7 +87,7 @@ class IncomingTransfer:
         Raises:
             TwinflowError: the hand-off failed; the link is closed and nothing writes any more.
         """
-        listen = asyncio.ensure_future(self._listen())
+        listen = asyncio.create_task(self._listen())
         work = self._events.run_in_executor(self._end.links.threads, self._work_link)
         try:
             await asyncio.wait((listen, work), return_when=asyncio.FIRST_EXCEPTION)
@@ -100,14 +100,15 @@ class IncomingTransfer:
         now = self._events.time()
         self.seconds = now - (self._began or now)
 
-    async def _give_up(self, listen: "asyncio.Future[None]", work: "asyncio.Future[None]") -> None:
-        """Close the link, which makes the blocks quiet, and wake both halves."""
+    async def _give_up(self, listen: "asyncio.Task[None]", work: "asyncio.Future[None]") -> None:
+        """Close the link, which makes the blocks quiet; afterwards the engine is told nothing."""
+        look_away(listen)
+        look_away(work)
+        listen.cancel()
         self._call.cancel()
         self._inbox.put(None)
         await self._lease.discard()
-        # A thread that is opening the link notices late; it writes to no block any more.
-        work.add_done_callback(_look_at)
-        await asyncio.gather(listen, return_exceptions=True)
+        await asyncio.wait({listen})
 
     async def part(self) -> None:
         """After `run`: let the sender free its blocks; keep the link if it has no objection."""
@@ -225,12 +226,6 @@ def _opening(
         link_id=lease.link_id,
         new_link=not lease.reused,
     )
-
-
-def _look_at(future: "asyncio.Future[None]") -> None:
-    """Know how something ended that nobody waits for."""
-    if not future.cancelled():
-        future.exception()
 
 
 def _announcement(ready: pb.UnitReady) -> UnitAnnouncement:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import grpc
+import torch
 
 from twinflow.parallel.links.config import BackendName, LinkConfig, LinkPeer
 from twinflow.parallel.links.link import Link
@@ -29,18 +30,21 @@ _RECEIVER_IDLE_S = 60.0
 _SENDER_IDLE_S = 120.0
 _EVICT_INTERVAL_S = 15.0
 
+_SENDER_RANK: Literal[0] = 0
+_RECEIVER_RANK: Literal[1] = 1
+
 
 class PeerLease:
     """A link for one hand-off, which may still have to be opened.
 
     Args:
         lease: of the pool.
-        stop_opening: wakes a `connect` that waits for the peer, and makes later ones fail.
+        call_off: ends the rendezvous, if the link is being opened.
     """
 
-    def __init__(self, lease: LinkLease, stop_opening: Callable[[], None]) -> None:
+    def __init__(self, lease: LinkLease, call_off: Callable[[], None]) -> None:
         self._lease = lease
-        self._stop_opening = stop_opening
+        self._call_off = call_off
         self.peer = lease.peer
         self.link_id = lease.link_id
         self.reused = lease.reused
@@ -58,8 +62,12 @@ class PeerLease:
         await asyncio.to_thread(self._lease.release)
 
     async def discard(self) -> None:
-        """Close the link, or stop opening it. When it is closed, nothing writes any more."""
-        self._stop_opening()
+        """Close the link. When it returns, nothing writes over it any more, and nothing will.
+
+        A `connect` that is under way fails: at once while it looks for the peer, and when both ends
+        are connected, which takes a moment, if they have met. Nobody else waits for it.
+        """
+        self._call_off()
         await asyncio.to_thread(self._lease.discard)
 
 
@@ -68,17 +76,18 @@ class PeerLinks:
 
     Args:
         config: of the worker.
-        stores: rendezvous of the links that this worker sends over.
+        device: where its KV blocks are, with the device's number if it has one.
 
     Attributes:
         max_sending: most links that this worker sends over.
+        stores: rendezvous of these links.
         threads: where links are worked.
         metadata: of every call to a peer.
     """
 
-    def __init__(self, config: WorkerConfig, stores: StoreDirectory) -> None:
+    def __init__(self, config: WorkerConfig, device: torch.device) -> None:
         self._config = config
-        self._stores = stores
+        self._device = device
         self._self = LinkPeer(config.worker_id, config.epoch)
         self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -97,6 +106,8 @@ class PeerLinks:
         self.sending = LinkPool(
             self._open_sending, self._new_id, PoolLimits(self.max_sending, _SENDER_IDLE_S)
         )
+        # A link that was given up while it was opened keeps its store until both ends know.
+        self.stores = StoreDirectory(2 * self.max_sending)
         # One for each link that can be leased: a hand-off whose peer waits for it never queues.
         self.threads = ThreadPoolExecutor(max_receiving + self.max_sending, "twinflow-handoff")
 
@@ -128,11 +139,11 @@ class PeerLinks:
         store = RemoteStore(lease.link_id, self._self, self.stub(peer), self.metadata, self._events)
         self._remote_stores[lease.link_id] = store
 
-        def stop_opening() -> None:
+        def call_off() -> None:
             self._remote_stores.pop(lease.link_id, None)
-            store.close()
+            store.call_off()
 
-        return PeerLease(lease, stop_opening)
+        return PeerLease(lease, call_off)
 
     def lease_sending(self, opening: pb.TransferOpen) -> PeerLease:
         """The link that a receiver has named.
@@ -141,20 +152,23 @@ class PeerLinks:
             LinkError: it cannot be leased, or the receiver means one that is not here any more.
         """
         peer, link_id = LinkPeer(opening.receiver_id, opening.receiver_epoch), opening.link_id
+        if not link_id:
+            raise LinkError(f"{peer} names no link: link_id is empty")
         lease = self.sending.lease(peer, link_id)
         try:
             if lease.reused == opening.new_link:
                 raise LinkError(f"link {link_id} to {peer} is not here any more")
             if not lease.reused:
-                self._stores.create(link_id, peer)
+                self.stores.create(link_id, peer)
         except LinkError:
             lease.discard()
             raise
-        return PeerLease(lease, lambda: self._stores.drop(link_id))
+        return PeerLease(lease, lambda: self.stores.call_off(link_id))
 
     async def close(self) -> None:
-        """Close all links and channels."""
+        """Close all links and channels; whoever still opens a link fails."""
         self._evictor.cancel()
+        self.stores.close()
         await asyncio.gather(self._evictor, return_exceptions=True)
         await asyncio.to_thread(self.receiving.close)
         await asyncio.to_thread(self.sending.close)
@@ -163,13 +177,14 @@ class PeerLinks:
         await asyncio.gather(*self._closing, *(c.close() for _, c in channels.values()))
 
     def check_integrity(self) -> None:
-        """Recount both pools.
+        """Recount both pools and the stores.
 
         Raises:
             RuntimeError: something does not add up.
         """
         self.receiving.check_integrity()
         self.sending.check_integrity()
+        self.stores.check_integrity()
 
     async def _evict(self) -> None:
         while True:
@@ -184,21 +199,21 @@ class PeerLinks:
         store = self._remote_stores.pop(link_id, None)
         if store is None:
             raise LinkError(f"link {link_id} to {peer} was given up")
-        return Link.open(self._link_config(peer, link_id, 1), store)
+        return Link.open(self._link_config(peer, link_id, _RECEIVER_RANK), store)
 
     def _open_sending(self, peer: LinkPeer, link_id: str) -> Link:
-        store = self._stores.find(link_id, peer)
-        config = self._link_config(peer, link_id, 0)
-        return Link.open(config, store, on_close=lambda: self._stores.drop(link_id))
+        store = self.stores.find(link_id, peer)
+        config = self._link_config(peer, link_id, _SENDER_RANK)
+        return Link.open(config, store, on_close=lambda: self.stores.drop(link_id))
 
     def _link_config(self, peer: LinkPeer, link_id: str, rank: Literal[0, 1]) -> LinkConfig:
-        backend: BackendName = "nccl" if self._config.device.startswith("cuda") else "gloo"
+        backend: BackendName = "nccl" if self._device.type == "cuda" else "gloo"
         return LinkConfig(
             link_id=link_id,
             rank=rank,
             peer=peer,
             bind_address=self._config.host,
             backend=backend,
-            device=self._config.device,
+            device=str(self._device),
             deadline_s=self._config.kv_transfer_timeout_s,
         )

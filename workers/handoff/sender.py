@@ -14,7 +14,7 @@ from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.runtime.engine import KVProgress
 from twinflow.workers.convert import request_from_pb
 from twinflow.workers.handoff.end import HandoffEnd
-from twinflow.workers.handoff.ending import to_the_end
+from twinflow.workers.handoff.ending import look_away, to_the_end
 from twinflow.workers.handoff.outgoing import OutgoingTransfer
 
 # Signs of life are given this many times as often as the receiver needs them.
@@ -160,16 +160,16 @@ class KVSender:
         *,
         complete: bool,
     ) -> None:
-        """Keep or close the link; free the blocks when nothing reads them any more."""
+        """Keep or close the link; then free the blocks: nothing that still reads them is used."""
         if complete:
             await transfer.lease.release()
         else:
+            for half in halves:
+                look_away(half)
             transfer.over("the hand-off was given up")
             await transfer.lease.discard()
         del self._transfers[transfer.engine_id]
         self._end.core.abort(transfer.engine_id)
-        # A thread that is opening the link notices late; it reads no block any more.
-        await asyncio.gather(*halves, return_exceptions=True)
 
 
 async def _read(requests: AsyncIterator[pb.TransferRequest], transfer: OutgoingTransfer) -> None:

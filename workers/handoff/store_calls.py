@@ -6,13 +6,14 @@ the client that the receiver's torch talks to, and the handler that answers it.
 
 import asyncio
 import concurrent.futures
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
 from twinflow.parallel.links.config import LinkPeer
-from twinflow.parallel.links.store import MemoryStore, StoreDirectory
+from twinflow.parallel.links.store import MET_KEY, MemoryStore, StoreDirectory
 from twinflow.protos.errors import InvalidRequest, LinkError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
@@ -20,12 +21,14 @@ from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
 _CALL_TIMEOUT_S = 5.0
 # How long a peer's first call may come before the link is known here.
 _EARLY_S = 5.0
+_CALLED_OFF = "it was called off"
 
 
 class RemoteStore:
     """A link's store at the peer, for torch's blocking calls on a link's own thread.
 
-    Used by one thread at a time; closing it, from any thread, wakes that one.
+    Used by one thread at a time. Another one may call the opening of the link off, until this end
+    says that the two have met.
 
     Args:
         link_id: the link.
@@ -48,13 +51,16 @@ class RemoteStore:
         self._stub = stub
         self._metadata = metadata
         self._events = events
-        self._call_under_way: concurrent.futures.Future[pb.LinkStoreResponse] | None = None
-        self._closed = False
+        self._deciding = threading.Lock()
+        self._call_under_way: concurrent.futures.Future[pb.LinkStoreResponse | str] | None = None
+        self._off = False
+        self._met = False
 
-    def close(self) -> None:
-        """End the call that is under way and refuse further ones with a LinkError."""
-        self._closed = True
-        call = self._call_under_way
+    def call_off(self) -> None:
+        """Refuse every call with a LinkError, the one that is under way too; see `rendezvous`."""
+        with self._deciding:
+            self._off = not self._met
+            call = self._call_under_way if self._off else None
         if call is not None:
             call.cancel()
 
@@ -92,26 +98,43 @@ class RemoteStore:
         request.link_id = self._link_id
         request.sender_id, request.sender_epoch = self._owner.worker_id, self._owner.epoch
         timeout_s = wait_s + _CALL_TIMEOUT_S
-        call = asyncio.run_coroutine_threadsafe(self._send(request, timeout_s), self._events)
-        self._call_under_way = call
-        if self._closed:  # looked at after the call can be found: `close` cannot miss it
-            call.cancel()
+        call = self._begin(request, timeout_s)
         try:
-            return call.result(timeout_s + 1.0)
-        except grpc.aio.AioRpcError as error:
-            reason = error.details() or error.code().name.lower()
+            answer = call.result(timeout_s + 1.0)
         except TimeoutError:
-            reason = f"no answer within {timeout_s:g} s"
+            call.cancel()
+            answer = f"no answer within {timeout_s:g} s"
         except concurrent.futures.CancelledError:
-            reason = "it was given up"
-        call.cancel()
-        raise LinkError(f"link {self._link_id}: rendezvous failed: {reason}")
-
-    async def _send(self, request: pb.LinkStoreRequest, timeout_s: float) -> pb.LinkStoreResponse:
-        answer: pb.LinkStoreResponse = await self._stub.LinkStore(
-            request, metadata=self._metadata, timeout=timeout_s
-        )
+            answer = _CALLED_OFF
+        if isinstance(answer, str):
+            raise self._error(answer)
         return answer
+
+    def _begin(
+        self, request: pb.LinkStoreRequest, timeout_s: float
+    ) -> "concurrent.futures.Future[pb.LinkStoreResponse | str]":
+        with self._deciding:
+            if self._off:
+                raise self._error(_CALLED_OFF)
+            self._met = self._met or request.set.key == MET_KEY
+            call = asyncio.run_coroutine_threadsafe(self._send(request, timeout_s), self._events)
+            self._call_under_way = call
+            return call
+
+    async def _send(
+        self, request: pb.LinkStoreRequest, timeout_s: float
+    ) -> pb.LinkStoreResponse | str:
+        """The answer, or why there is none: nobody may be left to raise it to."""
+        try:
+            answer: pb.LinkStoreResponse = await self._stub.LinkStore(
+                request, metadata=self._metadata, timeout=timeout_s
+            )
+        except grpc.aio.AioRpcError as error:
+            return error.details() or error.code().name.lower()
+        return answer
+
+    def _error(self, reason: str) -> LinkError:
+        return LinkError(f"link {self._link_id}: rendezvous failed: {reason}")
 
 
 class StoreCalls:

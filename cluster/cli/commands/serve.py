@@ -29,6 +29,16 @@ sources:
   32k`. From the environment come, and no other name that begins with TWINFLOW_ is accepted:
 {variables}
 
+devices:
+  With --device cuda each worker has a GPU of its own, and KV caches travel over NCCL; with auto it
+  is so on a machine whose GPUs torch can use. Workers on the CPU share cores and memory evenly.
+
+stopping:
+  After Ctrl-C or SIGTERM new requests are refused and running ones may finish, for at most
+  --shutdown-timeout. A second one ends them with an error that their clients get, a third kills.
+  The exit status is 0, or 130 after a second one; it is 1 if serving failed and 2 if settings or
+  model were refused.
+
 numbers:
   Counts may be written as 32k (32000) or 32K (32768), memory as 4GiB or 4000MB.
 
@@ -36,6 +46,7 @@ examples:
   twinflow serve ./smollm2-135m                         one prefill and one decode worker
   twinflow serve ./smollm2-135m --prefill 2 --decode 2  two of each
   twinflow serve ./smollm2-135m --mixed 1               one worker that does both
+  twinflow serve ./smollm2-135m --device cpu            on the CPU, even if there is a GPU
   twinflow serve ./smollm2-135m --launcher local        plain processes, without Ray
   TWINFLOW_API_KEY=$(cat key) twinflow serve ./smollm2-135m --host 0.0.0.0
 """

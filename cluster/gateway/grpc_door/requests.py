@@ -99,7 +99,12 @@ def _prompt(given: pb.GenerationInput) -> Prompt:
 
 
 def _chat(chat: pb.Chat) -> ChatPrompt:
-    return ChatPrompt(tuple(ChatMessage(m.role, m.content) for m in chat.messages))
+    return ChatPrompt(
+        tuple(
+            ChatMessage(m.role, m.content, m.name if m.HasField("name") else None)
+            for m in chat.messages
+        )
+    )
 
 
 def _set_fields(message: Message) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class AnswerResponse(Response):
         request: what to run.
         call: who asks.
         answer_format: the shape of the answer.
+        headers: further ones, of an answer that is no error.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class AnswerResponse(Response):
         request: GenerationRequest,
         call: Call,
         answer_format: AnswerFormat,
+        headers: dict[str, str],
     ) -> None:
         super().__init__()
         self._pipeline = pipeline
         self._request = request
         self._call = call
         self._format = answer_format
+        self._further = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await unless_disconnected(receive, self._respond(scope, receive, send))
@@ -72,11 +75,14 @@ class AnswerResponse(Response):
                 raise
             # A client that tries again by itself would have the same tokens generated again.
             return error_response(error, self._call.request_id, retry=False)
-        return Response(self._format.whole(generation, outputs), media_type="application/json")
+        body = self._format.whole(generation, outputs)
+        return Response(body, headers=self._further, media_type="application/json")
 
     async def _stream(self, generation: Generation, send: Send) -> None:
         delta = await anext(generation)
-        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        further = [(name.encode(), value.encode()) for name, value in self._further.items()]
+        headers = [*_STREAM_HEADERS, *further]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         end = await self._events(generation, delta, send)
         await send({"type": "http.response.body", "body": end, "more_body": False})
 

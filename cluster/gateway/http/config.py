@@ -11,6 +11,7 @@ class HttpConfig:
         host: address to listen on.
         port: 0 takes a free one.
         max_body_bytes: largest request body.
+        max_bodies_bytes: what has arrived of all bodies that are being read.
         max_url_bytes: longest request target.
         max_header_bytes: all headers of a request together.
         max_headers: number of headers of a request.
@@ -29,6 +30,7 @@ class HttpConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     max_body_bytes: int = 4 << 20
+    max_bodies_bytes: int = 64 << 20
     max_url_bytes: int = 64 << 10
     max_header_bytes: int = 16 << 10
     max_headers: int = 100

@@ -35,6 +35,7 @@ class MessageFields(StrictModel):
 
     role: str
     content: object = None
+    name: str | None = None
 
 
 class ChatFields(SamplingFields):
@@ -87,7 +88,7 @@ def _message(item: dict[str, object], prefix: str) -> ChatMessage:
         raise InvalidRequest(
             f"{prefix}content must be a string or a list of text parts.", f"{prefix}content"
         )
-    return ChatMessage(fields.role, content)
+    return ChatMessage(fields.role, content, fields.name)
 
 
 def _part_text(part: object, param: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 from twinflow.cluster.gateway.backend import ModelInfo
 from twinflow.cluster.gateway.validation import unsupported
 from twinflow.cluster.gateway.validation.request import (
+    MAX_PROMPTS,
     GenerationRequest,
     Prompt,
     TextPrompt,
@@ -49,6 +50,8 @@ def _prompts(value: object) -> tuple[Prompt, ...]:
     if isinstance(value, str):
         return (TextPrompt(value),)
     if isinstance(value, list):
+        if len(value) > MAX_PROMPTS and type(value[0]) is not int:
+            raise InvalidRequest(f"A request has between 1 and {MAX_PROMPTS} prompts.", "prompt")
         kinds = {type(item) for item in value}
         if kinds == {str}:
             return tuple(TextPrompt(item) for item in value)

@@ -17,6 +17,7 @@ MAX_PROMPTS = 128
 # Completions of all prompts of a request together: a request may not fill the queues alone.
 MAX_SEQUENCES = MAX_COMPLETIONS
 MAX_CACHE_SALT = 256
+MAX_NAME = 64
 ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -27,10 +28,12 @@ class ChatMessage:
     Attributes:
         role: a member of `ROLES`.
         content: its text; may be empty unless the role is `user`.
+        name: who speaks, for templates that tell participants apart.
     """
 
     role: str
     content: str
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,4 +264,9 @@ def _check_messages(messages: tuple[ChatMessage, ...]) -> None:
         if message.role == "user" and not message.content:
             raise InvalidRequest(
                 "A message of the user must have content.", f"messages.{index}.content"
+            )
+        if message.name is not None and not 1 <= len(message.name) <= MAX_NAME:
+            raise InvalidRequest(
+                f"The name in a message must have between 1 and {MAX_NAME} characters.",
+                f"messages.{index}.name",
             )

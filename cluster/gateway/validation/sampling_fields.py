@@ -13,6 +13,7 @@ from twinflow.cluster.gateway.validation import unsupported
 from twinflow.cluster.gateway.validation.request import RequestOptions
 from twinflow.cluster.gateway.validation.strict import Int64, StrictModel, validated
 from twinflow.protos.errors import InvalidRequest
+from twinflow.runtime.sampling_params import MAX_LOGIT_BIAS
 
 # OpenAI's limits on what callers attach for their own records. twinflow keeps none of it.
 MAX_NOTE = 512
@@ -22,6 +23,17 @@ ShortText = Annotated[str, Field(max_length=MAX_NOTE)]
 
 def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+def _at_most(count: int) -> BeforeValidator:
+    """Refuse a larger object before each of its items is looked at, and every error collected."""
+
+    def check(value: object) -> object:
+        if isinstance(value, dict) and len(value) > count:
+            raise ValueError(f"it must have at most {count} items")
+        return value
+
+    return BeforeValidator(check)
 
 
 class StreamOptions(StrictModel):
@@ -42,7 +54,7 @@ class SamplingFields(StrictModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], _at_most(MAX_LOGIT_BIAS)] | None = None
     seed: Int64 | None = None
     max_tokens: Int64 | None = None
     min_tokens: Int64 | None = None
@@ -57,7 +69,7 @@ class SamplingFields(StrictModel):
     return_token_ids: bool | None = None
     return_timeline: bool | None = None
     user: ShortText | None = None
-    metadata: Annotated[dict[str, ShortText], Field(max_length=MAX_METADATA)] | None = None
+    metadata: Annotated[dict[str, ShortText], _at_most(MAX_METADATA)] | None = None
 
     def sampling(self) -> dict[str, Any]:
         """Arguments of `SamplingParams` that the request sets."""

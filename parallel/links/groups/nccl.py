@@ -6,13 +6,12 @@ blocks, send under the stream that filled them.
 
 Torch's own watchdog would take the whole process down when a peer dies. It is kept out of the way
 twice: its timeout is far beyond every deadline of ours, and a worker that uses NCCL must be started
-with `NCCL_ENVIRONMENT`, which torch reads when a group is made.
+with `nccl_environment.NCCL_ENVIRONMENT`, which torch reads when a group is made.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from types import MappingProxyType
 from typing import Protocol, cast
 
 import torch
@@ -22,9 +21,6 @@ from torch.distributed.distributed_c10d import Store
 from twinflow.parallel.links.config import LinkConfig
 from twinflow.parallel.links.deadline import Deadline
 from twinflow.parallel.links.groups.base import LinkGroup, Operation, PointToPoint, Posted
-
-# 0: errors are reported to whoever waits and never end the process.
-NCCL_ENVIRONMENT: Mapping[str, str] = MappingProxyType({"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"})
 
 _WATCHDOG_TIMEOUT = timedelta(days=1)
 _POLL_S = 0.0002

@@ -84,12 +84,18 @@ def test_exactly_one_source_is_needed(given: dict[str, Any]) -> None:
         Source(token_ids=[2**32]),
         Source(token_ids=[1.5]),  # type: ignore[list-item]
         Source(messages=[{"role": "user", "content": 3}]),  # type: ignore[typeddict-item]
-        Source(messages=[{"role": "user", "name": "Bob"}]),  # type: ignore[typeddict-item,typeddict-unknown-key]
+        Source(messages=[{"role": "user", "mood": "good"}]),  # type: ignore[typeddict-item,typeddict-unknown-key]
     ],
 )
 def test_what_no_message_can_carry_is_refused_here(source: Source) -> None:
     with pytest.raises(InvalidRequest, match="cannot be encoded"):
         generation(source, None, None, {}).input("tiny")
+
+
+def test_a_message_may_say_who_speaks() -> None:
+    source = Source(messages=[{"role": "user", "content": "Hi", "name": "Ann"}])
+    (message,) = generation(source, None, None, {}).input("tiny").chat.messages
+    assert (message.role, message.content, message.name) == ("user", "Hi", "Ann")
 
 
 def test_bounds_are_checked_before_anything_is_sent() -> None:

@@ -1,13 +1,16 @@
 """Sequences over fake workers that die, freeze, refuse, drain and come back."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.support.dispatchers import (
     PATIENT,
     QUICK,
+    Reports,
     collect,
     create_dispatcher,
     create_spec,
@@ -18,6 +21,7 @@ from tests.support.engines import expected_output
 from tests.support.fake_worker import FakeWorker, logprob_at, until
 
 from twinflow.cluster.gateway.backend import GenerationSpec
+from twinflow.cluster.router.prefix_index import PrefixIndex
 from twinflow.protos.errors import (
     DeadlineExceeded,
     EngineError,
@@ -390,6 +394,45 @@ async def test_alive_as_long_as_it_tries(capsys: pytest.CaptureFixture[str]) -> 
         assert not dispatcher.alive()
     # Losing a worker is told once, however often it is tried again.
     assert capsys.readouterr().out.count("worker is not available") == 1
+
+
+async def test_a_worker_is_reported_while_it_reconnects_and_forgotten_when_it_is_gone() -> None:
+    reports, worker = Reports(), FakeWorker("mixed-0")
+    config = replace(PATIENT, gone_after_s=0.3)
+    async with dispatching(worker, config=config, listener=reports) as dispatcher:
+        await worker.die()
+        await until(lambda: not dispatcher.available)
+        assert reports.workers == {"mixed-0"}
+        await worker.restart()
+        await until(lambda: dispatcher.available)
+        await worker.die()
+        await until(lambda: not reports.workers)
+        await worker.restart()
+        await until(lambda: reports.workers)
+
+
+async def test_a_prompt_is_named_once_for_all_its_completions_and_attempts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    named: list[Sequence[int]] = []
+    names_of = PrefixIndex.names
+
+    def names(index: PrefixIndex, token_ids: Sequence[int], salt: str) -> list[bytes]:
+        named.append(token_ids)
+        return names_of(index, token_ids, salt)
+
+    monkeypatch.setattr(PrefixIndex, "names", names)
+    first, second = pair()
+    first.behaviour.failure = Unavailable("the worker is draining")
+    async with dispatching(first, second) as dispatcher:
+        spec = create_spec(prompt=20)
+        siblings = (spec, replace(spec, request_id="sibling"), create_spec(prompt=20))
+        dispatcher.admit(siblings)
+        for sibling in siblings:
+            deltas = [delta async for delta in dispatcher.generate(sibling)]
+            assert tokens_of(deltas) == expected(sibling)
+    assert first.submissions
+    assert named == [spec.prompt_token_ids, siblings[2].prompt_token_ids]
 
 
 async def test_a_prompt_counts_until_its_first_token() -> None:

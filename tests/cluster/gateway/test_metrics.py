@@ -60,10 +60,14 @@ def test_aborted_and_failed_sequences(registry: CollectorRegistry, metrics: Gate
     metrics.accepted(3, prompt_tokens=1)
     metrics.ended(FinishReason.ABORT, 1.0, ())
     metrics.failed("worker_lost")
-    assert sample(registry, "twinflow:requests_in_flight") == 1
+    metrics.failed("deadline_exceeded", [PhaseTime("queue", 0.5), PhaseTime("prefill", 0.25)])
+    assert sample(registry, "twinflow:requests_in_flight") == 0
     assert sample(registry, "vllm:request_success_total", finished_reason="abort") == 1
     assert sample(registry, "twinflow:request_failures_total", code="worker_lost") == 1
     assert sample(registry, "vllm:e2e_request_latency_seconds_count") == 0
+    assert sample(registry, "vllm:request_queue_time_seconds_count") == 1
+    assert sample(registry, "vllm:request_queue_time_seconds_sum") == 0.5
+    assert sample(registry, "vllm:request_prefill_time_seconds_sum") == 0.25
 
 
 def test_rejections_have_their_reason(registry: CollectorRegistry, metrics: GatewayMetrics) -> None:

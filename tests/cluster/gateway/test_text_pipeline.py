@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -109,6 +110,89 @@ async def test_completions_come_merged_and_whole() -> None:
     bench.backend.check_integrity()
 
 
+LONG_PROMPT = TokenPrompt(tuple(range(17)))  # a block is 16 tokens
+
+
+async def test_completions_of_a_long_prompt_wait_for_the_second_token_of_the_first() -> None:
+    bench = Bench(Behaviour(delay_s=0.01))
+    request = bench.request(LONG_PROMPT, TextPrompt("short"), n=3, seed=5, max_tokens=8)
+    async with bench.pipeline.open(request, bench.call()) as generation:
+        seen: list[tuple[int, set[int]]] = []
+        async for delta in generation:
+            seen.append((delta.index, {int(name[-1]) for name in bench.backend.live}))
+    order = [index for index, _ in seen]
+    assert set(order) == set(range(6))
+    assert order.index(1) > order.index(0, order.index(0) + 1)
+    # With its first token it is still alone; the completions of the short prompt never wait.
+    assert seen[order.index(0)][1] == {0, 3, 4, 5}
+    bench.backend.check_integrity()
+
+
+async def test_completions_are_those_of_separate_requests() -> None:
+    bench = Bench()
+    together = await bench.run(bench.request(LONG_PROMPT, n=4, seed=5, max_tokens=12))
+    seeds = [completion_seed(5, index) for index in range(4)]
+    alone = [
+        (await bench.run(bench.request(LONG_PROMPT, seed=seed, max_tokens=12)))[0] for seed in seeds
+    ]
+    assert together == alone
+    assert len(set(together)) == 4
+
+
+async def test_completions_do_not_wait_for_one_that_ends_with_its_first_token() -> None:
+    bench = Bench()
+    texts = await bench.run(bench.request(LONG_PROMPT, n=3, max_tokens=1))
+    assert [len(text) for text in texts] == [1, 1, 1]
+    bench.backend.check_integrity()
+
+
+async def test_a_first_completion_that_fails_ends_those_that_wait_for_it() -> None:
+    bench = Bench(Behaviour(fail_after=1))
+    with pytest.raises(WorkerLost):
+        await bench.run(bench.request(LONG_PROMPT, n=3))
+    assert bench.backend.outcomes == {"failed": 1, "released": 2}
+    assert bench.metric("twinflow:request_failures_total", code="worker_lost") == 3
+    assert bench.metric("twinflow:requests_in_flight") == 0
+    bench.backend.check_integrity()
+
+
+async def test_completions_that_wait_are_released_when_the_reader_leaves() -> None:
+    bench = Bench(Behaviour(first_delay_s=60))
+    async with bench.pipeline.open(bench.request(LONG_PROMPT, n=3), bench.call()) as generation:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await anext(generation)
+    assert bench.backend.outcomes == {"aborted": 1, "released": 2}
+    bench.backend.check_integrity()
+
+
+async def test_waiting_for_the_first_completion_takes_from_the_deadline() -> None:
+    bench = Bench(Behaviour(delay_s=0.001))
+    granted: dict[str, float] = {}
+    generate = bench.backend.generate
+
+    def noting(spec: Any) -> Any:
+        granted[spec.request_id] = spec.deadline_s
+        return generate(spec)
+
+    bench.backend.generate = noting  # type: ignore[method-assign]
+    request = bench.request(LONG_PROMPT, n=2, max_tokens=8)
+    async with bench.pipeline.open(request, bench.call(deadline_s=60.0)) as generation:
+        async for _ in generation:
+            bench.now += 2.0
+    assert granted["request-0"] == 60.0
+    assert granted["request-1"] < 60.0
+
+
+async def test_no_room_to_read_a_prompt_is_a_rejection() -> None:
+    bench = Bench()
+    with pytest.raises(Overloaded):
+        await bench.run(bench.request(TextPrompt("x" * (33 << 20))))
+    reason = {"reason": "rate_limit_exceeded"}
+    assert bench.metric("vllm:admission_rejections_total", **reason) == 1
+    assert bench.backend.specs == []
+
+
 async def test_long_texts_are_tokenised_aside() -> None:
     bench = Bench()
     with pytest.raises(ContextLengthExceeded):
@@ -130,6 +214,29 @@ async def test_leaving_early_aborts_and_releases() -> None:
     bench.backend.check_integrity()
     assert bench.metric("vllm:request_success_total", finished_reason="abort") == 8
     assert bench.metric("twinflow:requests_in_flight") == 0
+
+
+async def test_what_is_cut_off_is_accounted_for_from_its_first_token_on() -> None:
+    """Its worker has told where the time went until then; before, nobody knows."""
+    for behaviour, reads, counted in (
+        (Behaviour(delay_s=60), 1, 1),
+        (Behaviour(first_delay_s=60), 0, 0),
+        (Behaviour(fail_after=1), 1, 1),
+    ):
+        bench = Bench(behaviour)
+        with suppress(WorkerLost):
+            async with bench.pipeline.open(bench.request(), bench.call()) as generation:
+                for _ in range(reads):
+                    await anext(generation)
+                bench.now += 3.0
+                if behaviour.fail_after:
+                    await anext(generation)
+        assert bench.metric("vllm:request_queue_time_seconds_count") == counted
+        assert bench.metric("vllm:request_prefill_time_seconds_count") == counted
+        assert bench.metric("vllm:request_decode_time_seconds_sum") == pytest.approx(
+            3.0 * counted, abs=0.5
+        )
+        assert bench.metric("vllm:e2e_request_latency_seconds_count") == 0
 
 
 async def test_an_error_of_the_reader_aborts() -> None:

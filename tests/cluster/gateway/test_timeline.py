@@ -5,7 +5,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinflow.cluster.gateway.timeline import Milestones, timeline
+from twinflow.cluster.gateway.timeline import Milestones, prolonged, timeline
 from twinflow.runtime.outputs import PhaseTime
 
 MILESTONES = Milestones(received=10.0, validated=10.1, tokenized=10.3, admitted=10.6)
@@ -21,10 +21,18 @@ def test_phases_follow_one_another() -> None:
         assert math.isclose(phase.seconds, seconds, abs_tol=1e-9)
 
 
-def test_without_a_worker_the_rest_is_generation() -> None:
-    last = timeline(MILESTONES, (), ended=12.0).phases[-1]
-    assert last.name == "generate"
-    assert math.isclose(last.seconds, 1.4)
+def test_a_worker_may_not_have_had_more_time_than_there_was() -> None:
+    found = timeline(MILESTONES, [PhaseTime("queue", 3.0), PhaseTime("prefill", 1.0)], ended=11.6)
+    queue, prefill, wire = (phase.seconds for phase in found.phases[3:])
+    assert math.isclose(queue, 0.75, abs_tol=1e-9)
+    assert math.isclose(prefill, 0.25, abs_tol=1e-9)
+    assert wire == 0.0
+
+
+def test_what_was_told_last_goes_on() -> None:
+    told = (PhaseTime("prefill", 0.5), PhaseTime("transfer", 0.25))
+    assert prolonged(told, 2.0) == (PhaseTime("prefill", 0.5), PhaseTime("transfer", 2.25))
+    assert prolonged((), 2.0) == ()
 
 
 @settings(deadline=None)

@@ -132,6 +132,8 @@ BAD_REQUESTS: dict[str, dict[str, Any]] = {
     "A14 too many messages": chat(*[USER] * 1025),
     "A15 unknown role": chat({"role": "wizard", "content": "Hi"}),
     "A15 tool role": chat(USER, {"role": "tool", "content": "4"}),
+    "A15 empty name": chat({**USER, "name": ""}),
+    "A15 long name": chat({**USER, "name": "x" * 65}),
     "A15 template refuses": chat({"role": "user", "content": TEMPLATE_ERROR}),
     "A16 empty content": chat({"role": "user", "content": ""}),
     "A17 empty prompt": completion(prompt=""),

@@ -172,14 +172,15 @@ async def test_every_field_reaches_the_backend() -> None:
 
 async def test_chat_and_token_prompts() -> None:
     backend = FakeBackend()
-    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Hi")])
+    speakers = [pb.ChatMessage(role="user", content="Hi", name=name) for name in ("Ann", None)]
+    chat = pb.Chat(messages=speakers)
     async with running_door(backend) as door, door.channel() as channel:
         for prompt in (
             pb.GenerationInput(model="tiny", chat=chat),
             pb.GenerationInput(model="tiny-alias", token_ids=pb.TokenIds(ids=[5, 6])),
         ):
             await call(channel, "Generate", pb.GenerateRequest(input=prompt))
-    assert bytes(backend.specs[0].prompt_token_ids) == b"user: Hi\nassistant:"
+    assert bytes(backend.specs[0].prompt_token_ids) == b"user Ann: Hi\nuser: Hi\nassistant:"
     assert backend.specs[1].prompt_token_ids == (5, 6)
 
 

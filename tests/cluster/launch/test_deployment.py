@@ -1,17 +1,21 @@
 """Which processes a configuration means; nothing is started."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import SecretStr
 
 from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.gateway.config import GatewayConfig
-from twinflow.cluster.launch.deployment import Machine, new_token, plan_gateway, plan_workers
+from twinflow.cluster.launch.deployment import new_token, plan_gateway, plan_workers
+from twinflow.cluster.launch.machine import Gpus, Machine
+from twinflow.protos.errors import ConfigError
+from twinflow.runtime.host_memory import MemoryShare
 from twinflow.workers.config import WorkerConfig
 
 GIB = 1 << 30
+Device = Literal["auto", "cpu", "cuda"]
 SMALL = Machine(cores=8, free_memory=4 * GIB)
 
 
@@ -65,10 +69,47 @@ class TestShares:
         assert 0.3 * 4 * GIB < total <= 0.5 * 4 * GIB
 
     def test_kv_memory_ends_where_it_is_enough(self) -> None:
-        assert {w.kv_cache_memory for w in workers(Machine(2, 1000 * GIB))} == {2 * GIB}
+        assert {w.kv_cache_memory for w in workers(Machine(2, 1000 * GIB))} == {GIB}
+
+    def test_host_memory_is_cut_up_before_anybody_takes_any(self) -> None:
+        found = workers(Machine(2, 4 * GIB), prefill=2, decode=1)
+        assert {w.host_memory for w in found} == {MemoryShare(4 * GIB, parts=3)}
 
     def test_kv_memory_as_configured(self) -> None:
         assert {w.kv_cache_memory for w in workers(kv_cache_memory="5GiB")} == {5 * GIB}
+
+
+class TestDevices:
+    """What the workers compute on."""
+
+    TWO = Machine(8, 4 * GIB, Gpus(free_memory=(80 * GIB, 40 * GIB)))
+    NONE = Machine(8, 4 * GIB, Gpus(problem="torch 2.13.0+cpu is built without CUDA"))
+
+    @pytest.mark.parametrize("device", ["auto", "cuda"])
+    def test_a_gpu_for_each(self, device: Device) -> None:
+        plans = plan_workers(ServeConfig(model="m", device=device), self.TWO, "t")
+        configs = [WorkerConfig.decode(plan.spec.config) for plan in plans]
+        assert [plan.spec.gpu for plan in plans] == [0, 1]
+        assert [config.device for config in configs] == ["cuda:0", "cuda:0"]
+        shares = [config.kv_cache_memory / GIB for config in configs]
+        assert shares == pytest.approx([32.0, 16.0])
+
+    @pytest.mark.parametrize(("device", "machine"), [("cpu", TWO), ("auto", NONE)])
+    def test_the_cpu(self, device: Device, machine: Machine) -> None:
+        plans = plan_workers(ServeConfig(model="m", device=device), machine, "t")
+        assert [plan.spec.gpu for plan in plans] == [None, None]
+        assert {w.device for w in workers(machine, device=device)} == {"cpu"}
+
+    def test_why_there_is_no_gpu(self) -> None:
+        with pytest.raises(ConfigError, match=r"^--device cuda: torch .* is built without CUDA; "):
+            workers(self.NONE, device="cuda")
+
+    @pytest.mark.parametrize("device", ["auto", "cuda"])
+    def test_too_few_gpus(self, device: str) -> None:
+        with pytest.raises(
+            ConfigError, match=f"^--device {device}: 3 workers need a GPU each and torch sees 2; "
+        ):
+            workers(self.TWO, device=device, prefill=2)
 
 
 def test_what_the_operator_chose_reaches_every_worker() -> None:

@@ -8,7 +8,7 @@ from tests.support.fake_launcher import FakeHandle, FakeLauncher, RecordingUI, f
 
 from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.launch.base import ServiceStatus
-from twinflow.cluster.launch.deployment import Machine
+from twinflow.cluster.launch.machine import Machine
 from twinflow.cluster.launch.serve import (
     READY_TIMEOUT_S,
     START_TIMEOUT_S,
@@ -33,7 +33,6 @@ class Stage:
     Attributes:
         missing: what `/ready` says is missing, one answer after the other; at the end nothing is.
         interrupts: orders to stop so far.
-        at: (time, event): the clock calls these while the deployment waits.
     """
 
     def __init__(
@@ -44,22 +43,15 @@ class Stage:
         self.ui = RecordingUI()
         self.missing: list[str] = []
         self.interrupts = 0
-        self.at: list[tuple[float, Callable[[], None]]] = []
         self.deployment = Deployment(
             ServeConfig(**{"model": "models/tiny", "launcher": "local", **changes}),
             self.launcher,
             self.ui,
             lambda: self.interrupts,
             readiness=lambda address: self.missing.pop(0) if self.missing else "",
-            sleep=self.sleep,
+            sleep=self.clock.advance,
             clock=self.clock,
         )
-
-    def sleep(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-        for when, event in [entry for entry in self.at if entry[0] <= self.clock.now]:
-            event()
-            self.at.remove((when, event))
 
     def interrupt(self) -> None:
         self.interrupts += 1
@@ -88,8 +80,15 @@ class TestStart:
         assert summary.grpc_target == "127.0.0.1:50051"
         assert summary.pools == {"prefill": ("prefill-0",), "decode": ("decode-0", "decode-1")}
         assert (summary.model, summary.needs_key) == ("tiny", True)
-        assert stage.ui.phases == ["Starting workers", "Starting the gateway", "Checking"]
+        phases = ["Starting", "Starting workers", "Starting the gateway", "Checking"]
+        assert stage.ui.phases == phases
         assert (90, 300) in stage.ui.amounts
+
+    def test_nothing_starts_on_a_machine_that_lacks_what_is_wanted(self) -> None:
+        stage = Stage(device="cuda")
+        with pytest.raises(ConfigError, match="--device cuda: "):
+            stage.deployment.start(MACHINE)
+        assert (stage.launcher.opened, stage.ui.phases) == (0, [])
 
     def test_all_processes_of_a_deployment_share_a_secret(self) -> None:
         stage = Stage()
@@ -148,7 +147,7 @@ class TestStart:
         stage = Stage()
         stage.missing = ["connection refused"] * 10_000
         gone = [ServiceStatus("gone", "the process of gateway-0 ended with status 1")]
-        stage.at = [(5.0, lambda: setattr(stage.launcher.named("gateway-0"), "steps", gone))]
+        stage.clock.at = [(5.0, lambda: setattr(stage.launcher.named("gateway-0"), "steps", gone))]
         with pytest.raises(ServerError, match="gateway-0 ended"):
             stage.deployment.start(MACHINE)
         assert stage.clock.now < 6.0
@@ -157,7 +156,7 @@ class TestStart:
     def test_an_order_to_stop(self, when: float) -> None:
         stage = Stage()
         stage.missing = ["not yet"] * 10_000
-        stage.at = [(when, stage.interrupt)]
+        stage.clock.at = [(when, stage.interrupt)]
         with pytest.raises(Interrupted):
             stage.deployment.start(MACHINE)
 
@@ -168,7 +167,7 @@ class TestWatch:
     def test_until_an_order_to_stop(self) -> None:
         stage = Stage()
         stage.deployment.start(MACHINE)
-        stage.at = [(100.0, stage.interrupt)]
+        stage.clock.at = [(100.0, stage.interrupt)]
         stage.deployment.watch()
         assert stage.clock.now >= 100.0
 
@@ -176,7 +175,7 @@ class TestWatch:
         stage = Stage()
         stage.deployment.start(MACHINE)
         gone = [ServiceStatus("gone", "the process of gateway-0 ended")]
-        stage.at = [(50.0, lambda: setattr(stage.launcher.named("gateway-0"), "steps", gone))]
+        stage.clock.at = [(50.0, lambda: setattr(stage.launcher.named("gateway-0"), "steps", gone))]
         with pytest.raises(ServerError, match="the process of gateway-0 ended"):
             stage.deployment.watch()
 
@@ -189,7 +188,7 @@ class TestWatch:
         stage = Stage()
         stage.deployment.start(MACHINE)
         gone = [ServiceStatus("gone", f"the process of {dead} ended")]
-        stage.at = [
+        stage.clock.at = [
             (50.0, lambda: setattr(stage.launcher.named(dead), "steps", gone)),
             (100.0, stage.interrupt),
         ]
@@ -222,7 +221,7 @@ class TestStop:
         assert [name for name, _ in stopped] == ["gateway-0", "prefill-0", "decode-0"]
         assert stopped[0][1] == began
         assert stopped[1][1] >= began + 4.8
-        assert {handle.stopped_with for handle in stage.launcher.handles} == {30.0}
+        assert [handle.stopped_with for handle in stage.launcher.handles] == [[30.0]] * 3
         assert not any(handle.alive for handle in stage.launcher.handles)
         assert stage.ui.messages == []
 
@@ -237,11 +236,39 @@ class TestStop:
         stage.deployment.start(MACHINE)
         stage.launcher.named("decode-0").stop_takes_s = None
         stage.deployment.stop(2.0)
-        assert stage.ui.messages == ["decode-0 does not stop: killing it"]
+        assert stage.ui.messages == ["Killing decode-0"]
         assert not any(handle.alive for handle in stage.launcher.handles)
         assert 2.0 < stage.clock.now < 40.0
 
-    def test_a_second_order_kills_at_once(self) -> None:
+    def test_a_second_order_leaves_the_gateway_time_to_end_its_streams(self) -> None:
+        stage = Stage()
+        stage.deployment.start(MACHINE)
+        gateway, *_ = handles = [
+            stage.launcher.named(name) for name in ("gateway-0", "prefill-0", "decode-0")
+        ]
+        gateway.stop_takes_s = 500.0
+        stage.interrupts = 1
+        hurried_at = stage.clock.now + 100.0
+
+        def hurry() -> None:
+            stage.interrupt()
+            gateway.stop_takes_s = 1.5
+
+        stage.clock.at = [(hurried_at, hurry)]
+        stage.deployment.stop(1000.0)
+        assert [handle.stopped_with for handle in handles] == [[1000.0, 0.0], [0.0], [0.0]]
+        assert (stage.ui.phases[-1], stage.ui.messages) == ("Stopping at once", [])
+        assert hurried_at + 1.4 < stage.clock.now < hurried_at + 4.0
+
+    def test_two_orders_in_a_row_are_a_hurry_from_the_start(self) -> None:
+        stage = Stage()
+        stage.deployment.start(MACHINE)
+        stage.interrupts = 2
+        stage.deployment.stop(1000.0)
+        assert [handle.stopped_with for handle in stage.launcher.handles] == [[0.0]] * 3
+        assert stage.ui.messages == []
+
+    def test_in_a_hurry_nobody_is_waited_for_long(self) -> None:
         stage = Stage()
         stage.deployment.start(MACHINE)
         for handle in stage.launcher.handles:
@@ -249,8 +276,19 @@ class TestStop:
         stage.interrupts = 2
         began = stage.clock.now
         stage.deployment.stop(1000.0)
-        assert len(stage.ui.messages) == 3
-        assert stage.clock.now < began + 2.0
+        assert stage.ui.messages == ["Killing gateway-0", "Killing prefill-0, decode-0"]
+        assert began + 4.0 < stage.clock.now < began + 5.0
+
+    def test_a_third_order_kills(self) -> None:
+        stage = Stage()
+        stage.deployment.start(MACHINE)
+        for handle in stage.launcher.handles:
+            handle.stop_takes_s = None
+        stage.interrupts = 3
+        began = stage.clock.now
+        stage.deployment.stop(1000.0)
+        assert not any(handle.alive for handle in stage.launcher.handles)
+        assert stage.clock.now < began + 1.0
 
     def test_before_anything_was_started(self) -> None:
         Stage().deployment.stop(1.0)
@@ -268,26 +306,31 @@ class TestRun:
 
     def test_until_an_order_to_stop(self) -> None:
         stage = Stage(shutdown_timeout=7)
-        stage.at = [(100.0, stage.interrupt)]
+        stage.clock.at = [(100.0, stage.interrupt)]
         assert self.run(stage) == 0
         assert len(stage.ui.summaries) == 1
         assert (stage.ui.phases[-1], stage.ui.messages) == ("Stopping", ["Stopped."])
-        assert {handle.stopped_with for handle in stage.launcher.handles} == {7.0}
+        assert [handle.stopped_with for handle in stage.launcher.handles] == [[7.0]] * 3
+
+    def test_a_hurried_stop_has_a_status_of_its_own(self) -> None:
+        stage = Stage()
+        stage.clock.at = [(100.0, stage.interrupt), (100.0, stage.interrupt)]
+        assert self.run(stage) == 130
 
     def test_an_order_to_stop_while_it_starts(self) -> None:
         stage = Stage()
-        stage.at = [(0.1, stage.interrupt)]
+        stage.clock.at = [(0.1, stage.interrupt)]
         assert self.run(stage) == 0
         assert stage.ui.summaries == []
-        assert {handle.stopped_with for handle in stage.launcher.handles} == {0.0}
+        assert [handle.stopped_with for handle in stage.launcher.handles] == [[], []]
 
     def test_a_process_that_dies(self) -> None:
         stage = Stage()
         gone = [ServiceStatus("gone", "the process of gateway-0 ended")]
-        stage.at = [(50.0, lambda: setattr(stage.launcher.named("gateway-0"), "steps", gone))]
+        stage.clock.at = [(50.0, lambda: setattr(stage.launcher.named("gateway-0"), "steps", gone))]
         assert self.run(stage) == 1
         assert stage.ui.messages == ["Stopping, because the process of gateway-0 ended"]
-        assert {handle.stopped_with for handle in stage.launcher.handles} == {0.0}
+        assert [handle.stopped_with for handle in stage.launcher.handles] == [[0.0]] * 3
 
     @pytest.mark.parametrize("error", [EngineError("x"), TwinflowError("x")])
     def test_any_error_of_ours_is_an_exit_status(self, error: TwinflowError) -> None:

@@ -81,9 +81,11 @@ def test_never_more_than_was_sent_and_never_beyond_the_bound(
     for earlier, worker in sent:
         send(index, earlier, worker)
         assert len(index) <= capacity
+        index.check_integrity()
     if lost:
         index.forget("p1")
         sent = [(earlier, worker) for earlier, worker in sent if worker == "p0"]
+    index.check_integrity()
     for worker, tokens in hits(index, prompt).items():
         assert 0 < tokens < len(prompt)
         assert any(w == worker and earlier[:tokens] == prompt[:tokens] for earlier, w in sent)

@@ -22,7 +22,7 @@ from twinflow.parallel.links.groups.base import MESSAGE_TAGS
 from twinflow.parallel.links.groups.gloo import GlooGroup
 from twinflow.parallel.links.groups.nccl import NcclPosted
 from twinflow.parallel.links.link import Link
-from twinflow.parallel.links.store import MemoryStore
+from twinflow.parallel.links.store import MET_KEY, MemoryStore
 from twinflow.protos.errors import ConfigError, LinkError
 
 
@@ -193,11 +193,55 @@ def test_the_store_is_given_up_once_when_the_link_closes() -> None:
     assert given_up == ["store"]
 
 
-def test_a_peer_that_vanishes_after_its_greeting_is_not_waited_for_longer_than_allowed() -> None:
+def met_by(backend: str) -> MemoryStore:
+    """The store of a link whose second rank has met the first, and then does nothing."""
     store = MemoryStore("link-1")
-    store.set("hello/1", b"twinflow-link/1 gloo")
+    store.set("hello/1", f"twinflow-link/1 {backend}".encode())
+    store.set(MET_KEY, b"")
+    return store
+
+
+def test_a_peer_that_vanishes_when_both_have_met_is_not_waited_for_longer_than_allowed() -> None:
+    store = met_by("gloo")
     with pytest.raises(LinkError, match=r"link-1 to decode-0 .*rendezvous key '0/1' within"):
         Link.open(config_of(0, deadline_s=0.1), store)
+
+
+class CalledOffStore(MemoryStore):
+    """Is called off just before or just after an end has set a key."""
+
+    def __init__(self, key: str, *, before: bool) -> None:
+        super().__init__("link-1")
+        self._key = key
+        self._before = before
+
+    def set(self, key: str, value: bytes) -> None:
+        if self._before and key == self._key:
+            self.call_off()
+        super().set(key, value)
+        if not self._before and key == self._key:
+            self.call_off()
+
+
+@pytest.mark.parametrize("key", ["hello/0", "hello/1", MET_KEY])
+def test_a_rendezvous_that_is_called_off_in_time_ends_at_both_ends(key: str) -> None:
+    store = CalledOffStore(key, before=True)
+    with ThreadPoolExecutor(1) as other:
+        theirs = other.submit(Link.open, config_of(1), store)
+        with pytest.raises(LinkError, match="store closed"):
+            Link.open(config_of(0), store)
+        with pytest.raises(LinkError, match="store closed"):
+            theirs.result()
+
+
+def test_a_rendezvous_that_is_called_off_too_late_leads_to_a_link() -> None:
+    """Otherwise one end would leave, and the other wait in torch for it."""
+    store = CalledOffStore(MET_KEY, before=False)
+    with ThreadPoolExecutor(1) as other:
+        theirs = other.submit(Link.open, config_of(1), store)
+        ours = Link.open(config_of(0), store)
+    ours.close()
+    theirs.result().close()
 
 
 def test_a_peer_of_another_kind_is_refused_before_torch_sees_it() -> None:
@@ -208,8 +252,7 @@ def test_a_peer_of_another_kind_is_refused_before_torch_sees_it() -> None:
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    store = MemoryStore("link-1")
-    store.set("hello/1", b"twinflow-link/1 gloo")
+    store = met_by("gloo")
     config = replace(config_of(0), bind_address="192.0.2.1")
     with pytest.raises(LinkError, match=r"connect failed: .*192\.0\.2\.1"):
         Link.open(config, store)
@@ -217,8 +260,7 @@ def test_an_address_of_another_machine_is_refused() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
 def test_nccl_without_cuda_says_what_is_missing() -> None:
-    store = MemoryStore("link-1")
-    store.set("hello/1", b"twinflow-link/1 nccl")
+    store = met_by("nccl")
     config = replace(config_of(0), backend="nccl", device="cuda:0")
     with pytest.raises(LinkError, match="need a CUDA build of torch and a CUDA device"):
         Link.open(config, store)

@@ -7,7 +7,7 @@ import pytest
 
 from twinflow.parallel.links.config import LinkPeer
 from twinflow.parallel.links.rendezvous import LinkStore
-from twinflow.parallel.links.store import MemoryStore, StoreDirectory, StoreLimits
+from twinflow.parallel.links.store import MET_KEY, MemoryStore, StoreDirectory, StoreLimits
 from twinflow.protos.errors import LinkError
 
 PEER = LinkPeer("decode-0", 5)
@@ -69,6 +69,21 @@ def test_closing_wakes_who_waits_and_refuses_who_comes_later() -> None:
     with pytest.raises(LinkError, match="store closed"):
         store.set("key", b"")
     store.check_integrity()
+
+
+def test_a_directory_drops_what_is_called_off_unless_both_ends_have_met() -> None:
+    directory = StoreDirectory()
+    early, late = directory.create("early", PEER), directory.create("late", PEER)
+    late.set(MET_KEY, b"")
+    for link_id in ("early", "late", "unknown"):
+        directory.call_off(link_id)
+    with pytest.raises(LinkError, match="store closed"):
+        early.set(MET_KEY, b"")
+    assert directory.find("late", PEER) is late
+    assert len(directory) == 1
+    directory.drop("late")
+    with pytest.raises(LinkError, match="store closed"):
+        late.set("key", b"")
 
 
 def test_a_directory_lets_a_peer_come_before_the_store_is_made() -> None:

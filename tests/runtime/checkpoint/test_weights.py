@@ -57,6 +57,12 @@ def test_progress_reaches_the_total(tmp_path: Path) -> None:
     assert calls[-1] == (checkpoint.total_bytes, checkpoint.total_bytes)
 
 
+def test_the_size_is_known_without_reading(tmp_path: Path) -> None:
+    state = tiny_state_dict(small_config())
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path, state=state))
+    assert checkpoint.total_bytes == 4 * sum(tensor.numel() for tensor in state.values())
+
+
 def test_loaded_tensors_outlive_their_file(tmp_path: Path) -> None:
     """A mapped file that is cut short kills the process; tensors here are copies."""
     state = tiny_state_dict(small_config())

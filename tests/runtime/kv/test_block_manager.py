@@ -116,10 +116,6 @@ class BlockManagerMachine(RuleBasedStateMachine):
         self.manager.free(request.request_id)
         assert self.manager.num_idle == idle + gain
 
-    @rule()
-    def reset(self) -> None:
-        self.manager.reset_prefix_cache()
-
     @invariant()
     def everything_is_accounted_for(self) -> None:
         self.manager.check_integrity()
@@ -190,14 +186,6 @@ class TestMatch:
         admit(manager, create_request([1, 2, 3, 4, 5]))
         assert manager.match(create_request([1, 2, 3, 4, 5])) == PrefixMatch()
 
-    def test_nothing_after_a_reset(self) -> None:
-        manager = create_manager()
-        request = create_request([1, 2, 3, 4, 5])
-        admit(manager, request)
-        manager.reset_prefix_cache()
-        assert manager.match(create_request([1, 2, 3, 4, 5])) == PrefixMatch()
-        assert manager.num_held(request.request_id) == 3
-
 
 class TestCounters:
     """Hit rates are of what was looked for."""
@@ -207,6 +195,13 @@ class TestCounters:
         for _ in range(2):
             admit(manager, create_request([1, 2, 3, 4, 5]))
         assert (manager.counters.queries, manager.counters.hits) == (10, 4)
+
+    def test_the_worker_that_computes_a_sequence_counts_it(self) -> None:
+        manager = create_manager()
+        admit(manager, create_request([1, 2, 3, 4, 5]))
+        request = create_request([1, 2, 3, 4, 5])
+        manager.open(request, manager.match(request), computed_elsewhere=True)
+        assert (manager.counters.queries, manager.counters.hits) == (5, 0)
 
     @pytest.mark.parametrize(("caching", "probe"), [(False, False), (True, True)])
     def test_nothing_is_looked_for_without_caching(self, caching: bool, probe: bool) -> None:

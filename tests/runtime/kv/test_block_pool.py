@@ -71,12 +71,6 @@ class BlockPoolMachine(RuleBasedStateMachine):
         blocks = self.holders.pop(data.draw(st.integers(0, len(self.holders) - 1)))
         self.pool.release(blocks)
 
-    @rule()
-    def clear_names(self) -> None:
-        self.pool.clear_names()
-        self.published.clear()
-        assert not any(self.pool.find([name]) for name in self.contents.values())
-
     @invariant()
     def every_block_is_accounted_for(self) -> None:
         self.pool.check_integrity(self.holders)

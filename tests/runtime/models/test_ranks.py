@@ -15,8 +15,7 @@ from twinflow.parallel.ranks.base import OneRank, RankGroup
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.models.base import Placement
 from twinflow.runtime.models.config import ModelConfig
-from twinflow.runtime.models.decoder import Decoder
-from twinflow.runtime.models.weights import parameter_bytes
+from twinflow.runtime.weight_memory import weight_bytes
 
 CPU = torch.device("cpu")
 STEPS = [1, 40, 23, 1, 1]
@@ -99,7 +98,7 @@ def test_each_rank_has_its_share_of_the_memory(size: int) -> None:
         placement = Placement(
             dtype=torch.float32, device=CPU, ranks=ranks, expert_parallel=expert_parallel
         )
-        return parameter_bytes(Decoder.parameters(config, placement), torch.float32)
+        return weight_bytes(config, placement)
 
     whole = share(False, OneRank())
     for expert_parallel in (False, True):

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +9,15 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from tests.support.halting import kept_busy
 from tests.support.worker_proxy import between
 from tests.support.workers import (
-    PATIENCE_S,
     Answer,
     Gateway,
     Oracle,
     attached,
     eventually,
+    forget_idle_links,
     holdings,
     idle,
     peer_of,
@@ -29,7 +29,6 @@ from tests.support.workers import (
 
 from twinflow.protos.errors import HandoffError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
-from twinflow.runtime.engine import Engine
 from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.workers.server import WorkerServer
 
@@ -300,13 +299,10 @@ async def test_a_waiting_prompt_is_no_silence(pair: Pair) -> None:
             alive.append(message)
         yield message
 
-    go_on = threading.Event()
-
-    def keep_engine(engine: Engine) -> None:
-        assert go_on.wait(PATIENCE_S)
-
-    pair.prefill.parts.core.loop.post(keep_engine)
-    async with between(pair.prefill, to_receiver=count) as address:
+    async with (
+        kept_busy(pair.prefill.parts.core.loop) as go_on,
+        between(pair.prefill, to_receiver=count) as address,
+    ):
         fetch = asyncio.create_task(pair.fetch("patient", address))
         await eventually(lambda: len(alive) >= 10, "ten signs of life")
         go_on.set()
@@ -332,9 +328,8 @@ async def test_a_link_that_died_in_its_sleep_costs_a_second_try(pair: Pair) -> N
     await idle(pair.prefill, pair.decode)
     handoffs = pair.decode.parts.core.state.handoffs
     before = replace(handoffs)
-    pool = pair.prefill.parts.links.sending
-    assert pool.num_idle > 0
-    await asyncio.to_thread(pool.drop_peer, "decode-0")
+    assert pair.prefill.parts.links.sending.num_idle > 0
+    await forget_idle_links(pair.prefill)
 
     await pair.fetch("dead link")
 

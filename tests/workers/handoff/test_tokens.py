@@ -149,6 +149,22 @@ async def test_handed_over_prompts_are_found_again_on_both_sides(
         assert answer.cached_tokens == 48
 
 
+async def test_a_prompt_is_looked_up_by_the_worker_that_computes_it(trio: Trio) -> None:
+    """So that hits over queries is the share of computing that was saved, in each pool and both."""
+    prompt = random_prompt(random.Random("looked up"), 50)
+
+    async def hand_over() -> list[tuple[int, int]]:
+        workers = (trio.prefill.parts.core, trio.decode.parts.core)
+        before = [(w.stats().prefix_queries, w.stats().prefix_hits) for w in workers]
+        await trio.hand_over(prompt, GREEDY)
+        await idle(trio.prefill, trio.decode)
+        after = [(w.stats().prefix_queries, w.stats().prefix_hits) for w in workers]
+        return [(q - p, h - g) for (p, g), (q, h) in zip(before, after, strict=True)]
+
+    assert await hand_over() == [(50, 0), (0, 0)]
+    assert await hand_over() == [(0, 0), (50, 48)]  # two tokens are not worth a hand-off
+
+
 async def test_different_salts_share_nothing(trio: Trio, oracle: Oracle) -> None:
     prompt = random_prompt(random.Random("salt"), 40)
     for salt in ("", "a", "b"):

@@ -3,7 +3,11 @@
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from tests.support.http_gateway import HttpGateway, chat_body, completion_body
+
+from twinflow.cluster.gateway.http.ignored_fields import HEADER, IgnoredFields
+from twinflow.cluster.gateway.validation.chat import ChatFields
 
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
@@ -18,7 +22,7 @@ CHATS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "A15-developer": ({"messages": [{"role": "developer", "content": "x"}, USER]}, {}),
     "A15-assistant-last": ({"messages": [USER, {"role": "assistant", "content": "so"}]}, {}),
-    "A15-name": ({"messages": [{**USER, "name": "Ann"}]}, {}),
+    "A15-name": ({"messages": [{**USER, "name": "Ann"}, {**USER, "name": None}]}, {}),
     "A16-text-parts": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 3}]},
         {},
@@ -43,6 +47,7 @@ CHATS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "A27-sampled-only": ({"logprobs": True}, {"logprobs": 0}),
     "A27-off": ({"logprobs": False}, {"logprobs": None}),
     "A28-bias": ({"logit_bias": {"5": -100, "6": 0.5}}, {"logit_bias": {5: -100.0, 6: 0.5}}),
+    "A29-null": ({"seed": None}, {}),
     "A29-largest": ({"seed": 2**64 - 1}, {"seed": 2**64 - 1}),
     "A30-null": ({"stream": None, "stream_options": None}, {}),
     "A34-unknown": ({"no_such_field": {"deep": [1]}, "request_id": "x"}, {}),
@@ -95,9 +100,48 @@ def test_a16_text_parts_become_lines(gateway: HttpGateway) -> None:
     assert bytes(gateway.backend.specs[-1].prompt_token_ids) == b"user: one\ntwo\nassistant:"
 
 
+def test_a15_names_reach_the_template(gateway: HttpGateway) -> None:
+    messages = [{**USER, "name": "Ann"}, {**USER, "name": None}]
+    gateway.post(CHAT, {"model": "tiny", "messages": messages, "max_tokens": 1})
+    prompt = bytes(gateway.backend.specs[-1].prompt_token_ids)
+    assert prompt == b"user Ann: hi\nuser: hi\nassistant:"
+
+
 def test_values_that_ask_for_nothing_pass(gateway: HttpGateway) -> None:
     response = gateway.post(CHAT, chat_body(max_tokens=1, **NEUTRAL))
     assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, chat_body(max_tokens=1)),
+        (CHAT, chat_body(max_tokens=1, stream=True)),
+        (COMPLETION, completion_body(max_tokens=1)),
+        ("/tokenize", {"prompt": "hi"}),
+        ("/detokenize", {"tokens": [97]}),
+    ],
+    ids=["A34-chat", "A34-stream", "A34-completion", "A34-tokenize", "A34-detokenize"],
+)
+def test_ignored_fields_are_named(gateway: HttpGateway, path: str, body: dict[str, Any]) -> None:
+    assert HEADER not in gateway.post(path, body).headers
+    odd = {"max_token": 5, "Über\r\nx: y": 1, "z" * 65: 1, "a.b": None}
+    response = gateway.post(path, body | odd)
+    assert response.status_code == 200
+    assert response.headers[HEADER] == "a.b,max_token"
+    many = {f"field_{number:03}": 1 for number in range(1000)}
+    names = gateway.post(path, body | many).headers[HEADER].split(",")
+    assert names == [f"field_{number:03}" for number in range(16)]
+
+
+def test_a34_ignored_fields_are_logged_now_and_then() -> None:
+    now = 0.0
+    ignored = IgnoredFields(lambda: now)
+    with capture_logs() as logs:
+        for now in (0.0, 1.0, 59.0, 61.0):
+            body = {"model": "tiny", "temprature": now}
+            assert ignored.headers(body, ChatFields, {}) == {HEADER: "temprature"}
+    assert [log["fields"] for log in logs] == [["temprature"]] * 2
 
 
 PROMPTS: dict[str, tuple[Any, list[bytes]]] = {

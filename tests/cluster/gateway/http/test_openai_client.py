@@ -7,7 +7,7 @@ import pytest
 from tests.support.fake_backend import Behaviour
 from tests.support.http_gateway import PATIENCE_S, HttpGateway, http_gateway
 
-from twinflow.protos.errors import Unavailable
+from twinflow.protos.errors import Overloaded, Unavailable
 
 MESSAGES: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
 
@@ -62,6 +62,56 @@ def test_chat_stream(client: openai.OpenAI) -> None:
     assert usage is not None and usage.completion_tokens == len(text.encode()) + 1
 
 
+def test_chat_stream_with_several_completions_and_logprobs(client: openai.OpenAI) -> None:
+    texts, tokens, ends = ["", ""], ["", ""], []
+    with client.chat.completions.create(
+        model="tiny", messages=MESSAGES, n=2, stream=True, logprobs=True, top_logprobs=2
+    ) as stream:
+        for chunk in stream:
+            (choice,) = chunk.choices
+            texts[choice.index] += choice.delta.content or ""
+            for entry in (choice.logprobs.content or []) if choice.logprobs else []:
+                assert len(entry.top_logprobs) == 2
+                tokens[choice.index] += bytes(entry.bytes or []).decode("latin-1")
+            ends += [choice.index] if choice.finish_reason == "stop" else []
+    assert texts == ["Päris 🗼."] * 2
+    assert [part.encode("latin-1").decode() for part in tokens] == texts
+    assert sorted(ends) == [0, 1]
+
+
+def test_stop_and_length(client: openai.OpenAI) -> None:
+    create = client.chat.completions.create
+    for stop in ("is", ["x", "is"]):
+        (choice,) = create(model="tiny", messages=MESSAGES, stop=stop).choices
+        assert (choice.message.content, choice.finish_reason) == ("Pär", "stop")
+    (choice,) = create(model="tiny", messages=MESSAGES, max_completion_tokens=4).choices
+    assert (choice.message.content, choice.finish_reason) == ("Pär", "length")
+
+
+def test_completion_stream(client: openai.OpenAI) -> None:
+    """Not strictly: the client's type lacks the null that OpenAI sends while a choice goes on."""
+    text, usage = "", None
+    with (
+        openai.OpenAI(base_url=client.base_url, api_key="none", timeout=PATIENCE_S) as tolerant,
+        tolerant.completions.create(
+            model="tiny", prompt="a", stream=True, stream_options={"include_usage": True}
+        ) as stream,
+    ):
+        for chunk in stream:
+            text += "".join(choice.text for choice in chunk.choices)
+            usage = chunk.usage
+    assert text == "Päris 🗼."
+    assert usage is not None and usage.prompt_tokens == 1
+
+
+def test_ignored_fields_show(client: openai.OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(
+        model="tiny", messages=MESSAGES, extra_body={"max_token": 3}
+    )
+    assert raw.headers["x-twinflow-ignored-fields"] == "max_token"
+    assert raw.parse().choices[0].message.content == "Päris 🗼."
+
+
 def test_completion(client: openai.OpenAI) -> None:
     answer = client.completions.create(
         model="tiny", prompt=["a", "b"], logprobs=2, extra_body={"return_token_ids": True}
@@ -108,6 +158,29 @@ def test_failure_after_tokens_is_not_retried() -> None:
         with pytest.raises(openai.InternalServerError):
             client.chat.completions.create(model="tiny", messages=MESSAGES)
         assert len(gateway.backend.specs) == 1
+
+
+def test_errors_have_their_classes() -> None:
+    full = Overloaded("The queue is full.", retry_after_s=2.0)
+    with http_gateway() as gateway, client_of(gateway) as client:
+        create = client.chat.completions.create
+        for refusal, expected in (
+            (full, openai.RateLimitError),
+            (Unavailable("Starting."), openai.InternalServerError),
+        ):
+            for stream in (False, True):
+                gateway.backend.refuse_next(refusal, times=1)
+                with pytest.raises(expected) as raised:
+                    create(model="tiny", messages=MESSAGES, stream=stream)
+                assert raised.value.code == refusal.code
+                assert raised.value.response.headers["retry-after"]
+                assert raised.value.request_id is not None
+        with pytest.raises(openai.BadRequestError) as unsupported:
+            create(model="tiny", messages=MESSAGES, response_format={"type": "json_object"})
+        assert unsupported.value.param == "response_format"
+        with pytest.raises(openai.APIStatusError) as large:
+            create(model="tiny", messages=[{"role": "user", "content": "x" * (5 << 20)}])
+        assert (large.value.status_code, large.value.code) == (413, "payload_too_large")
 
 
 def test_refusal_is_retried_until_there_is_room() -> None:

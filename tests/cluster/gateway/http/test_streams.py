@@ -255,11 +255,25 @@ def test_timeline_adds_up(gateway: HttpGateway, usage: bool) -> None:
     assert "timeline" not in gateway.post(CHAT, chat_body()).text
 
 
-def test_timeline_of_a_request_that_a_stop_string_ended(gateway: HttpGateway) -> None:
-    saying(gateway, "abcdef")
-    timeline = gateway.post(CHAT, chat_body(return_timeline=True, stop="c")).json()["timeline"]
-    names = [phase["name"] for phase in timeline["phases"]]
-    assert names == ["validate", "tokenize", "admit", "generate"]
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [({"stop": "e"}, "stop"), ({"max_tokens": 5}, "length"), ({}, "stop")],
+    ids=["stop-string", "length", "end-of-text"],
+)
+def test_every_ending_has_all_phases(
+    gateway: HttpGateway, fields: dict[str, object], reason: str
+) -> None:
+    """A stop string is found here, and the worker is not heard any more."""
+    saying(gateway, "abcdef", first_delay_s=0.05, delay_s=0.02)
+    observed = gateway.metric("vllm:request_decode_time_seconds_count")
+    answer = gateway.post(CHAT, chat_body(return_timeline=True, **fields)).json()
+    assert answer["choices"][0]["finish_reason"] == reason
+    phases = {phase["name"]: phase["seconds"] for phase in answer["timeline"]["phases"]}
+    assert list(phases)[3:] == ["queue", "prefill", "decode", "wire"]
+    assert min(phases.values()) >= 0
+    assert phases["prefill"] > 0.04
+    assert phases["decode"] > 3 * 0.02
+    assert gateway.metric("vllm:request_decode_time_seconds_count") == observed + 1
 
 
 def test_template_that_refuses_and_template_that_is_missing(gateway: HttpGateway) -> None:

@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from tests.support.http_gateway import (
 
 CHAT = "/v1/chat/completions"
 BODY = json.dumps(chat_body(max_tokens=2)).encode()
+JSON = {"content-type": "application/json"}
 HEAD = "POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json\r\n"
 
 
@@ -64,6 +66,54 @@ def test_a10_chunks_without_an_end(gateway: HttpGateway) -> None:
         for _ in range(65):
             connection.sendall(chunk)
         assert status_of(connection.recv(65536)) == 413
+
+
+@pytest.mark.slow
+def test_a10_large_bodies_hold_nobody_up(gateway: HttpGateway) -> None:
+    """The worst that fits: a million objects, errors by the hundred thousand."""
+    many = ",".join(f'"{number:x}":1' for number in range(380_000))
+    bodies = [
+        f'{{"model":"tiny","messages":[{"{}," * 1_300_000}{{}}]}}',
+        f'{{"model":"tiny","messages":[],"metadata":{{{many}}}}}',
+        f'{{"model":"tiny","messages":[],"logit_bias":{{{many}}}}}',
+    ]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        sent = [
+            pool.submit(gateway.request, "POST", CHAT, content=body.encode(), headers=JSON)
+            for body in bodies
+        ]
+        answered = 0
+        while not all(one.done() for one in sent):
+            assert gateway.get("/live").status_code == 200
+            answered += 1
+    assert answered > len(bodies)
+    for one in sent:
+        assert_openai_error(one.result(), 400)
+
+
+def test_a10_all_bodies_together_are_bounded() -> None:
+    """What has arrived counts: others may declare what they like, and send it slowly."""
+    with http_gateway(config=replace(CONFIG, max_bodies_bytes=1 << 20)) as gateway:
+        head = request(HEAD + "Host: a", "Content-Length: 4000000")
+        with gateway.connect() as declaring, gateway.connect() as sending:
+            declaring.sendall(head)
+            sending.sendall(head + b" " * (900 << 10))
+            gateway.wait_until(lambda: refused(gateway, 200 << 10), "the body to arrive")
+            assert gateway.post(CHAT, chat_body(max_tokens=1)).status_code == 200
+        gateway.wait_until(lambda: not refused(gateway, 200 << 10), "the body to go")
+        rejected = {"reason": "rate_limit_exceeded"}
+        assert gateway.metric("vllm:admission_rejections_total", **rejected) >= 1
+
+
+def refused(gateway: HttpGateway, size: int) -> bool:
+    """Whether there is no room for a body of that size."""
+    response = gateway.request("POST", CHAT, content=b" " * size, headers=JSON)
+    if response.status_code == 429:
+        assert_openai_error(response, 429, "rate_limit_exceeded")
+        assert response.headers["retry-after"] == "1"
+        return True
+    assert_openai_error(response, 400)
+    return False
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, identity", "x"])
