@@ -18,7 +18,7 @@ from twinflow.parallel.links.config import LinkConfig, LinkPeer
 from twinflow.parallel.links.deadline import Deadline
 from twinflow.parallel.links.groups import LINK_GROUPS
 from twinflow.parallel.links.groups.base import MESSAGE_TAGS, LinkGroup, Posted, failure_reason
-from twinflow.parallel.links.rendezvous import LinkStore, describe, meet
+from twinflow.parallel.links.rendezvous import LinkStore, confirm, describe, meet
 from twinflow.parallel.links.store import StoreBackend
 from twinflow.protos.errors import LinkError
 
@@ -280,5 +280,11 @@ def _connect(
     except RuntimeError as error:
         reason = failure_reason(error, deadline)
     else:
+        try:
+            confirm(config, backend, deadline)
+        except BaseException:  # nobody will close what was never returned
+            group.abort()
+            group.release()
+            raise
         return Link(config, group, store, on_close)
     raise LinkError(f"{describe(config)}: connect failed: {reason}")

@@ -4,12 +4,16 @@ First they greet each other, which tells a missing or a mismatched peer from a b
 then torch exchanges its addresses through `LinkStore`. Connects nothing itself.
 
 Torch cannot be interrupted while it connects, and an end whose peer has just left would wait for it
-until its deadline. A rendezvous is therefore called off before both ends have met or not at all:
+until its deadline. So a rendezvous is called off before both ends have met or not at all, and
+neither end leaves before both are connected:
 
-    rank 0    hello/0                       waits for `met`   torch connects
-    rank 1    hello/1   waits for hello/0   sets `met`        torch connects
+    rank 0    hello/0                    awaits met   torch connects   connected/0
+    rank 1    hello/1   awaits hello/0   met          torch connects   awaits connected/0
+    rank 0    awaits connected/1
+    rank 1    connected/1
 
-The store takes `met` or was called off; both ends learn which.
+The store takes `met` or was called off; both ends learn which. The last word is the one that rank 0
+waits for, because the store goes with its end of the link.
 """
 
 from datetime import timedelta
@@ -48,6 +52,20 @@ def meet(config: LinkConfig, backend: StoreBackend, deadline: Deadline) -> None:
         backend.set(MET_KEY, b"")
     else:
         _hear(config, backend, MET_KEY, deadline)
+
+
+def confirm(config: LinkConfig, backend: StoreBackend, deadline: Deadline) -> None:
+    """Learn that the peer is connected too: from now on either end may close the link.
+
+    Raises:
+        LinkError: the peer was not connected in time.
+    """
+    if config.rank == 0:
+        backend.set("connected/0", b"")
+        _hear(config, backend, "connected/1", deadline)
+    else:
+        _hear(config, backend, "connected/0", deadline)
+        backend.set("connected/1", b"")
 
 
 def _hear(config: LinkConfig, backend: StoreBackend, key: str, deadline: Deadline) -> bytes:

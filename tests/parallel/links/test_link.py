@@ -1,5 +1,6 @@
 """One connection: opening, messages, failing for ever, and leaving nothing behind."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -242,6 +243,40 @@ def test_a_rendezvous_that_is_called_off_too_late_leads_to_a_link() -> None:
         ours = Link.open(config_of(0), store)
     ours.close()
     theirs.result().close()
+
+
+class ForgetfulStore(MemoryStore):
+    """Loses what is said under a key."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__("link-1")
+        self._lost = key
+
+    def set(self, key: str, value: bytes) -> None:
+        if key != self._lost:
+            super().set(key, value)
+
+
+@pytest.mark.parametrize("lost", ["connected/0", "connected/1"])
+def test_an_end_that_does_not_hear_that_the_other_is_connected_leaves_nothing(lost: str) -> None:
+    open_pair()[0].close()  # whatever torch starts once is started
+    before = resources()
+    store = ForgetfulStore(lost)
+    with ThreadPoolExecutor(1) as other:
+        theirs = other.submit(Link.open, config_of(1, deadline_s=0.5), store)
+        with pytest.raises(LinkError, match=r"no sign of the peer within 0\.5 s"):
+            Link.open(config_of(0, deadline_s=0.5), store)
+        if lost == "connected/1":
+            theirs.result().close()  # it said so and was not heard
+        else:
+            with pytest.raises(LinkError, match=r"no sign of the peer within 0\.5 s"):
+                theirs.result()
+    del theirs
+    for _ in range(500):  # the system is a moment behind with a thread that was just joined
+        if resources() == before:
+            break
+        time.sleep(0.01)
+    assert resources() == before
 
 
 def test_a_peer_of_another_kind_is_refused_before_torch_sees_it() -> None:

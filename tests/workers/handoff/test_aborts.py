@@ -268,6 +268,7 @@ async def test_links_that_are_given_up_while_they_connect_hold_no_thread(pair: P
                     lambda: (holdings(pair.prefill), holdings(pair.decode)),
                 )
                 go_on.set()
+            await idle(pair.prefill, pair.decode)  # the rendezvous needs the proxy
         for worker in (pair.prefill, pair.decode):
             await within(all_free(worker.parts.links.threads), "the last thread")
 
