@@ -74,5 +74,7 @@ for _architecture in (
     "Qwen3ForCausalLM",
     "MixtralForCausalLM",
     "Qwen3MoeForCausalLM",
+    "DeepseekV2ForCausalLM",
+    "DeepseekV3ForCausalLM",
 ):
     register_model(_architecture, Decoder)
