@@ -4,14 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from tests.support.ranks import Meeting, ThreadRanks, run_ranks
+from tests.support.ranks import run_ranks
 from tests.support.tiny_models import tiny_config
 
 from twinflow.parallel.latent.plan import LatentPlan
 from twinflow.parallel.latent.scheme import LatentScheme
 from twinflow.parallel.latent.sharing.registry import create_sharing
 from twinflow.parallel.latent.transforms.basis import LatentTransform
-from twinflow.parallel.ranks.base import OneRank, RankGroup
+from twinflow.parallel.ranks.base import RankGroup
 from twinflow.runtime.models.config import LatentConfig, ModelConfig
 
 R = TypeVar("R")
@@ -35,15 +35,9 @@ def run_latent_ranks(
     """What each of `size` ranks returns from `work`, given its part in a scheme."""
     if transform is not None:
         scheme = replace(scheme, basis=transform.id)
-    groups = [Meeting(scheme.shards) for _ in range(size // scheme.shards)]
 
     def run(ranks: RankGroup) -> R:
-        group = groups[ranks.rank // scheme.shards]
-        shards = ThreadRanks(ranks.rank % scheme.shards, group) if scheme.shards > 1 else OneRank()
-        try:
-            return work(ranks, LatentPlan(create_sharing(scheme, ranks, shards), transform))
-        except BaseException:
-            group.barrier.abort()  # the others must not wait for this one
-            raise
+        sharing = create_sharing(scheme, ranks, ranks.neighbours(scheme.shards))
+        return work(ranks, LatentPlan(sharing, transform))
 
     return run_ranks(size, run)

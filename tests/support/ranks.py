@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from twinflow.parallel.ranks.base import RankGroup
+from twinflow.parallel.ranks.base import OneRank, RankGroup
 
 _DEADLINE_S = 60.0
 
@@ -27,6 +27,8 @@ class Meeting:
     collectives: int = 0
     parts: list[Tensor] = field(init=False)
     barrier: threading.Barrier = field(init=False)
+    smaller: "dict[range, Meeting]" = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.parts = [torch.empty(0)] * self.size
@@ -42,6 +44,18 @@ class Meeting:
         if self.barrier.wait() == 0:
             self.collectives += 1
         return found
+
+    def among(self, members: range) -> "Meeting":
+        """The meeting of some of the threads, always the same one."""
+        with self.lock:
+            return self.smaller.setdefault(members, Meeting(len(members)))
+
+    def abort(self) -> None:
+        """Wake everybody who waits, with an error."""
+        self.barrier.abort()
+        with self.lock:
+            for meeting in self.smaller.values():
+                meeting.abort()
 
 
 class ThreadRanks(RankGroup):
@@ -63,6 +77,13 @@ class ThreadRanks(RankGroup):
         """See the base class."""
         return torch.cat(self.meeting.exchange(self.rank, part), dim=1)
 
+    def neighbours(self, size: int) -> RankGroup:
+        """See the base class."""
+        members = self._neighbours(size)
+        if size == 1:
+            return OneRank()
+        return ThreadRanks(self.rank - members.start, self.meeting.among(members))
+
 
 R = TypeVar("R")
 
@@ -75,7 +96,7 @@ def run_ranks(size: int, work: Callable[[RankGroup], R]) -> list[R]:
         try:
             return work(ThreadRanks(rank, meeting))
         except BaseException:
-            meeting.barrier.abort()  # the others must not wait for this one
+            meeting.abort()  # the others must not wait for this one
             raise
 
     with ThreadPoolExecutor(size) as pool:
