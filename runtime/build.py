@@ -10,7 +10,7 @@ socket.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -30,6 +30,7 @@ from twinflow.runtime.host_memory import MemoryShare, available_memory, taken_me
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.kv.layouts import model_layout, rank_layout
+from twinflow.runtime.latent_setup import LatentOptions, LatentSetup, settle_latents
 from twinflow.runtime.model_executor import ModelExecutor
 from twinflow.runtime.model_runner import ModelRunner
 from twinflow.runtime.models.base import Placement
@@ -63,6 +64,9 @@ class EngineOptions:
         enable_prefix_caching: reuse the KV of prompts that begin alike.
         scheduler: scheduling policy.
         expert_parallel: each rank holds whole experts, not a part of every expert.
+        kv_parts: parts that the deployment cuts the KV of a token into; this engine makes no fewer
+            than it has ranks, and no model more than it has KV heads.
+        latents: how latent attention is shared by ranks.
         host_memory: of the host's memory, what a CPU engine may take; None for all that is free.
     """
 
@@ -78,6 +82,8 @@ class EngineOptions:
     enable_prefix_caching: bool = True
     scheduler: str = "chunked"
     expert_parallel: bool = False
+    kv_parts: int = 1
+    latents: LatentOptions = field(default_factory=LatentOptions)
     host_memory: MemoryShare | None = None
 
 
@@ -91,6 +97,7 @@ class EnginePlan:
         model: shape of the whole model.
         layout: of the KV blocks of all ranks together.
         rank_layout: of those of this rank.
+        latents: the worker's part in latent attention; None if the model has none.
         config: limits of the engine.
     """
 
@@ -99,6 +106,7 @@ class EnginePlan:
     model: ModelConfig
     layout: KVLayout
     rank_layout: KVLayout
+    latents: LatentSetup | None
     config: EngineConfig
 
     @property
@@ -114,7 +122,8 @@ class EnginePlan:
             ConfigError: they are too few for the context length that was asked for.
         """
         options = replace(self.options, num_kv_blocks=num_blocks)
-        config = _engine_config(options, self.model, self.rank_layout)
+        shards = self.config.block_shards
+        config = _engine_config(options, self.model, self.rank_layout, shards)
         return replace(self, options=options, config=config)
 
 
@@ -183,15 +192,19 @@ def plan_engine(options: EngineOptions, ranks: RankGroup) -> EnginePlan:
     model = load_model_config(options.model)
     check_tokenizer(options.model, model)
     dtype = resolve_dtype(options.dtype, model.dtype, options.device)
-    parts = min(ranks.size, model.num_kv_heads)
-    layout = model_layout(model, options.block_size, dtype, parts)
-    held = rank_layout(layout, ranks)
-    config = _engine_config(options, model, held)
+    parts = min(max(options.kv_parts, ranks.size), model.num_kv_heads)
+    latents = settle_latents(options.latents, model)
+    sharing = None if latents is None else latents.plan(ranks).sharing
+    scheme = None if latents is None else latents.scheme
+    layout = model_layout(model, options.block_size, dtype, parts, scheme)
+    held = rank_layout(layout, ranks, sharing)
+    shards = 1 if sharing is None else sharing.block_share(options.block_size).size
+    config = _engine_config(options, model, held, shards)
     checkpoint = Checkpoint.open(options.model)
     others = checkpoint.check_shapes(checkpoint_shapes(model))
     for name in unused_tensors(model, others):
         structlog.get_logger().warning("the model does not use a tensor", tensor=name)
-    plan = EnginePlan(options, checkpoint, model, layout, held, config)
+    plan = EnginePlan(options, checkpoint, model, layout, held, latents, config)
     weights = weight_bytes(model, _placement(plan, ranks))
     _check_memory(options, weights + config.num_blocks * held.block_bytes)
     return plan
@@ -209,6 +222,7 @@ def load_runner(
 
     Raises:
         CheckpointError: the weights cannot be read.
+        ConfigError: the transform of the latents was made from other weights.
         RankLost: another rank is gone.
     """
 
@@ -223,6 +237,8 @@ def load_runner(
         plan.checkpoint.tensors(loaded),
         on_warning=lambda text: structlog.get_logger().warning(text),
     )
+    if plan.latents is not None:
+        plan.latents.check_model(plan.checkpoint.fingerprint)
     config = plan.config
     runner = ModelRunner(
         model,
@@ -264,7 +280,7 @@ def assemble_engine(
     )
     fingerprint = plan.fingerprint
     return BuiltEngine(
-        engine=_assemble(plan.config, executor, plan.layout, fingerprint, clock=clock, on_kv=on_kv),
+        engine=_assemble(plan, executor, fingerprint, clock=clock, on_kv=on_kv),
         cache=runner.kv_cache,
         layout=plan.layout,
         layers_per_unit=layers_per_unit,
@@ -305,7 +321,7 @@ def resolve_dtype(requested: str, checkpoint_dtype: str, device: str) -> str:
 
 
 def _engine_config(
-    options: EngineOptions, model_config: ModelConfig, layout: KVLayout
+    options: EngineOptions, model_config: ModelConfig, layout: KVLayout, block_shards: int
 ) -> EngineConfig:
     """Settle block count and context length; a wanted context length must fit the KV memory."""
     max_model_len = resolve_max_model_len(options.max_model_len, model_config)
@@ -314,7 +330,7 @@ def _engine_config(
         num_blocks = options.num_kv_blocks
         if num_blocks is None:
             num_blocks = options.kv_cache_memory // layout.block_bytes
-        capacity = (num_blocks - 1) * options.block_size
+        capacity = (num_blocks - 1) * block_shards * options.block_size
         if options.max_model_len is None and max_model_len > capacity > 0:
             structlog.get_logger().warning(
                 "KV memory bounds the context", max_model_len=capacity, model=max_model_len
@@ -324,6 +340,7 @@ def _engine_config(
             max_model_len=max_model_len,
             num_blocks=num_blocks,
             block_size=options.block_size,
+            block_shards=block_shards,
             max_num_seqs=options.max_num_seqs,
             max_num_batched_tokens=options.max_num_batched_tokens,
             enable_prefix_caching=options.enable_prefix_caching,
@@ -339,29 +356,32 @@ def _placement(plan: EnginePlan, ranks: RankGroup) -> Placement:
         device=torch.device(plan.options.device),
         ranks=ranks,
         expert_parallel=plan.options.expert_parallel,
+        latents=None if plan.latents is None else plan.latents.plan(ranks),
     )
 
 
 def _assemble(
-    config: EngineConfig,
+    plan: EnginePlan,
     executor: ModelExecutor,
-    layout: KVLayout,
     fingerprint: str,
     *,
     clock: Callable[[], float],
     on_kv: Callable[[KVProgress], None] | None,
 ) -> Engine:
+    config = plan.config
     blocks = BlockManager(
         config.num_blocks,
-        config.block_size,
+        config.entry_tokens,
         model_fingerprint=fingerprint,
-        layout_digest=layout.digest(),
+        layout_digest=plan.layout.digest(),
         enable_prefix_caching=config.enable_prefix_caching,
+        # Prompt and generated tokens take different forms of latent attention.
+        share_generated=plan.latents is None,
     )
     limits = SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
-        num_layers=layout.num_layers,
+        num_layers=plan.layout.num_layers,
         watermark_blocks=max(1, int(config.watermark * config.num_blocks)),
     )
     scheduler = create_scheduler(config.scheduler, limits)

@@ -81,6 +81,11 @@ class Engine:
         self.blocks = blocks
 
     @property
+    def config(self) -> EngineConfig:
+        """The limits."""
+        return self._config
+
+    @property
     def queues(self) -> RequestQueues:
         """All live requests."""
         return self._life.queues

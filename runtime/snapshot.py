@@ -8,7 +8,7 @@ from twinflow.runtime.request import RequestStatus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSnapshot:
-    """Figures of one engine between two steps.
+    """Figures of one engine between two steps; blocks are those of all ranks that share them.
 
     Attributes:
         num_running: requests whose rows are scheduled.
@@ -47,6 +47,7 @@ class EngineSnapshot:
 def take_snapshot(engine: Engine) -> EngineSnapshot:
     """The figures of an engine now; call it on the engine's thread."""
     queues, blocks, counters = engine.queues, engine.blocks, engine.counters
+    shards = engine.config.block_shards
     held = [request for request in queues if request.status is RequestStatus.HELD]
     receiving = sum(request.status is RequestStatus.RECEIVING for request in queues)
     scheduled = (*queues.waiting, *queues.running)
@@ -56,9 +57,9 @@ def take_snapshot(engine: Engine) -> EngineSnapshot:
         num_receiving=receiving,
         num_held=len(held),
         waiting_tokens=sum(r.num_uncomputed for r in scheduled if not r.fetch),
-        free_blocks=blocks.num_idle,
-        total_blocks=blocks.num_blocks,
-        leased_blocks=sum(blocks.num_held(request.request_id) for request in held),
+        free_blocks=blocks.num_idle * shards,
+        total_blocks=blocks.num_blocks * shards,
+        leased_blocks=sum(blocks.num_held(request.request_id) for request in held) * shards,
         prompt_tokens=counters.prompt_tokens,
         generation_tokens=counters.generation_tokens,
         preemptions=counters.preemptions,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from twinflow.parallel.latent.kind import LatentKind
 from twinflow.runtime.host_memory import MemoryShare
 from twinflow.workers.role import Role
 
@@ -32,6 +33,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         scheduler: scheduling policy.
         tensor_parallel_size: ranks that compute the model together, each in a process.
         rank: which of them this is; rank 0 serves, the others follow it.
+        kv_parts: parts that the deployment cuts the KV of a token into, so that its workers can
+            hand it over: the ranks of its largest worker.
+        mla_parallel: how the ranks of the deployment's decode workers share latents.
+        mla_shards: ranks that share one cache of latents.
+        tpla_transform: basis of the latents: `none`, `hadamard` or the file of a transform.
         leader_address: Unix socket on which rank 0 meets the others, new in every life of the
             worker; unused where there is one rank.
         threads: torch threads; None leaves torch's choice.
@@ -60,6 +66,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     scheduler: str = "chunked"
     tensor_parallel_size: int = 1
     rank: int = 0
+    kv_parts: int = 1
+    mla_parallel: LatentKind = "replicated"
+    mla_shards: int = 1
+    tpla_transform: str = "none"
     leader_address: str = ""
     threads: int | None = None
     host: str = "127.0.0.1"

@@ -1,6 +1,7 @@
 """What a worker's configuration asks of its engine."""
 
 from twinflow.runtime.build import EngineOptions
+from twinflow.runtime.latent_setup import LatentOptions
 from twinflow.workers.config import WorkerConfig
 
 
@@ -18,5 +19,12 @@ def engine_options(config: WorkerConfig) -> EngineOptions:
         kv_cache_memory=config.kv_cache_memory,
         enable_prefix_caching=config.enable_prefix_caching,
         scheduler=config.scheduler,
+        kv_parts=config.kv_parts,
+        latents=LatentOptions(
+            parallel=config.mla_parallel,
+            shards=config.mla_shards,
+            transform=config.tpla_transform,
+            hold_all=config.role == "prefill",
+        ),
         host_memory=config.host_memory,
     )

@@ -5,12 +5,10 @@ found in a prefix cache. How a rank takes part in a scheme is said in `sharing`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from twinflow.parallel.kv_layout import ROPE_PART, KVPart
+from twinflow.parallel.latent.kind import LatentKind
 from twinflow.protos.errors import ConfigError
-
-LatentKind = Literal["replicated", "dcp", "tpla"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

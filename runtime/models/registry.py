@@ -76,5 +76,6 @@ for _architecture in (
     "Qwen3MoeForCausalLM",
     "DeepseekV2ForCausalLM",
     "DeepseekV3ForCausalLM",
+    "KimiK2ForCausalLM",
 ):
     register_model(_architecture, Decoder)

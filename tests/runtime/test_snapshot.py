@@ -10,6 +10,14 @@ def test_an_engine_without_requests() -> None:
     assert take_snapshot(engine) == EngineSnapshot(free_blocks=9, total_blocks=9)
 
 
+def test_blocks_are_those_of_all_ranks_that_share_them() -> None:
+    engine, _ = create_engine(EngineSpec(num_blocks=10, block_size=8, block_shards=2))
+    engine.add_request(create_request(prompt=15, hold=True))
+    engine.step()
+    now = take_snapshot(engine)
+    assert (now.total_blocks, now.free_blocks, now.leased_blocks) == (18, 16, 2)
+
+
 def test_requests_in_every_state() -> None:
     spec = EngineSpec(num_blocks=33, max_num_seqs=4, max_num_batched_tokens=16)
     engine, _ = create_engine(spec)

@@ -114,6 +114,7 @@ class EngineSpec:
 
     num_blocks: int = 64
     block_size: int = 4
+    block_shards: int = 1
     max_num_seqs: int = 8
     max_num_batched_tokens: int = 16
     max_model_len: int = 128
@@ -131,17 +132,19 @@ def create_engine(
 ) -> tuple[Engine, FakeExecutor]:
     """An engine over a fake executor; `wrap` may put something round its scheduler."""
     spec = spec or EngineSpec()
+    entry_tokens = spec.block_size * spec.block_shards
     config = EngineConfig(
-        max_model_len=min(spec.max_model_len, (spec.num_blocks - 1) * spec.block_size),
+        max_model_len=min(spec.max_model_len, (spec.num_blocks - 1) * entry_tokens),
         num_blocks=spec.num_blocks,
         block_size=spec.block_size,
+        block_shards=spec.block_shards,
         max_num_seqs=spec.max_num_seqs,
         max_num_batched_tokens=spec.max_num_batched_tokens,
         enable_prefix_caching=spec.enable_prefix_caching,
     )
     blocks = BlockManager(
         spec.num_blocks,
-        spec.block_size,
+        entry_tokens,
         model_fingerprint="model",
         layout_digest="layout",
         enable_prefix_caching=spec.enable_prefix_caching,
@@ -150,7 +153,7 @@ def create_engine(
         spec.max_num_seqs, spec.max_num_batched_tokens, NUM_LAYERS, spec.watermark_blocks
     )
     scheduler = create_scheduler("chunked", limits)
-    fake = executor or FakeExecutor(spec.block_size)
+    fake = executor or FakeExecutor(entry_tokens)
     engine = Engine(
         config,
         fake,
