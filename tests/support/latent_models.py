@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from tests.support.ranks import run_ranks
 from tests.support.tiny_models import tiny_config
 
 from twinflow.parallel.latent.plan import LatentPlan
@@ -12,6 +11,7 @@ from twinflow.parallel.latent.scheme import LatentScheme
 from twinflow.parallel.latent.sharing.registry import create_sharing
 from twinflow.parallel.latent.transforms.basis import LatentTransform
 from twinflow.parallel.ranks.base import RankGroup
+from twinflow.parallel.ranks.threads import run_ranks
 from twinflow.runtime.models.config import LatentConfig, ModelConfig
 
 R = TypeVar("R")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.support.ranks import run_ranks
 from torch import Tensor
 
 from twinflow.parallel.latent.merging import merge_means
 from twinflow.parallel.ranks.base import RankGroup
+from twinflow.parallel.ranks.threads import run_ranks
 
 
 def attend(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

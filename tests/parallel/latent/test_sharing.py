@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.support.latent_models import run_latent_ranks
-from tests.support.ranks import Meeting, ThreadRanks
 from torch import Tensor
 
 from twinflow.parallel.kv_layout import KVPart
@@ -15,6 +14,7 @@ from twinflow.parallel.latent.sharing.base import LatentSharing
 from twinflow.parallel.latent.sharing.registry import create_sharing, register_sharing
 from twinflow.parallel.latent.sharing.replicated import Replicated
 from twinflow.parallel.ranks.base import OneRank, RankGroup
+from twinflow.parallel.ranks.threads import Meeting, ThreadRanks
 from twinflow.protos.errors import ConfigError
 
 HEADS, RANK = 8, 24

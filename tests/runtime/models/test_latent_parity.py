@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from tests.support.checkpoints import write_checkpoint
-from tests.support.ranks import run_ranks
 from tests.support.runners import FedSequence, feed, make_model, make_runner, random_tokens
 from tests.support.tiny_models import tiny_config
 from torch import Tensor
 
 from twinflow.parallel.ranks.base import RankGroup
+from twinflow.parallel.ranks.threads import run_ranks
 from twinflow.runtime.models.config import LatentConfig, ModelConfig, RopeScaling
 
 transformers = pytest.importorskip("transformers")

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.support.latent_bench import LatentBench, Piece
-from tests.support.ranks import Meeting, ThreadRanks
 
 from twinflow.parallel.latent.scheme import LatentScheme
 from twinflow.parallel.latent.sharing.dcp import ContextParallel
 from twinflow.parallel.latent.sharing.registry import create_sharing
 from twinflow.parallel.ranks.base import OneRank
+from twinflow.parallel.ranks.threads import Meeting, ThreadRanks
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.attention.latent.base import EXPANDED_TOKENS, LatentHeads
 from twinflow.runtime.attention.latent.registry import (
