@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,9 +108,19 @@ def meeting(size: int, **changes: Any) -> Iterator[tuple[Leader, list[Follower]]
     try:
         yield leader, followers
     finally:
-        leader.close()
+        end_in_order(leader, followers)
+
+
+def end_in_order(leader: Leader, followers: Sequence[Follower]) -> None:
+    """Close a leader, and its followers once they have heard of it."""
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(leader.close)
         for follower in followers:
+            with suppress(RankLost):
+                while follower.next() is not None:
+                    pass
             follower.close()
+        closing.result(PATIENCE_S)
 
 
 @contextmanager
@@ -132,8 +142,6 @@ def team(size: int, **changes: Any) -> Iterator[ThreadedTeam]:
             yield made
         finally:
             leader.close()
-            for follower in followers:
-                follower.close()
 
 
 def rank_threads() -> list[str]:

@@ -84,7 +84,7 @@ def build_leader(
         plan = plan.with_blocks(leader.num_blocks)
         runner = _load(plan, config, leader.ranks, progress)
         leader.await_ready(plan.fingerprint)
-    except BaseException as error:
+    except BaseException as error:  # also what ends the process: the other ranks are told
         leader.fail(_as_loss(config, error))
         leader.close()
         raise
@@ -109,7 +109,7 @@ def build_follower(
         runner = _load(plan, config, follower.ranks, progress)
         follower.ready(plan.fingerprint)
         follower.check()
-    except BaseException as error:
+    except BaseException as error:  # also what ends the process: the other ranks are told
         follower.fail(_as_loss(config, error))
         follower.close()
         raise

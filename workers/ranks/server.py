@@ -67,6 +67,11 @@ class FollowerServer:
         if lost is not None:
             raise lost
 
+    async def drain(self, grace_s: float) -> None:
+        """Wait until rank 0 has ended the worker, at most `grace_s`; may be cancelled."""
+        if self._ended is not None:
+            await asyncio.wait([self._ended], timeout=grace_s)
+
     async def stop(self, grace_s: float) -> None:
         """End with rank 0, or without it if it takes longer than its requests may.
 
@@ -75,8 +80,8 @@ class FollowerServer:
         """
         if self._thread is None or self._ended is None:
             return
-        done, _ = await asyncio.wait([self._ended], timeout=grace_s + _LAST_WORD_S)
-        if not done:
+        await self.drain(grace_s + _LAST_WORD_S)
+        if not self._ended.done():
             structlog.get_logger().warning(
                 "rank 0 did not end the worker", worker=self.config.worker_id
             )
@@ -95,7 +100,6 @@ class FollowerServer:
             built.loop.run()
         except RankLost as error:
             lost = error
-        built.follower.close()
         events.call_soon_threadsafe(self._end, lost)
 
     def _end(self, lost: RankLost | None) -> None:
