@@ -24,9 +24,14 @@ class HeadProducts:
 
     def __init__(self, weight: Tensor, row_tile: RowTile) -> None:
         self._width = weight.shape[2]
-        weight = weight.float() if weight.device.type == "cpu" else weight
+        weight = weight.to(self.dtype(weight.dtype, weight.device))
         self._weight = F.pad(weight, (0, padded_width(self._width) - self._width))
         self._row_tile = row_tile
+
+    @staticmethod
+    def dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """In which dtype weights are kept."""
+        return torch.float32 if device.type == "cpu" else dtype
 
     @classmethod
     def create(cls, weight: Tensor, linears: LinearFactory) -> "HeadProducts":

@@ -1,7 +1,7 @@
 """Latent attention in a model: the same bits in any company, the same logits on any ranks."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -18,12 +18,15 @@ from tests.support.runners import (
 from tests.support.tiny_models import ROPE_SCALINGS, tiny_config, tiny_state_dict
 from torch import Tensor
 
+from twinflow.parallel.latent.kind import LatentKind
 from twinflow.parallel.latent.plan import LatentPlan
 from twinflow.parallel.latent.scheme import LatentScheme
+from twinflow.parallel.latent.transforms.basis import LatentBasis, LatentTransform
 from twinflow.parallel.ranks.base import OneRank, RankGroup
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.model_runner import ModelRunner
 from twinflow.runtime.models.config import ModelConfig
+from twinflow.runtime.models.latent_weights import latent_config as latent_sizes
 
 CONFIGS = {
     "compressed query": latent_config(),
@@ -137,14 +140,21 @@ class Job:
         return torch.stack(list(sequence.logits.values()))
 
 
+SHARED = [
+    LatentScheme(),
+    LatentScheme(kind="dcp", shards=2),
+    LatentScheme(kind="tpla", shards=2),
+    LatentScheme(kind="tpla", shards=2, common=8),
+]
 EXACT = [
     (2, LatentScheme()),
     (4, LatentScheme()),
     (2, LatentScheme(kind="dcp", shards=2)),
     (4, LatentScheme(kind="dcp", shards=2)),
     (4, LatentScheme(kind="dcp", shards=4)),
-    (2, LatentScheme(kind="tpla", shards=1)),
     (1, LatentScheme(kind="tpla", shards=1)),
+    (2, LatentScheme(kind="tpla", shards=1)),
+    (4, LatentScheme(kind="tpla", shards=1)),
 ]
 
 
@@ -158,10 +168,99 @@ def test_exact_sharings_compute_what_one_rank_computes(size: int, scheme: Latent
         assert torch.equal(other, first)
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_one_slice_computes_the_bits_of_replicated_latents(size: int) -> None:
+    job = Job(latent_config())
+    replicated, one_slice = (
+        run_latent_ranks(size, scheme, job)
+        for scheme in (LatentScheme(), LatentScheme(kind="tpla", shards=1))
+    )
+    assert all(map(torch.equal, one_slice, replicated))
+
+
+@dataclass
+class Greedy:
+    """What every rank does: continue a prompt."""
+
+    config: ModelConfig
+    steps: int = 64
+
+    def __call__(self, ranks: RankGroup, plan: LatentPlan | None) -> list[int]:
+        runner = make_runner(make_model(self.config, ranks=ranks, latents=plan))
+        tokens = random_tokens(21, self.config.vocab_size, seed=8)
+        sequence = FedSequence(tokens, list(range(1, 8)), prompt_tokens=len(tokens))
+        feed(runner, [(sequence, len(tokens))])
+        for _ in range(self.steps):
+            tokens.append(int(sequence.logits[len(tokens) - 1].argmax()))
+            feed(runner, [(sequence, 1)])
+        return tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [2, 4])
+def test_shared_blocks_lead_to_the_same_tokens(shards: int) -> None:
+    job = Greedy(CONFIGS["yarn"])
+    expected = job(OneRank(), None)
+    found = run_latent_ranks(shards, LatentScheme(kind="dcp", shards=shards), job)
+    assert found == [expected] * shards
+
+
+@dataclass
+class Together:
+    """What every rank does: prompts in one step, then a token of each in every step."""
+
+    config: ModelConfig
+    prompts: tuple[int, ...]
+    steps: int = 3
+
+    def __call__(self, ranks: RankGroup, plan: LatentPlan | None) -> Tensor:
+        """Logits of all sequences after each step, [steps + 1, sequences, vocab]."""
+        runner = make_runner(make_model(self.config, ranks=ranks, latents=plan), num_blocks=128)
+        runner.kv_cache.data.fill_(float("nan"))
+        sequences, first_block = [], 1
+        for seed, prompt in enumerate(self.prompts):
+            tokens = random_tokens(prompt + self.steps, self.config.vocab_size, seed)
+            blocks = list(range(first_block, first_block + 2 + len(tokens) // 16))
+            sequences.append(FedSequence(tokens, blocks, prompt_tokens=prompt))
+            first_block = blocks[-1] + 1
+        feed(runner, list(zip(sequences, self.prompts, strict=True)))
+        for _ in range(self.steps):
+            feed(runner, [(sequence, 1) for sequence in sequences])
+        return torch.stack([torch.stack(list(s.logits.values())) for s in sequences], dim=1)
+
+
+@pytest.mark.parametrize("shards", [2, 4])
+@pytest.mark.parametrize("kind", ["dcp", "tpla"])
+def test_prompts_around_whole_blocks_of_several_lengths_at_once(
+    kind: LatentKind, shards: int
+) -> None:
+    """Ranks that hold nothing of one sequence hold something of another. Prompts are exact."""
+    around = [n * 16 + d for n in range(1, shards + 2) for d in (-1, 0, 1)]
+    job = Together(latent_config(), (1, *around))
+    first, *others = run_latent_ranks(shards, LatentScheme(kind=kind, shards=shards), job)
+    expected = job(OneRank(), None)
+    exact = slice(None) if kind == "dcp" else slice(1)
+    torch.testing.assert_close(first[exact], expected[exact], atol=1e-5, rtol=0.0)
+    for other in others:
+        assert torch.equal(other, first)
+
+
+@pytest.mark.parametrize("scheme", SHARED, ids=lambda scheme: scheme.meaning)
+def test_bits_do_not_depend_on_chunking_or_recomputation_on_ranks(scheme: LatentScheme) -> None:
+    """Token by token, in chunks, and all of it again after a preemption."""
+    config = latent_config()
+    found = [
+        run_latent_ranks(2, scheme, Job(config, prompt=70, sizes=sizes))[0][-1]
+        for sizes in ((70, *(1,) * 40), (33, 30, 7, 20, 19, 1), (110,))
+    ]
+    assert torch.equal(found[1], found[0])
+    assert torch.equal(found[2], found[0])
+
+
 @pytest.mark.parametrize("shards", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_contexts_around_whole_blocks_with_shards_that_hold_nothing(shards: int) -> None:
-    """Every length from one token to one more than a block on each rank."""
-    length = shards * 16 + 2
+    """Every length from one token to one more than a block on each rank and another block."""
+    length = (shards + 1) * 16 + 1
     job = Job(latent_config(), prompt=1, sizes=(1,) * length)
     found = run_latent_ranks(shards, LatentScheme(kind="dcp", shards=shards), job)[0]
     torch.testing.assert_close(found, job(OneRank(), None), atol=1e-5, rtol=0.0)
@@ -190,6 +289,57 @@ def test_sliced_latents_compute_what_their_definition_says(size: int, scheme: La
     # The prompt is computed exactly, and what is generated is not: the test tells them apart.
     torch.testing.assert_close(first[:2].double(), exact[ends[:2]], atol=1e-5, rtol=0.0)
     assert (first[2:].double() - exact[ends[2:]]).abs().amax(1).min() > 1e-2
+
+
+def random_transform(config: ModelConfig, shards: int, *, orthogonal: bool) -> LatentTransform:
+    """Bases that differ from layer to layer, and factors if they are not orthogonal."""
+    width = latent_sizes(config).kv_rank
+    generator = torch.Generator().manual_seed(shards)
+    bases = []
+    for _ in range(config.num_layers):
+        left, right = (
+            torch.linalg.qr(torch.randn(width, width, dtype=torch.float64, generator=generator))[0]
+            for _ in range(2)
+        )
+        stretch = 0.5 + torch.rand(width, dtype=torch.float64, generator=generator)
+        if orthogonal:
+            bases.append(LatentBasis.of_orthogonal(left))
+        else:
+            factors = tuple((1.0 + 0.3 * torch.rand(shards, generator=generator)).tolist())
+            matrix, inverse = (left * stretch) @ right, (right.mT / stretch) @ left.mT
+            bases.append(LatentBasis(matrix, inverse, orthogonal=False, logit_factors=factors))
+    return LatentTransform("random", bases)
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+@pytest.mark.parametrize(
+    ("size", "scheme"),
+    [
+        (1, LatentScheme()),
+        (2, LatentScheme(kind="dcp", shards=2)),
+        (2, LatentScheme(kind="tpla", shards=2)),
+        (4, LatentScheme(kind="tpla", shards=2)),
+        (4, LatentScheme(kind="tpla", shards=4, common=4)),
+    ],
+    ids=lambda value: getattr(value, "meaning", ""),
+)
+def test_latents_in_another_basis(size: int, scheme: LatentScheme, orthogonal: bool) -> None:
+    config = latent_config()
+    transform = random_transform(config, scheme.shards, orthogonal=orthogonal)
+    if scheme.kind != "tpla":  # logits of a part of the sequence are whole
+        bases = [replace(transform.basis(i), logit_factors=()) for i in range(len(transform))]
+        transform = LatentTransform("random", bases)
+    job = Job(config)
+    expected = LatentOracle(config, tiny_state_dict(config), scheme, transform)
+    exact = LatentOracle(config, tiny_state_dict(config))
+    ends = torch.tensor(job.sizes).cumsum(0) - 1
+    first, *others = run_latent_ranks(size, scheme, job, transform)
+    wanted, unchanged = (o.logits(job.tokens, job.prompt)[ends] for o in (expected, exact))
+    torch.testing.assert_close(first.double(), wanted, atol=1e-5, rtol=0.0)
+    assert all(torch.equal(other, first) for other in others)
+    # A basis changes nothing as long as all columns are seen, and the prompt never.
+    same = 2 if scheme.kind == "tpla" else len(ends)
+    torch.testing.assert_close(first[:same].double(), unchanged[:same], atol=1e-5, rtol=0.0)
 
 
 def test_the_cache_must_hold_what_the_rank_is_to_hold() -> None:
