@@ -14,7 +14,10 @@ from torch import Tensor
 from twinflow.parallel.kv_layout import KVLayout
 from twinflow.parallel.latent.block_share import IntArray
 from twinflow.runtime.attention.base import Attention
-from twinflow.runtime.attention.latent.registry import create_latent_attention
+from twinflow.runtime.attention.latent.registry import (
+    create_latent_attention,
+    latent_attention_for,
+)
 from twinflow.runtime.attention.registry import create_attention
 from twinflow.runtime.attention.rows import FlatRows
 from twinflow.runtime.kv.cache import KVCache
@@ -158,7 +161,8 @@ def _attention(model: Model, cache: KVCache) -> Attention:
     if model.config.latent is None:
         return create_attention("tiled", cache, model.num_heads)
     sharing = model.placement.latent_plan.sharing
-    return create_latent_attention("tiled", cache, latent_heads(model.config), sharing)
+    name = latent_attention_for(cache.data.device)
+    return create_latent_attention(name, cache, latent_heads(model.config), sharing)
 
 
 def _check_layout(model: Model, layout: KVLayout) -> None:

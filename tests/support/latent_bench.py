@@ -128,10 +128,11 @@ class LatentBench:
         found = self.kernel.attend_prompt(1, queries.to(to.device), expansions)
         return list(torch.split(found.clone(), [piece.count for piece in pieces]))
 
-    def expected_generated(self, sequence: int) -> tuple[Tensor, Tensor]:
-        """Mean of latents and log-sum-exp of all rows of a sequence."""
+    def expected_generated(self, sequence: int, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Mean of latents and log-sum-exp of the rows of a sequence from `first` on."""
         keys = torch.cat((self.latents[sequence], self.rope[sequence]), 1).double()
-        scores = torch.einsum("qhd,kd->hqk", self.absorbed[sequence].double(), keys)
+        queries = self.absorbed[sequence][first:].double()
+        scores = torch.einsum("qhd,kd->hqk", queries, keys)
         masked = _causal(scores)
         mean = masked.softmax(-1) @ keys[:, : self.heads.kv_rank]
         return mean.transpose(0, 1), masked.logsumexp(-1).T
@@ -153,5 +154,6 @@ class LatentBench:
 
 
 def _causal(scores: Tensor) -> Tensor:
-    hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
+    rows, tokens = scores.shape[1:]
+    hidden = torch.ones((rows, tokens), dtype=torch.bool).triu(1 + tokens - rows)
     return scores.masked_fill(hidden, -torch.inf)

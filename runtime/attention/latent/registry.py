@@ -1,6 +1,9 @@
 """Kernels of latent attention by name."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
 
 from twinflow.parallel.latent.sharing.base import LatentSharing
 from twinflow.protos.errors import ConfigError
@@ -36,4 +39,27 @@ def create_latent_attention(
     return build(cache, heads, sharing)
 
 
+def latent_attention_for(device: torch.device) -> str:
+    """Name of the kernel to take on a device.
+
+    Builds of torch for CUDA bring Triton along, those for CPUs do not.
+    """
+    return "triton" if device.type == "cuda" and _has_triton() else "tiled"
+
+
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _build_triton(cache: KVCache, heads: LatentHeads, sharing: LatentSharing) -> LatentKernel:
+    if not _has_triton():
+        raise ConfigError("latent attention kernel 'triton': needs the package triton")
+    from twinflow.runtime.attention.latent.triton_attention import (  # noqa: PLC0415  may be absent
+        TritonLatentAttention,
+    )
+
+    return TritonLatentAttention(cache, heads, sharing)
+
+
 register_latent_attention("tiled", TiledLatentAttention)
+register_latent_attention("triton", _build_triton)
