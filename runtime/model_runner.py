@@ -21,6 +21,7 @@ from twinflow.runtime.attention.latent.registry import (
 from twinflow.runtime.attention.registry import create_attention
 from twinflow.runtime.attention.rows import FlatRows
 from twinflow.runtime.kv.cache import KVCache
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.models.base import ForwardPass, Model, RowBatch
 from twinflow.runtime.models.latent_weights import latent_heads
 from twinflow.runtime.models.sharding import HeadCut
@@ -120,6 +121,11 @@ class ModelRunner:
                 on_layers(first, end)
         sampled = np.array([group.samples for group in rows])
         return self._logits(forward_pass, (flat.first_rows + flat.counts - 1)[sampled])
+
+    def take_traffic(self) -> tuple[LayerTraffic, ...]:
+        """What this rank's experts did since the last call, by layer; nothing without experts."""
+        traffic = self._model.expert_traffic
+        return () if traffic is None else traffic.take()
 
     def _lay_out(self, rows: Sequence[SequenceRows]) -> FlatRows:
         if not rows:

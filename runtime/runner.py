@@ -11,6 +11,7 @@ from torch import Tensor
 
 from twinflow.runtime.executor import LayersDone
 from twinflow.runtime.kv.cache import KVCache
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.model_runner import SequenceRows
 
 
@@ -29,4 +30,8 @@ class Runner(Protocol):
         layers_per_unit: int = 0,
     ) -> Tensor:
         """See `ModelRunner.forward`."""
+        ...
+
+    def take_traffic(self) -> Sequence[LayerTraffic]:
+        """See `ModelRunner.take_traffic`."""
         ...

@@ -104,6 +104,21 @@ def test_one_rank_can_cut_latents_into_one_slice(model: Path, alone: list[Reques
     assert len(layouts) == 3
 
 
+def test_the_traffic_of_experts_is_told_by_step(model: Path, config: ModelConfig) -> None:
+    llm = load(model)
+    llm.generate([[7, 8, 9, 10]], SamplingParams(temperature=0, max_tokens=3), use_tqdm=False)
+    assert config.moe is not None
+    each, size = config.moe.experts_per_token, config.moe.expert_size * config.hidden_size * 3 * 4
+    assert [layer.layer for layer in llm._engine.traffic] == [1, 2]
+    for layer in llm._engine.traffic:  # of the last step, a single row
+        assert (layer.distinct, sum(layer.rows)) == (each, each)
+        assert layer.loaded_bytes == each * size
+    counters = llm._engine.counters
+    assert counters.expert_layers == 2 * 3
+    assert counters.distinct_experts > 3 * 2 * each
+    assert counters.expert_bytes == counters.distinct_experts * size
+
+
 def test_one_rank_cannot_share(model: Path) -> None:
     with pytest.raises(ConfigError, match="--mla-shards 2: 1 ranks of a worker cannot form"):
         load(model, latents=LatentOptions(parallel="dcp", shards=2))

@@ -52,3 +52,15 @@ def test_totals_survive_their_requests() -> None:
     assert now.prompt_tokens == 12 + 4
     assert (now.prefix_queries, now.prefix_hits) == (24, 8)
     assert now.steps == 6
+
+
+def test_what_experts_did_is_counted_by_step_and_in_total() -> None:
+    engine, _ = create_engine(EngineSpec(max_num_batched_tokens=16))
+    engine.add_request(create_request(prompt=9, max_tokens=2))
+    seen = []
+    while engine.step():
+        seen.append([(layer.layer, layer.distinct, layer.loaded_bytes) for layer in engine.traffic])
+    prompt, token = ([(layer, count, 100 * count) for layer in range(4)] for count in (4, 1))
+    assert seen == [prompt, token]
+    now = take_snapshot(engine)
+    assert (now.expert_layers, now.distinct_experts, now.expert_bytes) == (8, 20, 2000)

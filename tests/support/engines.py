@@ -9,6 +9,7 @@ from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.engine import Engine, KVProgress
 from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.kv.block_manager import BlockManager
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.outputs import NumericalFault, SampledToken, TokenDelta
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
@@ -72,6 +73,18 @@ class FakeExecutor:
                     SampledToken(next_token(self.read(item.blocks, item.group.token_end)))
                 )
         return results
+
+    def take_traffic(self) -> list[LayerTraffic]:
+        """As if a row's position chose one of four experts, of 100 bytes, in every layer."""
+        rows = [0] * 4
+        for _, start, count in self.batches[-1]:
+            for position in range(start, start + count):
+                rows[position % 4] += 1
+        distinct = sum(count > 0 for count in rows)
+        return [
+            LayerTraffic(layer, tuple(rows), distinct, 100 * distinct)
+            for layer in range(NUM_LAYERS)
+        ]
 
     def _write(self, item: Work) -> None:
         start, count = item.group.token_start, item.group.token_count

@@ -16,6 +16,7 @@ from twinflow.parallel.ranks.base import RankGroup
 from twinflow.protos.errors import RankLost
 from twinflow.runtime.executor import LayersDone
 from twinflow.runtime.kv.cache import KVCache
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.model_runner import SequenceRows
 from twinflow.workers.ranks.address import new_address
 from twinflow.workers.ranks.config import TeamConfig
@@ -68,6 +69,10 @@ class SumRunner:
             if on_layers is not None:
                 on_layers(first, min(first + unit, NUM_LAYERS))
         return total
+
+    def take_traffic(self) -> tuple[LayerTraffic, ...]:
+        """See `Runner.take_traffic`."""
+        return ()
 
 
 @dataclass

@@ -17,6 +17,7 @@ from twinflow.parallel.ranks.distributed import DistributedRanks
 from twinflow.protos.errors import ConfigError, RankLost
 from twinflow.runtime.executor import LayersDone
 from twinflow.runtime.kv.cache import KVCache
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.model_runner import SequenceRows
 from twinflow.runtime.runner import Runner
 from twinflow.workers.ranks.config import TeamConfig
@@ -264,3 +265,7 @@ class LeaderRunner:
         else:
             return logits
         raise failure
+
+    def take_traffic(self) -> Sequence[LayerTraffic]:
+        """Of rank 0's experts, or its part of all experts; see `Runner.take_traffic`."""
+        return self._runner.take_traffic()

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from twinflow.parallel.ranks.base import RankGroup
 from twinflow.parallel.ranks.threads import run_ranks
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.expert_products import GroupedExperts, LoopedExperts
-from twinflow.runtime.models.expert_traffic import ExpertTraffic, LayerTraffic
+from twinflow.runtime.models.expert_traffic import ExpertTraffic
 from twinflow.runtime.models.experts import ExpertMLP
 from twinflow.runtime.models.linear import LinearFactory, PackedLinear, PlainLinear
 from twinflow.runtime.models.router import Router
