@@ -17,6 +17,8 @@ import structlog
 import torch
 
 from twinflow.parallel.kv_layout import KVLayout
+from twinflow.parallel.latent.block_share import BlockShare
+from twinflow.parallel.latent.sharing.base import LatentSharing
 from twinflow.parallel.links.manifest import choose_layers_per_unit
 from twinflow.parallel.ranks.base import OneRank, RankGroup
 from twinflow.protos.errors import ConfigError
@@ -97,6 +99,7 @@ class EnginePlan:
         model: shape of the whole model.
         layout: of the KV blocks of all ranks together.
         rank_layout: of those of this rank.
+        share: which blocks of a sequence this rank holds.
         latents: the worker's part in latent attention; None if the model has none.
         config: limits of the engine.
     """
@@ -106,6 +109,7 @@ class EnginePlan:
     model: ModelConfig
     layout: KVLayout
     rank_layout: KVLayout
+    share: BlockShare
     latents: LatentSetup | None
     config: EngineConfig
 
@@ -122,8 +126,7 @@ class EnginePlan:
             ConfigError: they are too few for the context length that was asked for.
         """
         options = replace(self.options, num_kv_blocks=num_blocks)
-        shards = self.config.block_shards
-        config = _engine_config(options, self.model, self.rank_layout, shards)
+        config = _engine_config(options, self.model, self.rank_layout, self.share)
         return replace(self, options=options, config=config)
 
 
@@ -135,6 +138,7 @@ class BuiltEngine:
         engine: ready to step.
         cache: its KV memory.
         layout: of its KV blocks, those of all ranks together.
+        share: which blocks of a sequence are in `cache`.
         layers_per_unit: layers whose KV is handed over together.
         model: shape of the model.
         config: limits of the engine.
@@ -145,6 +149,7 @@ class BuiltEngine:
     engine: Engine
     cache: KVCache
     layout: KVLayout
+    share: BlockShare
     layers_per_unit: int
     model: ModelConfig
     config: EngineConfig
@@ -196,15 +201,15 @@ def plan_engine(options: EngineOptions, ranks: RankGroup) -> EnginePlan:
     latents = settle_latents(options.latents, model)
     sharing = None if latents is None else latents.plan(ranks).sharing
     scheme = None if latents is None else latents.scheme
+    share = _block_share(options.block_size, sharing)
     layout = model_layout(model, options.block_size, dtype, parts, scheme)
     held = rank_layout(layout, ranks, sharing)
-    shards = 1 if sharing is None else sharing.block_share(options.block_size).size
-    config = _engine_config(options, model, held, shards)
+    config = _engine_config(options, model, held, share)
     checkpoint = Checkpoint.open(options.model)
     others = checkpoint.check_shapes(checkpoint_shapes(model))
     for name in unused_tensors(model, others):
         structlog.get_logger().warning("the model does not use a tensor", tensor=name)
-    plan = EnginePlan(options, checkpoint, model, layout, held, latents, config)
+    plan = EnginePlan(options, checkpoint, model, layout, held, share, latents, config)
     weights = weight_bytes(model, _placement(plan, ranks))
     _check_memory(options, weights + config.num_blocks * held.block_bytes)
     return plan
@@ -283,6 +288,7 @@ def assemble_engine(
         engine=_assemble(plan, executor, fingerprint, clock=clock, on_kv=on_kv),
         cache=runner.kv_cache,
         layout=plan.layout,
+        share=plan.share,
         layers_per_unit=layers_per_unit,
         model=plan.model,
         config=plan.config,
@@ -320,17 +326,25 @@ def resolve_dtype(requested: str, checkpoint_dtype: str, device: str) -> str:
     return "bfloat16" if checkpoint_dtype == "bfloat16" and native else "float32"
 
 
+def _block_share(block_size: int, sharing: LatentSharing | None) -> BlockShare:
+    """Which blocks of a sequence a rank holds: all, unless latents are shared in another way."""
+    try:
+        check_block_size(block_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return BlockShare(block_size) if sharing is None else sharing.block_share(block_size)
+
+
 def _engine_config(
-    options: EngineOptions, model_config: ModelConfig, layout: KVLayout, block_shards: int
+    options: EngineOptions, model_config: ModelConfig, layout: KVLayout, share: BlockShare
 ) -> EngineConfig:
     """Settle block count and context length; a wanted context length must fit the KV memory."""
     max_model_len = resolve_max_model_len(options.max_model_len, model_config)
     try:
-        check_block_size(options.block_size)
         num_blocks = options.num_kv_blocks
         if num_blocks is None:
             num_blocks = options.kv_cache_memory // layout.block_bytes
-        capacity = (num_blocks - 1) * block_shards * options.block_size
+        capacity = (num_blocks - 1) * share.tokens_per_entry
         if options.max_model_len is None and max_model_len > capacity > 0:
             structlog.get_logger().warning(
                 "KV memory bounds the context", max_model_len=capacity, model=max_model_len
@@ -340,7 +354,7 @@ def _engine_config(
             max_model_len=max_model_len,
             num_blocks=num_blocks,
             block_size=options.block_size,
-            block_shards=block_shards,
+            block_shards=share.size,
             max_num_seqs=options.max_num_seqs,
             max_num_batched_tokens=options.max_num_batched_tokens,
             enable_prefix_caching=options.enable_prefix_caching,
