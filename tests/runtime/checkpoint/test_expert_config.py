@@ -82,12 +82,12 @@ def refused(directory: Path) -> CheckpointError:
     return caught.value
 
 
-@pytest.mark.parametrize("name", ["DeepseekV3ForCausalLM", "KimiK2ForCausalLM"])
-def test_kimi_k2_is_read_and_its_code_left_alone(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("architecture", ["DeepseekV3ForCausalLM", "KimiK2ForCausalLM"])
+def test_kimi_k2_is_read_and_its_code_left_alone(tmp_path: Path, architecture: str) -> None:
     marker = tmp_path / "executed"
     for name in ("configuration_deepseek.py", "modeling_deepseek.py"):
         (tmp_path / name).write_text(f"open({str(marker)!r}, 'w').close()\n")
-    write_json(tmp_path / "config.json", KIMI_K2 | {"architectures": [name]})
+    write_json(tmp_path / "config.json", KIMI_K2 | {"architectures": [architecture]})
     with structlog.testing.capture_logs() as logs:
         config = load_model_config(tmp_path)
     assert [log["event"] for log in logs] == ["the model's own code is not used"]
