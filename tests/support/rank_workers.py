@@ -162,7 +162,8 @@ async def _follow(config: WorkerConfig) -> int:
     except TwinflowError as error:
         _say(f"failed {error}")
         return 2
-    cache, follower = server.built.runner.kv_cache, server.built.follower
+    built = server.parts.built
+    cache, follower = built.runner.kv_cache, built.follower
 
     def dump(_body: bytes) -> None:
         follower.report(KV_ORDER, cache.data.numpy().tobytes())

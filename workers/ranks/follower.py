@@ -97,9 +97,9 @@ class Follower:
             raise RuntimeError("the ranks are not connected")
         return self._ranks
 
-    def ready(self, fingerprint: str) -> None:
-        """Tell rank 0 that this rank has loaded its share of weights."""
-        self._peer.send(Ready(fingerprint))
+    def ready(self, fingerprint: str, address: str = "", parts: tuple[str, ...] = ()) -> None:
+        """Tell rank 0 that this rank has loaded its share of weights; see `Ready`."""
+        self._peer.send(Ready(fingerprint, address, parts))
 
     def on_order(self, kind: str, callback: Callable[[bytes], None]) -> None:
         """Have someone called with the body of every order of a kind.

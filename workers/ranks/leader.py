@@ -57,7 +57,7 @@ class Leader:
         self._store = MemoryStore(f"ranks of {config.worker_id}")
         self._ranks: DistributedRanks | None = None
         self._changed = threading.Condition()
-        self._fingerprints: dict[int, str] = {}
+        self._ready: dict[int, Ready] = {}
         self._lost: RankLost | None = None
         self._closed = False
         self._on_lost: Callable[[RankLost], None] = lambda error: None
@@ -96,6 +96,16 @@ class Leader:
             raise RuntimeError("the ranks are not connected")
         return self._ranks
 
+    @property
+    def size(self) -> int:
+        """Ranks of the worker, rank 0 included."""
+        return self._config.size
+
+    @property
+    def others(self) -> list[Ready]:
+        """What ranks 1, 2, ... have said when they were ready."""
+        return [self._ready[rank] for rank in sorted(self._ready)]
+
     def await_ready(self, fingerprint: str) -> None:
         """Wait until every rank has loaded its share of the same weights as rank 0.
 
@@ -105,19 +115,19 @@ class Leader:
         """
         with self._changed:
             self._changed.wait_for(
-                lambda: self._lost or len(self._fingerprints) == len(self._peers),
+                lambda: self._lost or len(self._ready) == len(self._peers),
                 self._config.load_s,
             )
         self.check()
         for peer in self._peers:
-            found = self._fingerprints.get(peer.rank)
+            found = self._ready.get(peer.rank)
             who = self._config.describe(peer.rank)
             if found is None:
                 raise self.fail(RankLost(f"{who} did not load within {self._config.load_s:g} s"))
-            if found != fingerprint:
+            if found.fingerprint != fingerprint:
                 error = ConfigError(
-                    f"{who} has loaded weights {found}, rank 0 {fingerprint}: give all ranks the "
-                    f"same model"
+                    f"{who} has loaded weights {found.fingerprint}, rank 0 {fingerprint}: give all "
+                    f"ranks the same model"
                 )
                 self.fail(RankLost(error.message))
                 raise error
@@ -207,7 +217,7 @@ class Leader:
                 self._peers[rank - 1].send(answer(self._store, frame))
             case Ready():
                 with self._changed:
-                    self._fingerprints[rank] = frame.fingerprint
+                    self._ready[rank] = frame
                     self._changed.notify_all()
             case Report() if frame.kind in self._on_report:
                 self._on_report[frame.kind](rank, frame.body)

@@ -123,13 +123,6 @@ async def test_a_rank_that_cannot_load_ends_the_others(model: Path, tmp_path: Pa
     assert lines[1].startswith("lost rank 0 of mixed-0 is lost: it failed: rank 1 of mixed-0 has")
 
 
-async def test_a_worker_of_ranks_is_refused_where_kv_is_handed_over(model: Path) -> None:
-    config = msgspec.structs.replace(rank_configs(model, 2)[0], role="decode")
-    with processes(config) as (rank,):
-        (line,) = await last_lines([rank])
-    assert "cannot be in the decode pool" in line
-
-
 def test_no_process_is_left() -> None:
     mine = psutil.Process(os.getpid()).children(recursive=True)
     assert [child for child in mine if "rank_workers" in " ".join(child.cmdline())] == []
