@@ -29,6 +29,9 @@ from pydantic import (
 
 from twinflow.cluster.dispatch.admission import AdmissionLimits
 from twinflow.cluster.quantities import count, memory, whole
+from twinflow.parallel.latent.kind import LatentKind
+from twinflow.parallel.latent.transforms.name import TransformName
+from twinflow.protos.errors import ConfigError
 from twinflow.runtime.config import EngineConfig
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -41,6 +44,7 @@ class Group(Enum):
     POOLS = "Pools"
     DOORS = "Front doors"
     ENGINE = "Engine"
+    LATENTS = "Latent attention (MLA)"
     MEMORY = "KV cache"
     LIMITS = "Queues and deadlines"
     PROCESS = "Processes"
@@ -96,6 +100,15 @@ def _api_key(value: SecretStr) -> SecretStr:
     key = value.get_secret_value()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError("a key is printable ASCII without spaces, and not empty")
+    return value
+
+
+def _transform(value: str) -> str:
+    if not value.endswith(".safetensors"):
+        try:
+            TransformName.parse(value)
+        except ConfigError as error:
+            raise ValueError(error.message) from None
     return value
 
 
@@ -190,6 +203,20 @@ class ServeConfig(BaseModel):
     """Number from which the seeds of requests without one are drawn; by default they differ from
     run to run."""
 
+    mla_parallel: Annotated[LatentKind, Group.LATENTS] = "replicated"
+    """How the ranks of a decode worker share latents: replicated, every rank caches all; dcp, each
+    caches some blocks, exactly; tpla, each caches some columns, which approximates attention."""
+
+    mla_shards: Annotated[Annotated[Whole, Field(ge=1, le=1024)] | None, Group.LATENTS] = None
+    """Ranks that share one cache with dcp and tpla; divides the ranks of a worker."""
+
+    tpla_transform: Annotated[str, AfterValidator(_transform), Group.LATENTS] = "joint"
+    """Basis in which tpla slices latents: what twinflow calibrate tpla has measured, such as none,
+    hadamard, pca, joint or joint+64, or the file of a transform."""
+
+    force: Annotated[bool, Group.LATENTS] = False
+    """Serve with tpla although nobody has measured what it costs on this model."""
+
     block_size: Annotated[
         Whole, Field(ge=1, le=1024), AfterValidator(_power_of_two), Group.MEMORY
     ] = default_of(EngineConfig, "block_size")
@@ -267,6 +294,18 @@ class ServeConfig(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError("names a model twice")
         return names
+
+    @field_validator("mla_shards")
+    @classmethod
+    def _only_caches_that_are_shared_have_shards(
+        cls, shards: int | None, info: ValidationInfo
+    ) -> int | None:
+        kind = info.data.get("mla_parallel", "replicated")
+        if kind != "replicated" and shards is None:
+            raise ValueError(f"--mla-parallel {kind} needs a number of ranks, such as 2")
+        if kind == "replicated" and (shards or 1) > 1:
+            raise ValueError("only --mla-parallel dcp and tpla have shards")
+        return shards
 
     @field_validator("host")
     @classmethod

@@ -19,6 +19,7 @@ from twinflow.cluster.gateway.http.app import create_app
 from twinflow.cluster.gateway.http.config import HttpConfig
 from twinflow.cluster.gateway.http.dependencies import HttpDependencies
 from twinflow.cluster.gateway.http.server import HttpServer
+from twinflow.cluster.gateway.latent_metrics import export_loss
 from twinflow.cluster.gateway.metrics import GatewayMetrics
 from twinflow.cluster.gateway.text_codec import ModelTextCodec
 from twinflow.cluster.gateway.text_pipeline import TextPipeline
@@ -73,6 +74,8 @@ class GatewayServer:
         model = self._describe(census)
         registry = CollectorRegistry()
         metrics = GatewayMetrics(registry, model.name)
+        if config.loss is not None:
+            export_loss(registry, model.name, config.loss)
         self._dispatcher = Dispatcher(
             model,
             load_model_config(config.model).eos_token_ids,

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+import msgspec
+
 from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.gateway.config import GatewayConfig
 from twinflow.cluster.launch.base import ServiceSpec
+from twinflow.cluster.launch.latents import NO_SHARING, LatentChoice
 from twinflow.cluster.launch.machine import Gpus, Machine
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.host_memory import MemoryShare
@@ -41,13 +44,16 @@ def new_token() -> str:
     return secrets.token_hex(32)
 
 
-def plan_workers(config: ServeConfig, machine: Machine, token: str) -> list[WorkerPlan]:
+def plan_workers(
+    config: ServeConfig, machine: Machine, token: str, latents: LatentChoice = NO_SHARING
+) -> list[WorkerPlan]:
     """The workers of a configuration, on one machine.
 
     Args:
         config: what the operator asked for.
         machine: shared evenly among the workers unless the configuration says otherwise.
         token: the deployment's secret.
+        latents: how decode workers share them.
 
     Raises:
         ConfigError: it has not got the GPUs that the workers need.
@@ -58,7 +64,13 @@ def plan_workers(config: ServeConfig, machine: Machine, token: str) -> list[Work
     for index, role in enumerate(roles):
         gpu = index if on_gpus else None
         name = f"{role}-{index - roles.index(role)}"
-        worker = _plan_worker(config, WorkerShare(machine, len(roles), gpu), role, name, token)
+        share = WorkerShare(machine, len(roles), gpu)
+        worker = msgspec.structs.replace(
+            _plan_worker(config, share, role, name, token),
+            mla_parallel=latents.parallel,
+            mla_shards=latents.shards,
+            tpla_transform=latents.transform,
+        )
         spec = ServiceSpec(
             kind="worker",
             name=name,
@@ -147,13 +159,19 @@ def _plan_worker(
     )
 
 
-def plan_gateway(config: ServeConfig, workers: dict[str, str], token: str) -> ServiceSpec:
+def plan_gateway(
+    config: ServeConfig,
+    workers: dict[str, str],
+    token: str,
+    latents: LatentChoice = NO_SHARING,
+) -> ServiceSpec:
     """The gateway of a configuration.
 
     Args:
         config: what the operator asked for.
         workers: address of each worker by id.
         token: the deployment's secret.
+        latents: how decode workers share them.
     """
     gateway = GatewayConfig(
         model=Path(config.model).resolve(),
@@ -166,6 +184,7 @@ def plan_gateway(config: ServeConfig, workers: dict[str, str], token: str) -> Se
         workers=workers,
         max_queued_requests=config.max_num_queued_reqs,
         max_queued_tokens=config.max_num_queued_tokens,
+        loss=latents.quality,
         seed=config.seed,
     )
     return ServiceSpec("gateway", "gateway-0", gateway.encode(), log_level=config.log_level)

@@ -18,6 +18,7 @@ from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.launch import ray_environment
 from twinflow.cluster.launch.base import Launcher, ServiceHandle, ServiceStatus
 from twinflow.cluster.launch.deployment import new_token, plan_gateway, plan_workers
+from twinflow.cluster.launch.latents import choose_latents
 from twinflow.cluster.launch.machine import Machine, this_machine
 from twinflow.cluster.launch.readiness import missing_for_readiness
 from twinflow.protos.errors import (
@@ -122,12 +123,15 @@ class Deployment:
         """Start everything and wait until a token went through every pair.
 
         Raises:
-            ConfigError: the machine has not got what the configuration wants; nothing was started.
+            SetupError: the machine has not got what the configuration wants, or attention would be
+                approximated and nobody knows how well; nothing was started.
             TwinflowError: a service failed, and why.
             Interrupted: an order to stop came first.
         """
-        token = new_token()
-        plans = plan_workers(self._config, machine, token)
+        token, latents = new_token(), choose_latents(self._config)
+        if latents.warning:
+            self._ui.message(f"Warning: {latents.warning}")
+        plans = plan_workers(self._config, machine, token, latents)
         self._ui.phase("Starting Ray" if self._config.launcher == "ray" else "Starting")
         self._launcher.open()
         self._ui.phase("Starting workers", ", ".join(plan.spec.name for plan in plans))
@@ -135,7 +139,7 @@ class Deployment:
         endpoints = self._await(self._workers)
         self._ui.phase("Starting the gateway")
         addresses = {name: served["grpc"] for name, served in endpoints.items()}
-        self._gateway = self._launcher.start(plan_gateway(self._config, addresses, token))
+        self._gateway = self._launcher.start(plan_gateway(self._config, addresses, token, latents))
         served = self._await([self._gateway])[self._gateway.name]
         self._ui.phase("Checking", "a token through every prefill and decode pair")
         self._await_ready(served["http"])

@@ -5,9 +5,14 @@ from typing import Any
 
 from tests.support.checkpoints import VOCAB_SIZE, write_checkpoint
 from tests.support.latent_models import latent_config
+from tests.support.latent_moments import random_moments
 from tests.support.tiny_models import tiny_state_dict
 from torch import Tensor
 
+from twinflow.parallel.latent.scheme import LatentScheme
+from twinflow.parallel.latent.transforms.file import StoredTransform, TransformCard
+from twinflow.parallel.latent.transforms.fitting import fit_transform
+from twinflow.parallel.latent.transforms.registry import create_transform_kind
 from twinflow.runtime.calibration.corpus import Corpus
 from twinflow.runtime.calibration.options import CalibrationOptions
 from twinflow.runtime.calibration.report import QualityReport, QualityRow
@@ -84,3 +89,16 @@ def quality_report(*rows: QualityRow, **changes: Any) -> QualityReport:
         "nll_per_byte": 0.83,
     }
     return QualityReport(rows=rows, **(settings | changes))
+
+
+def measured_model(folder: Path, common: int = 4) -> Path:
+    """A folder as a model's, with one transform for two shards and its report."""
+    scheme = LatentScheme(kind="tpla", shards=2, common=common)
+    transform = fit_transform(create_transform_kind("joint"), [random_moments(16)], scheme)
+    card = TransformCard(model="abc", kind="joint", shards=2, common=common, layers=1, width=16)
+    (folder / "tpla").mkdir(parents=True)
+    stored = StoredTransform(card, transform)
+    name = str(stored.name)
+    stored.write(folder / "tpla" / stored.name.file_name(2))
+    quality_report(quality_row(name, 2, id=transform.id)).write(folder / "tpla")
+    return folder

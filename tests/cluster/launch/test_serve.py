@@ -1,9 +1,12 @@
 """Starting, watching and stopping a deployment of services that are no processes."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.calibrations import measured_model, tiny_latent_config
+from tests.support.checkpoints import write_checkpoint
 from tests.support.fake_launcher import FakeHandle, FakeLauncher, RecordingUI, fails_with
 
 from twinflow.cluster.config import ServeConfig
@@ -89,6 +92,21 @@ class TestStart:
         with pytest.raises(ConfigError, match="--device cuda: "):
             stage.deployment.start(MACHINE)
         assert (stage.launcher.opened, stage.ui.phases) == (0, [])
+
+    def test_a_measured_loss_is_said_before_anything_starts(self, tmp_path: Path) -> None:
+        model = measured_model(write_checkpoint(tmp_path, tiny_latent_config()))
+        stage = Stage(model=str(model), mla_parallel="tpla", mla_shards=2, tpla_transform="joint+4")
+        stage.deployment.start(MACHINE)
+        assert "Warning: tpla approximates attention: joint+4" in stage.ui.messages[0]
+        loss = stage.launcher.config_of("gateway-0")["loss"]
+        assert isinstance(loss, dict) and loss["transform"] == "joint+4"
+        assert stage.launcher.config_of("decode-0")["mla_shards"] == 2
+        unmeasured = Stage(
+            model=str(model), mla_parallel="tpla", mla_shards=4, tpla_transform="joint+4"
+        )
+        with pytest.raises(ConfigError, match="was not measured with 4 shards"):
+            unmeasured.deployment.start(MACHINE)
+        assert unmeasured.launcher.opened == 0
 
     def test_all_processes_of_a_deployment_share_a_secret(self) -> None:
         stage = Stage()

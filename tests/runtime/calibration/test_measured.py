@@ -3,28 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tests.support.calibrations import quality_report, quality_row
-from tests.support.latent_moments import random_moments
+from tests.support.calibrations import measured_model, quality_report, quality_row
 
-from twinflow.parallel.latent.scheme import LatentScheme
-from twinflow.parallel.latent.transforms.file import StoredTransform, TransformCard
-from twinflow.parallel.latent.transforms.fitting import fit_transform
-from twinflow.parallel.latent.transforms.registry import create_transform_kind
 from twinflow.protos.errors import CheckpointError, ConfigError
 from twinflow.runtime.calibration.measured import find_measured
-
-
-def measured_model(folder: Path, common: int = 4) -> Path:
-    """A model's directory with one transform and its report."""
-    scheme = LatentScheme(kind="tpla", shards=2, common=common)
-    transform = fit_transform(create_transform_kind("joint"), [random_moments(16)], scheme)
-    card = TransformCard(model="abc", kind="joint", shards=2, common=common, layers=1, width=16)
-    (folder / "tpla").mkdir(parents=True)
-    stored = StoredTransform(card, transform)
-    name = str(stored.name)
-    stored.write(folder / "tpla" / stored.name.file_name(2))
-    quality_report(quality_row(name, 2, id=transform.id)).write(folder / "tpla")
-    return folder
 
 
 def test_a_transform_is_found_by_name_and_by_file(tmp_path: Path) -> None:
