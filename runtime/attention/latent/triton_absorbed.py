@@ -33,6 +33,8 @@ _PART_ELEMENTS = 1 << 24
 _MIN_SPLIT_TOKENS = 512
 # No side of a product on tensor cores is shorter.
 _MIN_TILE = 16
+# Whether x * y + z rounds once. Versions of Triton differ in what they do untold.
+_FUSED = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ class AbsorbedSplits:
                     found if lse is None else lse[launch.rows],
                     SHAPE=shape,
                     WITH_LSE=with_lse,
-                    enable_fp_fusion=True,
+                    enable_fp_fusion=_FUSED,
                 )
         out[done:].zero_()
         if lse is not None:
@@ -157,7 +159,7 @@ class AbsorbedSplits:
                 SHAPE=shape,
                 num_warps=tiling.num_warps,
                 num_stages=tiling.num_stages,
-                enable_fp_fusion=True,
+                enable_fp_fusion=_FUSED,
             )
         return parts
 
