@@ -33,6 +33,7 @@ from twinflow.parallel.latent.kind import LatentKind
 from twinflow.parallel.latent.transforms.name import TransformName
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.config import EngineConfig
+from twinflow.workers.role import Role
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
@@ -122,6 +123,7 @@ Whole = Annotated[int, BeforeValidator(whole)]
 Count = Annotated[int, BeforeValidator(count), Field(ge=1, le=2**40)]
 Memory = Annotated[int, BeforeValidator(memory), Field(ge=1)]
 PoolSize = Annotated[Whole, Field(ge=0, le=1024)]
+Ranks = Annotated[Whole, Field(ge=1, le=64)]
 Port = Annotated[Whole, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)]
 Names = Annotated[
@@ -156,8 +158,8 @@ class ServeConfig(BaseModel):
     it and the processor can compute with it, else float32."""
 
     device: Annotated[Literal["auto", "cpu", "cuda"], Group.MODEL] = "auto"
-    """What the workers compute on, cuda giving each a GPU of its own; auto takes cuda if torch sees
-    a GPU."""
+    """What the workers compute on, cuda giving each rank a GPU of its own; auto takes cuda if torch
+    sees a GPU."""
 
     max_model_len: Annotated[Count | None, Group.MODEL] = None
     """Longest sequence in tokens, prompt and output together, such as 4096 or 32k; by default what
@@ -171,6 +173,19 @@ class ServeConfig(BaseModel):
 
     mixed: Annotated[PoolSize, Group.POOLS] = 0
     """Workers that do both; when given, the two other pools are empty unless given too."""
+
+    tensor_parallel_size: Annotated[Ranks, Group.POOLS] = 1
+    """Ranks that compute the model of a worker together, each in a process, and on a GPU, of its
+    own."""
+
+    prefill_tensor_parallel_size: Annotated[Ranks | None, Group.POOLS] = None
+    """Ranks of a prefill worker; by default --tensor-parallel-size."""
+
+    decode_tensor_parallel_size: Annotated[Ranks | None, Group.POOLS] = None
+    """Ranks of a decode worker; by default --tensor-parallel-size."""
+
+    enable_expert_parallel: Annotated[bool, Group.POOLS] = False
+    """Give each rank whole experts of a mixture, instead of a part of every expert."""
 
     api_key: Annotated[Keys, Group.DOORS] = ()
     """Keys of which HTTP and gRPC requests must carry one; better given as TWINFLOW_API_KEY
@@ -223,11 +238,12 @@ class ServeConfig(BaseModel):
     """Token slots of a KV block, a power of two; the same in all pools."""
 
     num_kv_blocks: Annotated[Count | None, Group.MEMORY] = None
-    """KV blocks of each worker, instead of an amount of memory."""
+    """KV blocks of each worker, of which every rank holds its part, instead of an amount of
+    memory."""
 
     kv_cache_memory: Annotated[Memory | None, Group.MEMORY] = None
-    """Memory for each worker's KV cache, such as 4GiB; by default 40 % of the memory that is free,
-    shared among the workers and at most 1GiB each on a CPU."""
+    """Memory for the KV cache of each rank of a worker, such as 4GiB; by default 40 % of the memory
+    that is free, shared among all ranks and at most 1GiB each on a CPU."""
 
     max_num_queued_reqs: Annotated[Count, Group.LIMITS] = default_of(
         AdmissionLimits, "max_requests"
@@ -253,7 +269,7 @@ class ServeConfig(BaseModel):
     threads_per_worker: Annotated[Annotated[Whole, Field(ge=1, le=1024)] | None, Group.PROCESS] = (
         None
     )
-    """CPU threads of each worker; by default the cores are shared out evenly."""
+    """CPU threads of each rank of a worker; by default the cores are shared out evenly."""
 
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], BeforeValidator(_lower), Group.PROCESS
@@ -264,6 +280,14 @@ class ServeConfig(BaseModel):
     def model_names(self) -> tuple[str, ...]:
         """The names requests may use, the one that answers carry first; at least one."""
         return self.served_model_name or (Path(os.path.abspath(self.model)).name,)
+
+    def ranks(self, role: Role) -> int:
+        """How many ranks a worker of a pool has."""
+        own = {
+            "prefill": self.prefill_tensor_parallel_size,
+            "decode": self.decode_tensor_parallel_size,
+        }
+        return own.get(role) or self.tensor_parallel_size
 
     @property
     def api_keys(self) -> tuple[str, ...]:
@@ -287,6 +311,14 @@ class ServeConfig(BaseModel):
                 "give both pools a worker, or --mixed 1"
             )
         return mixed
+
+    @field_validator("prefill_tensor_parallel_size", "decode_tensor_parallel_size")
+    @classmethod
+    def _ranks_of_a_pool_that_is_there(cls, size: int | None, info: ValidationInfo) -> int | None:
+        pool = str(info.field_name).partition("_")[0]
+        if size is not None and info.data.get(pool) == 0:
+            raise ValueError(f"there is no {pool} worker: give --{pool} N too, or leave it out")
+        return size
 
     @field_validator("served_model_name")
     @classmethod

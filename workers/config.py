@@ -32,6 +32,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         enable_prefix_caching: reuse the KV of prompts that begin alike.
         scheduler: scheduling policy.
         tensor_parallel_size: ranks that compute the model together, each in a process.
+        expert_parallel: each rank holds whole experts, not a part of every expert.
         rank: which of them this is; rank 0 serves, the others follow it.
         kv_parts: parts that the deployment cuts the KV of a token into, so that its workers can
             hand it over: the ranks of its largest worker.
@@ -65,6 +66,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     enable_prefix_caching: bool = True
     scheduler: str = "chunked"
     tensor_parallel_size: int = 1
+    expert_parallel: bool = False
     rank: int = 0
     kv_parts: int = 1
     mla_parallel: LatentKind = "replicated"

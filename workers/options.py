@@ -19,6 +19,7 @@ def engine_options(config: WorkerConfig) -> EngineOptions:
         kv_cache_memory=config.kv_cache_memory,
         enable_prefix_caching=config.enable_prefix_caching,
         scheduler=config.scheduler,
+        expert_parallel=config.expert_parallel,
         kv_parts=config.kv_parts,
         latents=LatentOptions(
             parallel=config.mla_parallel,

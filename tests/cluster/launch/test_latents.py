@@ -86,7 +86,8 @@ def test_every_process_is_told() -> None:
     choice = LatentChoice(parallel="tpla", shards=2, transform="/t.safetensors", quality=row)
     config, machine = ServeConfig(model="m"), Machine(cores=4, free_memory=1 << 30)
     for plan in plan_workers(config, machine, "t", choice):
-        worker = WorkerConfig.decode(plan.spec.config)
+        (spec,) = plan.ranks
+        worker = WorkerConfig.decode(spec.config)
         assert (worker.mla_parallel, worker.mla_shards) == ("tpla", 2)
         assert worker.tpla_transform == "/t.safetensors"
     gateway = GatewayConfig.decode(plan_gateway(config, {}, "t", choice).config)
