@@ -35,27 +35,6 @@ class Route:
     parts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Which blocks of every sequence a rank holds: those whose number is `rank` modulo `size`.
-
-    Attributes:
-        rank: which one it is of those that share the blocks.
-        size: how many they are; 1 if each holds every block.
-    """
-
-    rank: int = 0
-    size: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.size:
-            raise ValueError(f"{self} is no shard")
-
-    def blocks(self, first_block: int, end_block: int) -> range:
-        """The blocks of this rank among `[first_block, end_block)`."""
-        return range(first_block + (self.rank - first_block) % self.size, end_block, self.size)
-
-
 def plan_routes(
     target: int, num_targets: int, needed: Sequence[str], sources: Sequence[Sequence[str]]
 ) -> tuple[Route, ...]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import structlog
 import torch
 
-from twinflow.parallel.handoff_plan import Shard
 from twinflow.protos.errors import ConfigError, RankLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
@@ -138,7 +137,7 @@ class WorkerServer:
             cache=built.cache,
             layers_per_unit=built.layers_per_unit,
             links=links,
-            shard=Shard(),
+            share=built.share,
         )
         others = OtherRanks(self._leader, end.patience_s)
         receiver = KVReceiver(end, core, others)

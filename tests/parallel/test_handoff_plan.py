@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from twinflow.parallel.handoff_plan import Route, Shard, plan_routes
+from twinflow.parallel.handoff_plan import Route, plan_routes
 from twinflow.parallel.latent.scheme import LatentScheme
 from twinflow.parallel.latent.sharing.base import LatentSharing
 from twinflow.parallel.latent.sharing.registry import create_sharing
@@ -99,17 +99,3 @@ def test_neighbours_that_hold_the_same_send_to_different_ranks() -> None:
 def test_a_part_that_nobody_holds_is_named() -> None:
     with pytest.raises(HandoffError, match=r"'latent 1/2', only \['latent 0/2', 'rope'\]"):
         plan_routes(0, 1, ["latent 0/2", "latent 1/2"], [["latent 0/2", "rope"]])
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-@pytest.mark.parametrize("end", range(11))
-def test_shards_cut_every_run_of_blocks_into_disjoint_pieces(size: int, end: int) -> None:
-    for first in range(end + 1):
-        pieces = [Shard(rank, size).blocks(first, end) for rank in range(size)]
-        assert sorted(itertools.chain(*pieces)) == list(range(first, end))
-        assert all(block % size == rank for rank, piece in enumerate(pieces) for block in piece)
-
-
-def test_a_rank_that_is_not_among_the_shards_is_refused() -> None:
-    with pytest.raises(ValueError, match="is no shard"):
-        Shard(2, 2)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from twinflow.parallel.handoff_plan import Shard
+from twinflow.parallel.latent.block_share import BlockShare
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.handoff.links import PeerLinks
@@ -18,7 +18,7 @@ class HandoffEnd:
         cache: the KV memory of the rank.
         layers_per_unit: layers whose KV is handed over together.
         links: to the ranks of other workers.
-        shard: which blocks of every sequence are in the cache.
+        share: which blocks of every sequence are in the cache.
     """
 
     config: WorkerConfig
@@ -26,7 +26,7 @@ class HandoffEnd:
     cache: KVCache
     layers_per_unit: int
     links: PeerLinks
-    shard: Shard
+    share: BlockShare
 
     @property
     def patience_s(self) -> float:

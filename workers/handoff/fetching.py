@@ -73,7 +73,7 @@ class RankReceiver:
             StaleLink: an idle link was dead.
             TwinflowError: the hand-off failed. Either way no link writes to the blocks any more.
         """
-        if not self._end.shard.blocks(order.first_block, order.num_blocks):
+        if not self._end.share.blocks(order.first_block, order.num_blocks):
             return []  # all blocks are those of other ranks
         return await all_or_none(
             [

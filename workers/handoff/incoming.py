@@ -72,7 +72,7 @@ class IncomingTransfer:
         self._end = end
         self._first = first
         self._lease = route.lease
-        blocks = end.shard.blocks(route.order.first_block, route.order.num_blocks)
+        blocks = end.share.blocks(route.order.first_block, route.order.num_blocks)
         self.manifest = TransferManifest(
             transfer_id=route.order.transfer_id,
             layout=end.cache.layout.only(route.parts),

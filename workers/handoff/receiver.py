@@ -101,7 +101,7 @@ class KVReceiver:
         return Fetch(
             transfer_id=uuid.uuid4().hex,
             sender=submission.prefill.SerializeToString(),
-            first_block=order.first_block * self._end.shard.size,
+            first_block=order.first_block * self._end.share.size,
             num_blocks=-(-num_tokens // self._end.cache.layout.block_size),
             table=array("i", order.blocks).tobytes(),
             deadline_ms=submission.deadline_ms,

@@ -186,7 +186,7 @@ class KVSender:
             raise HandoffError(f"{who}: wants {opening.layers_per_unit} layers per unit")
         if missing := sorted(set(opening.parts).difference(end.parts)):
             raise HandoffError(f"{who}: wants KV parts {missing}, {end.links.me} has {end.parts}")
-        if end.shard.size > 1:
+        if end.share.size > 1:
             raise HandoffError(f"{who}: {end.links.me} has not all blocks of a sequence")
         manifest = TransferManifest(
             transfer_id=opening.transfer_id,

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import structlog
 import torch
 
-from twinflow.parallel.handoff_plan import Shard
 from twinflow.parallel.links.manifest import choose_layers_per_unit
 from twinflow.protos.errors import RankLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
@@ -159,7 +158,7 @@ class FollowerServer:
             cache=cache,
             layers_per_unit=choose_layers_per_unit(built.plan.layout),
             links=links,
-            shard=Shard(),
+            share=built.plan.share,
         )
         handoffs = FollowerHandoffs(end, lambda body: built.follower.report(KIND, body))
         built.follower.on_order(KIND, handoffs.hear)

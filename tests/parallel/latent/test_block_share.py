@@ -1,5 +1,7 @@
 """Ranks that share blocks hold every token once, in the order of the tokens."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -25,3 +27,12 @@ def test_every_token_is_held_once_and_in_order(block_size: int, size: int) -> No
 def test_what_is_no_share_is_refused(fields: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="is no share"):
         BlockShare(*fields)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("end", range(11))
+def test_shares_cut_every_run_of_blocks_into_disjoint_pieces(size: int, end: int) -> None:
+    for first in range(end + 1):
+        pieces = [BlockShare(8, rank, size).blocks(first, end) for rank in range(size)]
+        assert sorted(itertools.chain(*pieces)) == list(range(first, end))
+        assert all(block % size == rank for rank, piece in enumerate(pieces) for block in piece)
