@@ -71,8 +71,8 @@ class LatentSetup:
             return LatentPlan(Replicated(scheme, ranks), self.transform)
         if ranks.size % scheme.shards:
             raise ConfigError(
-                f"--mla-shards {scheme.shards}: {ranks.size} ranks of a worker cannot form groups "
-                f"of {scheme.shards}; use a number that divides --tensor-parallel-size"
+                f"--mla-shards {scheme.shards}: must divide the number of ranks of a worker, which "
+                f"is {ranks.size}; see --tensor-parallel-size"
             )
         shards = ranks.neighbours(scheme.shards)
         return LatentPlan(create_sharing(scheme, ranks, shards), self.transform)

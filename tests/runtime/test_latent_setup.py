@@ -123,7 +123,7 @@ def test_what_does_not_go_together_is_refused(options: dict[str, Any], message: 
 @pytest.mark.parametrize("parallel", ["dcp", "tpla"])
 def test_shards_must_divide_the_ranks(parallel: str) -> None:
     setup = settle(parallel=parallel, shards=2)
-    with pytest.raises(ConfigError, match=r"--mla-shards 2: 3 ranks.*--tensor-parallel-size"):
+    with pytest.raises(ConfigError, match=r"--mla-shards 2: must divide.* is 3; see --tens"):
         setup.plan(Seat(0, 3))
 
 

@@ -120,5 +120,5 @@ def test_the_traffic_of_experts_is_told_by_step(model: Path, config: ModelConfig
 
 
 def test_one_rank_cannot_share(model: Path) -> None:
-    with pytest.raises(ConfigError, match="--mla-shards 2: 1 ranks of a worker cannot form"):
+    with pytest.raises(ConfigError, match="--mla-shards 2: must divide the number of ranks"):
         load(model, latents=LatentOptions(parallel="dcp", shards=2))
