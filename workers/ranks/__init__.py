@@ -6,7 +6,7 @@
                    ◄── hello: life, layout, blocks ──
                    ─── welcome: agreed blocks ──────►
     DistributedRanks ◄═══ sums of parts (gloo, NCCL) ═══► DistributedRanks
-                   ◄── ready: fingerprint ───────────
+                   ◄── ready: fingerprint, KV parts ─
     LeaderRunner   ─── step: rows ──────────────────► FollowerLoop
       engine, sampling, gRPC                            computes its share, discards the logits
                    ◄── beats, both ways, all the time ──►
