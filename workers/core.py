@@ -173,6 +173,7 @@ class WorkerCore:
             digests_refused=handoffs.digests_refused,
             draining=self.refusal is not None,
             steps=now.steps,
+            ranks=self.config.tensor_parallel_size,
         )
 
     async def check_integrity(self) -> None:

@@ -107,12 +107,12 @@ class WorkerService(HandoffService):
             async for message in session.messages():
                 yield message
         except TwinflowError as error:
+            await _end(reader)  # which would take the abort for a fault of the gateway's
             await abort_call(context, error)
         finally:
             self._sessions.discard(session)
             session.close()
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            await _end(reader)
 
     async def Drain(
         self,
@@ -121,6 +121,11 @@ class WorkerService(HandoffService):
     ) -> pb.DrainResponse:
         """See the proto."""
         return pb.DrainResponse(aborted=await self._core.drain(request.timeout_ms / 1000))
+
+
+async def _end(reader: "asyncio.Task[None]") -> None:
+    reader.cancel()
+    await asyncio.gather(reader, return_exceptions=True)
 
 
 async def _read(requests: AsyncIterator[pb.AttachRequest], session: Session) -> None:

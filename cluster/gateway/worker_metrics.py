@@ -59,6 +59,7 @@ _METRICS = (
         "KV blocks kept for a decode worker.",
         lambda s: s.leased_blocks,
     ),
+    _gauge("twinflow:worker_ranks", "Processes that compute the model.", lambda s: s.ranks),
     _gauge("twinflow:worker_draining", "1 while the worker drains.", lambda s: s.draining),
     _counter("twinflow:worker_steps", "Engine steps.", lambda s: s.steps),
     _counter("twinflow:worker_prompt_tokens", "Prompt tokens computed.", lambda s: s.prompt_tokens),

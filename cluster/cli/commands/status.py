@@ -31,6 +31,7 @@ examples:
 
 # Column heading, metric with labels `role` and `worker`, how a value is written.
 COLUMNS = (
+    ("ranks", "twinflow:worker_ranks", "{:.0f}"),
     ("running", "vllm:num_requests_running", "{:.0f}"),
     ("waiting", "vllm:num_requests_waiting", "{:.0f}"),
     ("KV used", "vllm:kv_cache_usage_perc", "{:.1%}"),

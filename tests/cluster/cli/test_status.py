@@ -12,8 +12,8 @@ from twinflow.cluster.gateway.backend import Readiness
 from twinflow.cluster.gateway.worker_metrics import WorkerCollector
 from twinflow.protos.twinflow.internal.v1.worker_pb2 import WorkerStats
 
-BUSY_PREFILL = WorkerStats(num_waiting=3, total_blocks=4, free_blocks=4)
-BUSY_DECODE = WorkerStats(num_running=2, total_blocks=4, free_blocks=3)
+BUSY_PREFILL = WorkerStats(num_waiting=3, total_blocks=4, free_blocks=4, ranks=1)
+BUSY_DECODE = WorkerStats(num_running=2, total_blocks=4, free_blocks=3, ranks=2)
 
 
 @contextmanager
@@ -38,9 +38,9 @@ def test_a_ready_server() -> None:
         "model    tiny (max_model_len 256, from /models/tiny)",
         "model    tiny-alias (max_model_len 256, from /models/tiny)",
         "",
-        "role     worker     running  waiting  KV used",
-        "decode   decode-0         2        0    25.0%",
-        "prefill  prefill-0        0        3     0.0%",
+        "role     worker     ranks  running  waiting  KV used",
+        "decode   decode-0       2        2        0    25.0%",
+        "prefill  prefill-0      1        0        3     0.0%",
     ]
 
 
@@ -81,4 +81,4 @@ def test_addresses_that_are_none(url: str) -> None:
 
 def test_metrics_that_a_worker_does_not_have_are_left_open() -> None:
     page = 'vllm:num_requests_running{worker="w",role="mixed"} 1.0\n'
-    assert worker_table(page)[1].split() == ["mixed", "w", "1", "-", "-"]
+    assert worker_table(page)[1].split() == ["mixed", "w", "-", "1", "-", "-"]

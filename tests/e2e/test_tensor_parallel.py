@@ -1,0 +1,174 @@
+"""Workers of several ranks serve the tokens of one process, and are lost as a whole.
+
+Both models have weights that two ranks can share: heads, experts and vocabulary are cut, and sums
+over ranks come in another order than sums over columns, so that log-probabilities may differ in
+their last digits and tokens may not.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tests.support.checkpoints import write_checkpoint
+from tests.support.completions import CompletionsClient, for_each
+from tests.support.deployments import QUIET_S, Deployment, serving, wait_until
+from tests.support.request_mixes import Ask, MixShape, random_asks
+from tests.support.served_models import TINY_CONTEXT, TINY_VOCAB
+from tests.support.tiny_models import tiny_config
+from tests.support.tokenizers import write_chatml_tokenizer
+
+from twinflow import LLM, SamplingParams
+
+SHAPE = MixShape(vocab_size=TINY_VOCAB, longest_prompt=60, most_tokens=16)
+ASKS = random_asks(40, SHAPE, seed=5)
+FLAGS = ("--launcher", "local", "--dtype", "float32", "--threads-per-worker", "1")
+ONE_WORKER = ("--mixed", "1", "--tensor-parallel-size", "2")
+# Blocks for a few long requests, and chunks shorter than prompts.
+TIGHT = (
+    *("--max-model-len", "96", "--block-size", "8", "--num-kv-blocks", "25"),
+    *("--max-num-seqs", "8", "--max-num-batched-tokens", "32"),
+)
+ROOMY = ("--max-model-len", "8192", "--num-kv-blocks", "600")
+# Takes longer than anybody here waits.
+ENDLESS = Ask((5, 6, 7), SamplingParams(temperature=0, max_tokens=8000, ignore_eos=True))
+LONG = Ask((5, 6, 7), SamplingParams(temperature=0, max_tokens=300, ignore_eos=True))
+# By then a worker that has lost a rank is out of its pool.
+LOSS_S = 5.0
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def write_model(directory: Path, architecture: str) -> Path:
+    """A random model that reads and writes ChatML."""
+    config = tiny_config(architecture, vocab_size=TINY_VOCAB, max_position=TINY_CONTEXT)
+    write_checkpoint(directory, config)
+    return write_chatml_tokenizer(directory)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "processes"),
+    [
+        ("LlamaForCausalLM", ONE_WORKER, 2),
+        ("LlamaForCausalLM", ("--prefill-tensor-parallel-size", "2"), 3),
+        ("Qwen3MoeForCausalLM", ONE_WORKER, 2),
+        ("Qwen3MoeForCausalLM", (*ONE_WORKER, "--enable-expert-parallel"), 2),
+    ],
+    ids=["dense", "pools", "experts", "expert parallel"],
+)
+async def test_tokens_are_those_of_one_process(
+    tmp_path: Path, architecture: str, flags: tuple[str, ...], processes: int
+) -> None:
+    model = write_model(tmp_path / "model", architecture)
+    llm = LLM(model, dtype="float32", max_model_len=96, num_kv_blocks=64)
+    outputs = [llm.generate([ask.prompt], ask.params, use_tqdm=False)[0] for ask in ASKS]
+    with serving(model, *FLAGS, *TIGHT, *flags) as deployment:
+        assert "  1 worker of 2 ranks: " in deployment.log
+        assert len(deployment.workers) == processes
+        async with CompletionsClient(deployment) as client:
+            answers = await for_each(ASKS, client.whole, 16)
+        metrics = deployment.wait_idle()
+    for ask, answer, output in zip(ASKS, answers, outputs, strict=True):
+        (wanted,) = output.outputs
+        assert answer.token_ids == wanted.token_ids, ask
+        assert (answer.text, answer.finish_reason) == (wanted.text, wanted.finish_reason.value)
+        expected = [entry.logprob for entry in wanted.logprobs]
+        assert answer.logprobs == pytest.approx(expected, abs=1e-4)
+    assert metrics.finished == len(ASKS)
+    assert metrics.value("vllm:num_preemptions_total") > 0
+    assert metrics.value("twinflow:worker_ranks") == processes
+    assert metrics.value("twinflow:handoffs_failed_total") == 0
+
+
+async def error_of(deployment: Deployment, began: asyncio.Event) -> dict[str, Any]:
+    """Stream an answer that does not end well; returns the error that it ends with."""
+    async with CompletionsClient(deployment) as client:
+        async for event in client.events(ENDLESS):
+            if "error" in event:
+                error: dict[str, Any] = event["error"]
+                return error
+            began.set()
+    raise AssertionError("the stream ended well")
+
+
+@pytest.mark.parametrize("fault", [psutil.Process.kill, psutil.Process.suspend])
+@pytest.mark.parametrize("rank", [0, 1])
+async def test_the_only_worker_loses_a_rank(tiny_model: Path, rank: int, fault: Any) -> None:
+    """Its stream ends with an error, and the command says why it ends; nothing is left."""
+    deployment = Deployment(tiny_model, *FLAGS, *ONE_WORKER, *ROOMY)
+    try:
+        deployment.wait_ready()
+        began = asyncio.Event()
+        reading = asyncio.create_task(error_of(deployment, began))
+        await asyncio.wait_for(began.wait(), QUIET_S)
+        fault(deployment.workers[rank])
+        await leaves_the_pool(deployment, "mixed-0")
+        error = await asyncio.wait_for(reading, QUIET_S)
+        assert error["code"] in ("worker_lost", "service_unavailable"), error
+        await asyncio.to_thread(deployment.wait_ended, 1)
+        assert "Stopping, because" in deployment.log
+    finally:
+        deployment.kill()
+
+
+async def tokens_of(client: CompletionsClient, ask: Ask, began: asyncio.Event) -> tuple[int, ...]:
+    """Stream an answer; returns its tokens once it is complete."""
+    tokens: list[int] = []
+    async for event in client.events(ask):
+        assert "error" not in event, event
+        tokens += event["choices"][0]["token_ids"]
+        began.set()
+    return tuple(tokens)
+
+
+async def test_requests_of_a_worker_that_lost_a_rank_go_on_elsewhere(tiny_model: Path) -> None:
+    llm = LLM(tiny_model, dtype="float32", max_model_len=512, num_kv_blocks=40)
+    (output,) = llm.generate([LONG.prompt], LONG.params, use_tqdm=False)
+    flags = (*FLAGS, *ROOMY, *ONE_WORKER, "--mixed", "2")
+    with serving(tiny_model, *flags) as deployment:
+        assert len(deployment.workers) == 4
+        async with CompletionsClient(deployment) as client:
+            begun = [asyncio.Event() for _ in range(4)]
+            reading = [asyncio.create_task(tokens_of(client, LONG, event)) for event in begun]
+            await asyncio.wait_for(asyncio.gather(*(event.wait() for event in begun)), QUIET_S)
+            deployment.workers[1].kill()
+            await leaves_the_pool(deployment, "mixed-0")
+            for tokens in await asyncio.gather(*reading):
+                assert tokens == output.outputs[0].token_ids
+        assert "sequence moves to another worker" in deployment.log
+        assert "serving on with mixed-1" in deployment.log
+        await asyncio.to_thread(
+            wait_until, lambda: len(deployment.workers) == 2, "rank 0 to end", QUIET_S
+        )
+
+
+async def leaves_the_pool(deployment: Deployment, worker: str) -> None:
+    """Wait until the gateway says that it has lost a worker."""
+
+    def lost() -> bool:
+        lines = [line for line in deployment.log.splitlines() if worker in line]
+        return any("worker is not available" in line for line in lines)
+
+    await asyncio.to_thread(
+        wait_until, lost, f"{worker} to leave the pool", LOSS_S, lambda: deployment.log[-3000:]
+    )
+
+
+@pytest.mark.parametrize("launcher", ["local", "ray"])
+def test_ranks_end_with_the_command(tiny_model: Path, launcher: str) -> None:
+    flags = ("--launcher", launcher, "--dtype", "float32", *ROOMY)
+    with serving(tiny_model, *flags, *ONE_WORKER) as deployment:
+        assert "1 worker of 2 ranks: mixed-0" in deployment.log
+        deployment.stop()
+        assert "Killing" not in deployment.log
+
+
+def test_heads_that_cannot_be_cut_are_told_before_anything_is_served(tiny_model: Path) -> None:
+    deployment = Deployment(tiny_model, *FLAGS, "--mixed", "1", "--tensor-parallel-size", "4")
+    try:
+        deployment.wait_ended(2)
+        message = "6 query heads and 2 key/value heads cannot be shared by 4 ranks"
+        assert message in deployment.log
+    finally:
+        deployment.kill()
