@@ -26,6 +26,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from twinflow.cluster.dispatch.admission import AdmissionLimits
 from twinflow.cluster.quantities import count, memory, whole
@@ -255,9 +256,11 @@ class ServeConfig(BaseModel):
     def _someone_does_each_phase(cls, mixed: int, info: ValidationInfo) -> int:
         prefill, decode = info.data.get("prefill"), info.data.get("decode")
         if mixed == 0 and 0 in (prefill, decode):
-            raise ValueError(
-                f"{prefill} prefill and {decode} decode workers cannot serve without a mixed one: "
-                "give both pools a worker, or --mixed 1"
+            raise PydanticCustomError(
+                "empty_pool",
+                "{prefill} prefill and {decode} decode workers cannot serve without a mixed one: "
+                "give both pools a worker, or --mixed 1",
+                {"prefill": prefill, "decode": decode, "field": "prefill" if decode else "decode"},
             )
         return mixed
 
