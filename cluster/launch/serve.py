@@ -1,5 +1,6 @@
 """`twinflow serve`: starts a deployment, watches it, and takes it down in order.
 
+    check     the model's files, and whether it may fit: nothing has started yet
     start     launcher → workers (all at once) → gateway → a token through every pair
     stop      gateway drains (no new requests, running ones finish) → workers → launcher
 
@@ -19,6 +20,7 @@ from twinflow.cluster.launch import ray_environment
 from twinflow.cluster.launch.base import Launcher, ServiceHandle, ServiceStatus
 from twinflow.cluster.launch.deployment import new_token, plan_gateway, plan_workers
 from twinflow.cluster.launch.machine import Machine, this_machine
+from twinflow.cluster.launch.preflight import check_fit, check_model
 from twinflow.cluster.launch.readiness import missing_for_readiness
 from twinflow.protos.errors import (
     DeadlineExceeded,
@@ -250,24 +252,6 @@ class Deployment:
         self._sleep(_POLL_S)
 
 
-def serve(config: ServeConfig, ui: ServeUI) -> int:
-    """Serve until told to stop; returns the exit status of the command.
-
-    Raises:
-        SetupError: it could not start, and what to change.
-    """
-    with _counting_signals() as interrupts:
-        machine = this_machine(with_gpus=config.device != "cpu")
-        deployment = Deployment(
-            config,
-            create_launcher(config.launcher, machine),
-            ui,
-            lambda: interrupts.count,
-            readiness=missing_for_readiness,
-        )
-        return deployment.run(machine)
-
-
 def create_launcher(name: str, machine: Machine) -> Launcher:
     """The launcher of this name; Ray is imported only if it is used."""
     if name == "local":
@@ -278,6 +262,31 @@ def create_launcher(name: str, machine: Machine) -> Launcher:
     from twinflow.cluster.launch.ray_actors import RayLauncher  # noqa: PLC0415
 
     return RayLauncher(len(machine.gpus.free_memory))
+
+
+def serve(
+    config: ServeConfig,
+    ui: ServeUI,
+    create: Callable[[str, Machine], Launcher] = create_launcher,
+) -> int:
+    """Serve until told to stop; returns the exit status of the command.
+
+    Raises:
+        SetupError: it could not start, and what to change; for most of what is wrong with a model,
+            before there is a launcher.
+    """
+    with _counting_signals() as interrupts:
+        model = check_model(config)
+        machine = this_machine(with_gpus=config.device != "cpu")
+        check_fit(config, model, machine)
+        deployment = Deployment(
+            config,
+            create(config.launcher, machine),
+            ui,
+            lambda: interrupts.count,
+            readiness=missing_for_readiness,
+        )
+        return deployment.run(machine)
 
 
 @contextmanager
