@@ -217,6 +217,9 @@ class ServeConfig(BaseModel):
     """Seconds that each wait of a KV hand-off may take before the prompt is computed where it is
     needed."""
 
+    kv_link_idle_timeout: Annotated[Seconds, Field(ge=1), Group.LIMITS] = 60.0
+    """Seconds for which a connection between two workers is kept without a KV hand-off."""
+
     shutdown_timeout: Annotated[Seconds, Group.LIMITS] = 30.0
     """Seconds that running requests get to finish after Ctrl-C or SIGTERM, before they end with
     an error."""

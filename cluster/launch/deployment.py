@@ -143,6 +143,7 @@ def _plan_worker(
         threads=config.threads_per_worker or share.threads,
         token=token,
         kv_transfer_timeout_s=config.kv_transfer_timeout,
+        link_idle_s=config.kv_link_idle_timeout,
         host_memory=MemoryShare(share.machine.free_memory, share.num_workers),
     )
 
