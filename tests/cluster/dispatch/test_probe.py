@@ -92,7 +92,8 @@ class TestReadiness:
             answer = await dispatcher.readiness()
             assert not answer.ready
             assert answer.pairs[0] == "mixed-0: ok"
-            assert answer.pairs[1].startswith("mixed-1: unavailable")
+            assert answer.pairs[1].startswith("mixed-1: the connection failed")
+            assert "127.0.0.1" not in answer.pairs[1]
             await workers[0].die()
             await until(lambda: not dispatcher.available)
 
@@ -102,7 +103,7 @@ class TestReadiness:
             await worker.die()
             await until(lambda: not dispatcher.available)
             answer = await dispatcher.readiness()
-        assert answer.reason.startswith("no worker is available (mixed-0: unavailable")
+        assert answer.reason.startswith("no worker is available (mixed-0: the connection failed")
 
 
 async def test_answers_are_shared_while_they_are_fresh() -> None:
