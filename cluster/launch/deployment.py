@@ -148,12 +148,11 @@ def _plan_worker(
     )
 
 
-def plan_gateway(config: ServeConfig, workers: dict[str, str], token: str) -> ServiceSpec:
+def plan_gateway(config: ServeConfig, token: str) -> ServiceSpec:
     """The gateway of a configuration.
 
     Args:
         config: what the operator asked for.
-        workers: address of each worker by id.
         token: the deployment's secret.
     """
     gateway = GatewayConfig(
@@ -164,7 +163,7 @@ def plan_gateway(config: ServeConfig, workers: dict[str, str], token: str) -> Se
         grpc_port=config.grpc_port,
         api_keys=config.api_keys,
         token=token,
-        workers=workers,
+        max_model_len=config.max_model_len,
         max_queued_requests=config.max_num_queued_reqs,
         max_queued_tokens=config.max_num_queued_tokens,
         seed=config.seed,

@@ -5,7 +5,7 @@ Ray places, starts and watches the processes; no request and no token goes throu
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,10 @@ class ServiceActor:
     async def start(self) -> ServiceStatus:
         """Start the service and return what became of it."""
         return await self._runner.start()
+
+    async def introduce(self, workers: Mapping[str, str]) -> None:
+        """Tell the service where the workers are."""
+        await self._runner.introduce(workers)
 
     async def status(self) -> ServiceStatus:
         """How far the service is."""
@@ -75,6 +79,10 @@ class RayHandle:
         except RayError as error:
             return ServiceStatus("gone", f"the actor of {self._name} died: {_first_line(error)}")
         return status
+
+    def introduce(self, workers: Mapping[str, str]) -> None:
+        """See `ServiceHandle.introduce`."""
+        self._actor.introduce.remote(dict(workers))
 
     def stop(self, grace_s: float) -> None:
         """See `ServiceHandle.stop`."""

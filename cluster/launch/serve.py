@@ -1,7 +1,8 @@
 """`twinflow serve`: starts a deployment, watches it, and takes it down in order.
 
     check     the model's files, and whether it may fit: nothing has started yet
-    start     launcher → workers (all at once) → gateway → a token through every pair
+    start     launcher → gateway (which refuses requests) and workers, all at once
+              → the gateway meets the workers → a token through every pair
     stop      gateway drains (no new requests, running ones finish) → workers → launcher
 
 Ctrl-C and SIGTERM mean the same. The first one stops in order; the second ends running requests
@@ -132,13 +133,14 @@ class Deployment:
         plans = plan_workers(self._config, machine, token)
         self._ui.phase("Starting Ray" if self._config.launcher == "ray" else "Starting")
         self._launcher.open()
-        self._ui.phase("Starting workers", ", ".join(plan.spec.name for plan in plans))
+        names = [plan.spec.name for plan in plans]
+        self._ui.phase("Starting gateway and workers", ", ".join(names))
+        # First, so that whoever asks meanwhile is answered, and a taken port is found at once.
+        self._gateway = self._launcher.start(plan_gateway(self._config, token))
         self._workers = [self._launcher.start(plan.spec) for plan in plans]
-        endpoints = self._await(self._workers)
-        self._ui.phase("Starting the gateway")
-        addresses = {name: served["grpc"] for name, served in endpoints.items()}
-        self._gateway = self._launcher.start(plan_gateway(self._config, addresses, token))
-        served = self._await([self._gateway])[self._gateway.name]
+        endpoints = self._await(self._handles())
+        served = endpoints[self._gateway.name]
+        self._gateway.introduce({name: endpoints[name]["grpc"] for name in names})
         self._ui.phase("Checking", "a token through every prefill and decode pair")
         self._await_ready(served["http"])
         pools: dict[str, list[str]] = {}

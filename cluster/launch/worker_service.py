@@ -1,5 +1,7 @@
 """A worker as a launchable service."""
 
+from collections.abc import Mapping
+
 from twinflow.cluster.launch.service import Report
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.server import WorkerServer
@@ -14,6 +16,9 @@ class WorkerProcess:
     async def start(self, report: Report) -> dict[str, str]:
         """Load the model and serve."""
         return {"grpc": await self._server.start(report)}
+
+    async def introduce(self, workers: Mapping[str, str]) -> None:
+        """Nothing to do: each request names the other worker that it needs."""
 
     async def drain(self, grace_s: float) -> None:
         """Wait for what runs here, and for blocks that another worker still reads."""

@@ -17,6 +17,7 @@ from twinflow.cluster.gateway.text_pipeline import Call
 from twinflow.protos.errors import ClientError, Unavailable
 
 SERVICE = "grpc.health.v1.Health"
+_START_S = 1.0
 
 
 class UnknownService(ClientError):
@@ -45,6 +46,11 @@ class HealthBoard:
         if not self._closed and serving != self._serving:
             self._serving = serving
             self._wake()
+
+    @property
+    def serving(self) -> bool:
+        """What was set last."""
+        return self._serving
 
     def close(self) -> None:
         """NOT_SERVING for good."""
@@ -120,7 +126,9 @@ class ReadinessFollower:
             self._board.set(False)
 
     async def run(self) -> None:
-        """Ask for ever."""
+        """Ask for ever; often while the server starts."""
+        served = False
         while True:
             await self.refresh()
-            await asyncio.sleep(self._interval_s)
+            served = served or self._board.serving
+            await asyncio.sleep(self._interval_s if served else min(_START_S, self._interval_s))

@@ -1,6 +1,7 @@
 """How a service is stopped inside its process, whichever launcher it has."""
 
 import asyncio
+from collections.abc import Mapping
 
 import pytest
 
@@ -13,6 +14,7 @@ class FakeService:
 
     Attributes:
         problem: why it does not start, if it does not.
+        introduction_problem: what goes wrong when it meets the workers, if anything does.
         drain_problem: what goes wrong while it drains, if anything does.
         idle: set when nothing runs.
         log: what happened, in order.
@@ -20,6 +22,7 @@ class FakeService:
 
     def __init__(self) -> None:
         self.problem: Exception | None = None
+        self.introduction_problem: Exception | None = None
         self.drain_problem: Exception | None = None
         self.idle = asyncio.Event()
         self.log: list[str] = []
@@ -29,6 +32,11 @@ class FakeService:
         if self.problem is not None:
             raise self.problem
         return {"grpc": "127.0.0.1:1"}
+
+    async def introduce(self, workers: Mapping[str, str]) -> None:
+        self.log.append(f"meet {', '.join(workers)}")
+        if self.introduction_problem is not None:
+            raise self.introduction_problem
 
     async def drain(self, grace_s: float) -> None:
         self.log.append(f"drain {grace_s:g}")
@@ -79,6 +87,32 @@ async def test_a_service_that_did_not_start_has_nothing_to_drain(service: FakeSe
     assert status.error_code == ConfigError.code
     await runner.stop(30.0)
     assert service.log == ["stop 0"]
+
+
+async def test_workers_are_introduced(service: FakeService) -> None:
+    runner = ServiceRunner(service)
+    started = await runner.start()
+    await runner.introduce({"prefill-0": "127.0.0.1:1", "decode-0": "127.0.0.1:2"})
+    assert service.log == ["meet prefill-0, decode-0"]
+    assert runner.status == started
+
+
+@pytest.mark.parametrize(
+    ("problem", "detail", "code"),
+    [
+        (ConfigError("they disagree"), "they disagree", ConfigError.code),
+        (KeyError("x"), "KeyError: 'x'", ""),
+    ],
+)
+async def test_a_service_that_cannot_work_with_them_has_failed(
+    service: FakeService, problem: Exception, detail: str, code: str
+) -> None:
+    service.introduction_problem = problem
+    runner = ServiceRunner(service)
+    await runner.start()
+    await runner.introduce({})
+    status = runner.status
+    assert (status.state, status.detail, status.error_code) == ("failed", detail, code)
 
 
 async def test_it_ends_even_if_draining_fails(service: FakeService) -> None:
