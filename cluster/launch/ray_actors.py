@@ -16,6 +16,7 @@ from twinflow.cluster.launch.base import ServiceKind, ServiceSpec, ServiceStatus
 from twinflow.cluster.launch.local import service_environment
 from twinflow.cluster.launch.logs import configure_logging
 from twinflow.cluster.launch.service import ServiceRunner, create_service
+from twinflow.protos.errors import SetupError
 
 NAMESPACE = "twinflow"
 _POLL_S = 1.0
@@ -117,19 +118,32 @@ class RayLauncher:
         self._handles: list[RayHandle] = []
 
     def open(self) -> None:
-        """See `Launcher.open`."""
+        """See `Launcher.open`.
+
+        Raises:
+            SetupError: Ray does not start.
+        """
         with _keeping_handler(signal.SIGTERM):
-            ray.init(
-                address="local",
-                namespace=NAMESPACE,
-                include_dashboard=False,
-                # Services do not ask for cores, and for each core Ray would start an idle worker.
-                num_cpus=0,
-                num_gpus=self._num_gpus,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
-                logging_level=logging.WARNING,
-            )
+            try:
+                self._init()
+            except Exception as error:  # noqa: BLE001 - Ray's start raises plain exceptions
+                raise SetupError(
+                    f"Ray did not start: {_first_line(error)} Its logs are under /tmp/ray; "
+                    "--launcher local serves without Ray."
+                ) from error
+
+    def _init(self) -> None:
+        ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            include_dashboard=False,
+            # Services do not ask for cores, and for each core Ray would start an idle worker.
+            num_cpus=0,
+            num_gpus=self._num_gpus,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            logging_level=logging.WARNING,
+        )
 
     def start(self, spec: ServiceSpec) -> RayHandle:
         """See `Launcher.start`."""
