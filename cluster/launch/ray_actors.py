@@ -126,7 +126,7 @@ class RayLauncher:
         with _keeping_handler(signal.SIGTERM):
             try:
                 self._init()
-            except Exception as error:  # noqa: BLE001 - Ray's start raises plain exceptions
+            except Exception as error:  # Ray raises nothing more precise
                 raise SetupError(
                     f"Ray did not start: {_first_line(error)} Its logs are under /tmp/ray; "
                     "--launcher local serves without Ray."

@@ -12,7 +12,7 @@ from twinflow.protos.errors import SetupError
 def test_a_ray_that_does_not_start_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Exception("The current node timed out during startup.\nAnd more.")  # noqa: TRY002
+        raise Exception("The current node timed out during startup.\nAnd more.")
 
     monkeypatch.setattr(ray, "init", init)
     handler = signal.getsignal(signal.SIGTERM)
