@@ -26,6 +26,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from twinflow.cluster.dispatch.admission import AdmissionLimits
 from twinflow.cluster.quantities import count, memory, whole
@@ -259,6 +260,9 @@ class ServeConfig(BaseModel):
     """Seconds that each wait of a KV hand-off may take before the prompt is computed where it is
     needed."""
 
+    kv_link_idle_timeout: Annotated[Seconds, Field(ge=1), Group.LIMITS] = 60.0
+    """Seconds for which a connection between two workers is kept without a KV hand-off."""
+
     shutdown_timeout: Annotated[Seconds, Group.LIMITS] = 30.0
     """Seconds that running requests get to finish after Ctrl-C or SIGTERM, before they end with
     an error."""
@@ -306,9 +310,11 @@ class ServeConfig(BaseModel):
     def _someone_does_each_phase(cls, mixed: int, info: ValidationInfo) -> int:
         prefill, decode = info.data.get("prefill"), info.data.get("decode")
         if mixed == 0 and 0 in (prefill, decode):
-            raise ValueError(
-                f"{prefill} prefill and {decode} decode workers cannot serve without a mixed one: "
-                "give both pools a worker, or --mixed 1"
+            raise PydanticCustomError(
+                "empty_pool",
+                "{prefill} prefill and {decode} decode workers cannot serve without a mixed one: "
+                "give both pools a worker, or --mixed 1",
+                {"prefill": prefill, "decode": decode, "field": "prefill" if decode else "decode"},
             )
         return mixed
 

@@ -45,6 +45,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         host: address that the worker's gRPC server and its links bind to.
         token: shared secret that every internal call carries.
         kv_transfer_timeout_s: longest wait for the next sign of life in a hand-off.
+        link_idle_s: how long a connection to another worker is kept without a hand-off.
         lease_s: how long blocks are kept for a decode worker that says nothing.
         max_session_backlog: messages a gateway may leave unread before its session is cut.
         host_memory: of the host's memory, what a worker on the CPU may take; None for all that is
@@ -77,6 +78,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     host: str = "127.0.0.1"
     token: str = ""
     kv_transfer_timeout_s: float = 10.0
+    link_idle_s: float = 60.0
     lease_s: float = 30.0
     max_session_backlog: int = 4096
     host_memory: MemoryShare | None = None

@@ -11,7 +11,7 @@ from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from twinflow.cluster.cli.nearest import did_you_mean
+from twinflow.cluster.cli.nearest import nearest
 from twinflow.cluster.config import Group, ServeConfig
 
 POSITIONAL = "model"
@@ -74,9 +74,10 @@ def complain_about_unknown(unknown: Sequence[str], valid: Sequence[str]) -> list
 
 
 def _hint(flag: str, valid: Sequence[str]) -> str:
-    if flag in PEER_FLAGS:
-        return f"; {PEER_FLAGS[flag]}"
-    return did_you_mean(flag, valid, prefix="--", otherwise="; --help lists them all")
+    if flag not in PEER_FLAGS and (near := nearest(flag, valid, prefix="--")):
+        return f"; did you mean {near}?"
+    peer = nearest(flag, PEER_FLAGS, prefix="--")
+    return f"; {PEER_FLAGS[peer]}" if peer else "; --help lists them all"
 
 
 def _help(field: FieldInfo) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TextIO, TypeAlias
 
 from twinflow.cluster.cli.flags import complain_about_unknown
+from twinflow.cluster.cli.nearest import did_you_mean
 from twinflow.protos.errors import ConfigError
 
 # What ArgumentParser.add_subparsers returns; argparse has no public name for it.
@@ -56,6 +57,15 @@ class Parser(argparse.ArgumentParser):
             ConfigError: always.
         """
         raise ConfigError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """Called by argparse for each value of an action with choices, here the commands."""
+        choices = list(action.choices or ())
+        if choices and value not in choices:
+            hint = did_you_mean(
+                str(value), choices, otherwise=f"; choose from {', '.join(choices)}"
+            )
+            self.error(f"{str(value)!r}: unknown command{hint}")
 
     def runs(self, run: Run) -> None:
         """Let `run` carry out what this parser parses."""

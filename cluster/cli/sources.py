@@ -98,7 +98,8 @@ def _from_environment(variables: Mapping[str, str]) -> dict[str, Setting]:
 
 
 def _complaint(detail: ErrorDetails, settings: Mapping[str, Setting]) -> str:
-    name = str(detail["loc"][0])
+    # What is wrong between several settings may be another one's fault than where it showed.
+    name = str(detail.get("ctx", {}).get("field", detail["loc"][0]))
     if detail["type"] == "missing":
         return "MODEL: missing; name the directory of the model to serve"
     reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")

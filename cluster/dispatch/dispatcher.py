@@ -37,6 +37,10 @@ class WorkerListener(Protocol):
         """A worker has reported its load and its counters."""
         ...
 
+    def lose_worker(self, worker_id: str) -> None:
+        """A worker is away; it is back when it reports."""
+        ...
+
     def forget_worker(self, worker_id: str) -> None:
         """A worker has been away for so long that it may not come back; unless it reports."""
         ...
@@ -246,6 +250,7 @@ class Dispatcher:
     def _worker_changed(self, worker: WorkerClient) -> None:
         if not worker.up:
             self._index.forget(worker.where.worker_id)
+            self._listener.lose_worker(worker.where.worker_id)
         if worker.gone:
             self._listener.forget_worker(worker.where.worker_id)
 

@@ -67,7 +67,12 @@ class Prober:
         missing = tuple(f"{worker.where.worker_id}: {worker.problem}" for worker in down)
         failed = [pair for pair, problem in zip(pairs, problems, strict=True) if problem]
         faults = (*failed, *missing)
-        return Readiness(not faults, "; ".join(faults), (*pairs, *missing))
+        return Readiness(
+            not faults,
+            "; ".join(faults),
+            (*pairs, *missing),
+            degraded=bool(faults) and not all(problems),
+        )
 
     async def _probe(self, route: Route) -> str:
         """Sends one probe; returns what went wrong, or an empty string."""

@@ -192,7 +192,7 @@ class WorkerClient:
             try:
                 await self._session(rpc.WorkerStub(channel))
             except Exception as error:  # noqa: BLE001 - whatever it was, the requests must hear it
-                self._down(_describe(error))
+                self._down(error)
             finally:
                 await channel.close()
             await asyncio.sleep(self._config.reconnect_s)
@@ -271,13 +271,14 @@ class WorkerClient:
             if stream is not None:
                 stream.put_nowait(_delta_or_error(output))
 
-    def _down(self, problem: str) -> None:
+    def _down(self, error: Exception) -> None:
+        problem = _describe(error)
         was_up, is_news = self._up, self._up or problem != self._problem
         self._up, self._problem = False, problem
         self._fail_streams(problem)
         if is_news:
             structlog.get_logger().warning(
-                "worker is not available", worker=self.where.worker_id, problem=problem
+                "worker is not available", worker=self.where.worker_id, problem=problem, error=error
             )
         now = asyncio.get_running_loop().time()
         if was_up:
@@ -305,5 +306,6 @@ def _delta_or_error(output: pb.RequestOutput) -> TokenDelta | TwinflowError:
 
 def _describe(error: Exception) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
-        return f"{error.code().name.lower()}: {error.details()}"
+        # Not in gRPC's words, which name addresses: whoever asks for readiness reads this.
+        return f"the connection failed ({error.code().name.lower()})"
     return str(error) or type(error).__name__

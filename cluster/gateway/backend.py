@@ -63,17 +63,24 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether a request sent now would be served.
+    """Whether everything that is configured works, or else something.
 
     Attributes:
         ready: a token went through every prefill and decode pair recently.
         reason: what is missing, in one sentence; empty when ready.
         pairs: outcome per pair, `prefill-0→decode-0: ok`.
+        degraded: not ready, but a token went through at least one pair.
     """
 
     ready: bool
     reason: str = ""
     pairs: tuple[str, ...] = ()
+    degraded: bool = False
+
+    @property
+    def serving(self) -> bool:
+        """Whether requests are answered, if need be by a part of the workers."""
+        return self.ready or self.degraded
 
 
 class Backend(Protocol):

@@ -18,7 +18,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         grpc_port: gRPC port; 0 takes a free one.
         api_keys: keys of which requests must carry one; empty for none.
         token: the deployment's secret.
-        workers: address of each worker by id.
+        max_model_len: longest sequence that the operator asked for; None for what the model allows.
         max_queued_requests: sequences that wait for their first token.
         max_queued_tokens: their prompt tokens.
         loss: measured of the attention that workers approximate; None if they do not, or if nobody
@@ -29,13 +29,13 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     model: Path
     names: tuple[str, ...]
     token: str
-    workers: dict[str, str]
     max_queued_requests: int
     max_queued_tokens: int
     host: str = "127.0.0.1"
     port: int = 8000
     grpc_port: int = 50051
     api_keys: tuple[str, ...] = ()
+    max_model_len: int | None = None
     loss: QualityRow | None = None
     seed: int | None = None
 

@@ -134,8 +134,12 @@ class GatewayMetrics:
         """Take over a worker's latest load and counters."""
         self._workers.observe(worker_id, role, stats)
 
+    def lose_worker(self, worker_id: str) -> None:
+        """A worker is away: its load is unknown from now on; unknown ones are no error."""
+        self._workers.lose(worker_id)
+
     def forget_worker(self, worker_id: str) -> None:
-        """Stop reporting a worker that is gone; unknown ones are no error."""
+        """Stop reporting the counters of a worker that is gone; unknown ones are no error."""
         self._workers.forget(worker_id)
 
     def _counter(self, name: str, text: str) -> Counter:

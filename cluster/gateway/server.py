@@ -1,9 +1,12 @@
-"""One gateway process: connects to the workers, opens both front doors, closes them in order."""
+"""One gateway process: opens both front doors, meets the workers, closes everything in order.
+
+start ─► doors open, requests refused with 503 ─ introduce ─► connected to workers ─► stop
+"""
 
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -20,6 +23,7 @@ from twinflow.cluster.gateway.http.app import create_app
 from twinflow.cluster.gateway.http.config import HttpConfig
 from twinflow.cluster.gateway.http.dependencies import HttpDependencies
 from twinflow.cluster.gateway.http.server import HttpServer
+from twinflow.cluster.gateway.late_backend import LateBackend
 from twinflow.cluster.gateway.latent_metrics import export_loss
 from twinflow.cluster.gateway.metrics import GatewayMetrics
 from twinflow.cluster.gateway.text_codec import ModelTextCodec
@@ -44,6 +48,11 @@ class GatewayServer:
 
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
+        self._registry = CollectorRegistry()
+        self._metrics = GatewayMetrics(self._registry, config.names[0])
+        if config.loss is not None:
+            export_loss(self._registry, config.names[0], config.loss)
+        self._backend = LateBackend()
         self._dispatcher: Dispatcher | None = None
         self._renderer: TemplateRenderer | None = None
         self._http: HttpServer | None = None
@@ -56,41 +65,45 @@ class GatewayServer:
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """Runs sequences; there from `start` on."""
+        """Runs sequences; there from `introduce` on."""
         if self._dispatcher is None:
-            raise RuntimeError("the gateway has not started")
+            raise RuntimeError("the gateway knows no workers")
         return self._dispatcher
 
     async def start(self, report: Callable[[str, int, int], None]) -> dict[str, str]:
         """Open both front doors; returns their addresses by name.
 
         Raises:
-            SetupError: tokenizer or template cannot be served, workers disagree, or a port is
-                taken.
+            SetupError: tokenizer or template cannot be served, or a port is taken.
+        """
+        report("loading the tokenizer", 0, 0)
+        return await self._open_doors(await self._pipeline())
+
+    async def introduce(self, workers: Mapping[str, str]) -> None:
+        """Connect to the workers; requests are served from then on.
+
+        Args:
+            workers: address of each by id.
+
+        Raises:
+            SetupError: they cannot serve together.
+            Unavailable: one of them does not answer.
         """
         config = self._config
-        report("asking the workers", 0, 0)
-        workers = [WorkerAddress(name, address) for name, address in config.workers.items()]
-        census = await take_census(workers, config.token)
-        report("loading the tokenizer", 0, 0)
-        model = self._describe(census)
-        registry = CollectorRegistry()
-        metrics = GatewayMetrics(registry, model.name)
-        if config.loss is not None:
-            export_loss(registry, model.name, config.loss)
+        addresses = [WorkerAddress(name, address) for name, address in workers.items()]
+        census = await take_census(addresses, config.token)
         self._dispatcher = Dispatcher(
-            model,
+            self._describe(census),
             load_model_config(config.model).eos_token_ids,
-            workers,
+            addresses,
             config.token,
             limits=AdmissionLimits(
                 max_requests=config.max_queued_requests, max_tokens=config.max_queued_tokens
             ),
-            listener=metrics,
+            listener=self._metrics,
         )
         self._dispatcher.start()
-        pipeline = await self._pipeline(self._dispatcher, metrics, census.max_model_len)
-        return await self._open_doors(pipeline, self._dispatcher, registry)
+        self._backend.begin(self._dispatcher)
 
     def _describe(self, census: Census) -> ModelInfo:
         return ModelInfo(
@@ -104,23 +117,22 @@ class GatewayServer:
             created=int(time.time()),
         )
 
-    async def _pipeline(
-        self, dispatcher: Dispatcher, metrics: GatewayMetrics, max_model_len: int
-    ) -> TextPipeline:
-        tokenizer = Tokenizer.load(self._config.model)
-        template = ChatTemplate.load(self._config.model)
+    async def _pipeline(self) -> TextPipeline:
+        config, backend, metrics = self._config, self._backend, self._metrics
+        tokenizer = Tokenizer.load(config.model)
+        template = ChatTemplate.load(config.model)
         if template is not None:
-            self._renderer = TemplateRenderer(template, max_model_len)
+            # The workers' context may be shorter than the model's, but not longer.
+            longest = config.max_model_len or load_model_config(config.model).max_position
+            self._renderer = TemplateRenderer(template, longest)
             await self._renderer.start()
         codec = ModelTextCodec(tokenizer, self._renderer)
-        if self._config.seed is None:
-            return TextPipeline(dispatcher, codec, metrics)
-        seeds = random.Random(self._config.seed)
-        return TextPipeline(dispatcher, codec, metrics, new_seed=lambda: seeds.getrandbits(63))
+        if config.seed is None:
+            return TextPipeline(backend, codec, metrics)
+        seeds = random.Random(config.seed)
+        return TextPipeline(backend, codec, metrics, new_seed=lambda: seeds.getrandbits(63))
 
-    async def _open_doors(
-        self, pipeline: TextPipeline, dispatcher: Dispatcher, registry: CollectorRegistry
-    ) -> dict[str, str]:
+    async def _open_doors(self, pipeline: TextPipeline) -> dict[str, str]:
         config = self._config
         authenticator = Authenticator(config.api_keys)
         http = HttpConfig(host=config.host, port=config.port)
@@ -128,8 +140,8 @@ class GatewayServer:
             create_app(
                 HttpDependencies(
                     pipeline=pipeline,
-                    backend=dispatcher,
-                    registry=registry,
+                    backend=self._backend,
+                    registry=self._registry,
                     authenticator=authenticator,
                     config=http,
                 )
@@ -140,7 +152,7 @@ class GatewayServer:
         grpc = GrpcConfig(
             host=config.host, port=config.grpc_port, readiness_interval_s=_GRPC_READINESS_S
         )
-        self._grpc = create_grpc_server(pipeline, dispatcher, authenticator, grpc)
+        self._grpc = create_grpc_server(pipeline, self._backend, authenticator, grpc)
         grpc_port = await self._grpc.start()
         host = f"[{config.host}]" if ":" in config.host else config.host
         return {"http": f"{host}:{self._http.port}", "grpc": f"{host}:{grpc_port}"}

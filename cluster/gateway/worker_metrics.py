@@ -1,7 +1,8 @@
 """The workers' load and counters, as their latest `WorkerStats` tell them.
 
 Counters live in the workers; a scrape reads the last value that each of them sent. A worker that
-restarts begins at zero, which Prometheus takes for the counter reset that it is.
+restarts begins at zero, which Prometheus takes for the counter reset that it is. Gauges of a worker
+that is lost say nothing any more and end; `twinflow:worker_up` says that it is lost.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from prometheus_client.registry import Collector
 from twinflow.protos.twinflow.internal.v1.worker_pb2 import WorkerStats
 
 _LABELS = ("model_name", "worker", "role")
+_UP = "twinflow:worker_up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,15 @@ class _Metric:
     name: str
     text: str
     value: Callable[[WorkerStats], float]
+
+
+@dataclass(slots=True)
+class _Worker:
+    """What is known of a worker; its stats until they are too old to be worth anything."""
+
+    role: str
+    stats: WorkerStats | None
+    up: bool
 
 
 def _kv_usage(stats: WorkerStats) -> float:
@@ -91,21 +102,34 @@ class WorkerCollector(Collector):
 
     def __init__(self, model_name: str) -> None:
         self._model = model_name
-        self._latest: dict[str, tuple[str, WorkerStats]] = {}
+        self._workers: dict[str, _Worker] = {}
 
     def observe(self, worker_id: str, role: str, stats: WorkerStats) -> None:
-        """Replace what is known of a worker."""
-        self._latest[worker_id] = (role, stats)
+        """Replace what is known of a worker; it is there."""
+        self._workers[worker_id] = _Worker(role, stats, up=True)
+
+    def lose(self, worker_id: str) -> None:
+        """End the gauges of a worker; its counters stay. Unknown ones are no error."""
+        if worker_id in self._workers:
+            self._workers[worker_id].up = False
 
     def forget(self, worker_id: str) -> None:
-        """Stop reporting a worker; unknown ones are no error."""
-        self._latest.pop(worker_id, None)
+        """Report no more of a worker than that it is lost; unknown ones are no error."""
+        if worker_id in self._workers:
+            self._workers[worker_id].up = False
+            self._workers[worker_id].stats = None
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """One family per metric, one sample per worker."""
-        latest = sorted(self._latest.items())
+        workers = sorted(self._workers.items())
+        up = GaugeMetricFamily(_UP, "1 while the gateway hears of the worker.", labels=_LABELS)
+        for worker_id, worker in workers:
+            up.add_metric((self._model, worker_id, worker.role), worker.up)
+        yield up
         for metric in _METRICS:
             family = metric.family(metric.name, metric.text, labels=_LABELS)
-            for worker_id, (role, stats) in latest:
-                family.add_metric((self._model, worker_id, role), metric.value(stats))
+            for worker_id, worker in workers:
+                if worker.stats is not None and (worker.up or metric.family is CounterMetricFamily):
+                    value = metric.value(worker.stats)
+                    family.add_metric((self._model, worker_id, worker.role), value)
             yield family

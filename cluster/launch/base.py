@@ -4,7 +4,7 @@ A service is a worker or a gateway. How it is configured is in its own config st
 travels as JSON; where its process lives is the launcher's business and nobody else's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -64,6 +64,13 @@ class ServiceHandle(Protocol):
 
     def status(self) -> ServiceStatus:
         """How far it is now; does not wait for longer than a second."""
+        ...
+
+    def introduce(self, workers: Mapping[str, str]) -> None:
+        """Tell a gateway that is ready the address of each worker by id; returns at once.
+
+        If it cannot work with them, that becomes its status.
+        """
         ...
 
     def stop(self, grace_s: float) -> None:

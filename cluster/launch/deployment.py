@@ -186,20 +186,17 @@ def _plan_worker(config: ServeConfig, role: Role, name: str, token: str) -> Work
         leader_address=new_address(name) if size > 1 else "",
         token=token,
         kv_transfer_timeout_s=config.kv_transfer_timeout,
+        link_idle_s=config.kv_link_idle_timeout,
     )
 
 
 def plan_gateway(
-    config: ServeConfig,
-    workers: dict[str, str],
-    token: str,
-    latents: LatentChoice = NO_SHARING,
+    config: ServeConfig, token: str, latents: LatentChoice = NO_SHARING
 ) -> ServiceSpec:
     """The gateway of a configuration.
 
     Args:
         config: what the operator asked for.
-        workers: address of each worker by id.
         token: the deployment's secret.
         latents: how decode workers share them.
     """
@@ -211,7 +208,7 @@ def plan_gateway(
         grpc_port=config.grpc_port,
         api_keys=config.api_keys,
         token=token,
-        workers=workers,
+        max_model_len=config.max_model_len,
         max_queued_requests=config.max_num_queued_reqs,
         max_queued_tokens=config.max_num_queued_tokens,
         loss=latents.quality,

@@ -1,7 +1,7 @@
 """Services as plain processes of this machine, without Ray.
 
-Each process gets its configuration as the first line of its standard input and reports as JSON
-lines on its standard output. It stops when its input ends, so it never outlives its launcher.
+Each process gets its configuration and then orders as lines of its standard input, and reports as
+JSON lines on its standard output. It stops when its input ends, so it never outlives its launcher.
 """
 
 import subprocess
@@ -39,6 +39,18 @@ def gpu_environment(gpu: int | None, environ: Mapping[str, str]) -> dict[str, st
         return {}
     visible = environ.get(_VISIBLE_GPUS, "").split(",")
     return {_VISIBLE_GPUS: visible[gpu].strip() if visible != [""] else str(gpu)}
+
+
+class Order(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a process is told after its configuration, one of the two.
+
+    Attributes:
+        introduce: addresses of the workers by id.
+        stop: end, and what runs may take so many seconds.
+    """
+
+    introduce: dict[str, str] | None = None
+    stop: float | None = None
 
 
 class LocalHandle:
@@ -87,9 +99,13 @@ class LocalHandle:
             return ServiceStatus("gone", f"the process of {self._name} ended with status {code}")
         return self._status
 
+    def introduce(self, workers: Mapping[str, str]) -> None:
+        """See `ServiceHandle.introduce`."""
+        self._say(msgspec.json.encode(Order(introduce=dict(workers))))
+
     def stop(self, grace_s: float) -> None:
         """See `ServiceHandle.stop`."""
-        self._say(msgspec.json.encode({"stop": grace_s}))
+        self._say(msgspec.json.encode(Order(stop=grace_s)))
 
     def wait_stopped(self, timeout_s: float) -> bool:
         """See `ServiceHandle.wait_stopped`."""

@@ -17,7 +17,7 @@ import msgspec
 import uvloop
 
 from twinflow.cluster.launch.base import ServiceKind
-from twinflow.cluster.launch.local import encode_status
+from twinflow.cluster.launch.local import Order, encode_status
 from twinflow.cluster.launch.logs import configure_logging
 from twinflow.cluster.launch.service import ServiceRunner, create_service
 
@@ -40,14 +40,14 @@ async def _serve(kind: ServiceKind, orders: RawIOBase, channel: BinaryIO) -> int
     config = orders.readline()
     stops: asyncio.Queue[float] = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    threading.Thread(target=_listen, args=(orders, loop, stops), daemon=True).start()
     loop.add_signal_handler(signal.SIGTERM, stops.put_nowait, _DEFAULT_GRACE_S)
     runner = ServiceRunner(create_service(kind, config), lambda: stops.put_nowait(0.0))
+    threading.Thread(target=_listen, args=(orders, loop, stops, runner), daemon=True).start()
     reporter = asyncio.create_task(_report(runner, channel))
     status = await runner.start()
-    reporter.cancel()
-    channel.write(encode_status(status))
     if status.state != "ready":
+        reporter.cancel()
+        channel.write(encode_status(status))
         await runner.stop(0.0)
         return 2
     grace_s = await stops.get()
@@ -57,17 +57,24 @@ async def _serve(kind: ServiceKind, orders: RawIOBase, channel: BinaryIO) -> int
     hurrying = asyncio.create_task(_stop_when_told(runner, stops))
     await runner.stop(grace_s)
     hurrying.cancel()
+    reporter.cancel()
     return 1 if failed else 0
 
 
 def _listen(
-    orders: RawIOBase, loop: asyncio.AbstractEventLoop, stops: "asyncio.Queue[float]"
+    orders: RawIOBase,
+    loop: asyncio.AbstractEventLoop,
+    stops: "asyncio.Queue[float]",
+    runner: ServiceRunner,
 ) -> None:
-    """Pass orders to stop on; the end of input is the last one."""
+    """Pass orders on; the end of input is an order to stop."""
     with suppress(RuntimeError):  # the loop has closed: it has stopped already
         while line := orders.readline():
-            grace_s = float(msgspec.json.decode(line)["stop"])
-            loop.call_soon_threadsafe(stops.put_nowait, grace_s)
+            order = msgspec.json.decode(line, type=Order)
+            if order.introduce is not None:
+                asyncio.run_coroutine_threadsafe(runner.introduce(order.introduce), loop)
+            if order.stop is not None:
+                loop.call_soon_threadsafe(stops.put_nowait, order.stop)
         loop.call_soon_threadsafe(stops.put_nowait, 0.0)
 
 

@@ -5,7 +5,7 @@ Ray places, starts and watches the processes; no request and no token goes throu
 
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from twinflow.cluster.launch.base import ServiceKind, ServiceSpec, ServiceStatus
 from twinflow.cluster.launch.local import service_environment
 from twinflow.cluster.launch.logs import configure_logging
 from twinflow.cluster.launch.service import ServiceRunner, create_service
+from twinflow.protos.errors import SetupError
 
 NAMESPACE = "twinflow"
 _POLL_S = 1.0
@@ -38,6 +39,10 @@ class ServiceActor:
     async def start(self) -> ServiceStatus:
         """Start the service and return what became of it."""
         return await self._runner.start()
+
+    async def introduce(self, workers: Mapping[str, str]) -> None:
+        """Tell the service where the workers are."""
+        await self._runner.introduce(workers)
 
     async def status(self) -> ServiceStatus:
         """How far the service is."""
@@ -85,6 +90,10 @@ class RayHandle:
             return ServiceStatus("gone", f"the actor of {self._name} died: {_first_line(error)}")
         return status
 
+    def introduce(self, workers: Mapping[str, str]) -> None:
+        """See `ServiceHandle.introduce`."""
+        self._actor.introduce.remote(dict(workers))
+
     def stop(self, grace_s: float) -> None:
         """See `ServiceHandle.stop`."""
         self._stopped = self._actor.stop.remote(grace_s)
@@ -118,20 +127,33 @@ class RayLauncher:
         self._handles: list[RayHandle] = []
 
     def open(self) -> None:
-        """See `Launcher.open`."""
+        """See `Launcher.open`.
+
+        Raises:
+            SetupError: Ray does not start.
+        """
         with _keeping_handler(signal.SIGTERM):
-            ray.init(
-                address="local",
-                namespace=NAMESPACE,
-                include_dashboard=False,
-                # Services do not ask for cores, and for each core Ray would start an idle worker.
-                num_cpus=0,
-                num_gpus=self._num_gpus,
-                resources={_PLACE: _NUM_PLACES},
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
-                logging_level=logging.WARNING,
-            )
+            try:
+                self._init()
+            except Exception as error:  # Ray raises nothing more precise
+                raise SetupError(
+                    f"Ray did not start: {_first_line(error)} Its logs are under /tmp/ray; "
+                    "--launcher local serves without Ray."
+                ) from error
+
+    def _init(self) -> None:
+        ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            include_dashboard=False,
+            # Services do not ask for cores, and for each core Ray would start an idle worker.
+            num_cpus=0,
+            num_gpus=self._num_gpus,
+            resources={_PLACE: _NUM_PLACES},
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            logging_level=logging.WARNING,
+        )
 
     def start(self, specs: Sequence[ServiceSpec]) -> list[RayHandle]:
         """See `Launcher.start`.

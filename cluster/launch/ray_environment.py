@@ -13,5 +13,7 @@ def prepare() -> None:
     # deployment knows, may use them.
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # By default Ray's actors give way to every other process of the machine.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - that is its name
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"

@@ -1,6 +1,8 @@
 """`twinflow serve`: starts a deployment, watches it, and takes it down in order.
 
-    start     launcher → workers (all at once) → gateway → a token through every pair
+    check     the model's files, and whether it may fit: nothing has started yet
+    start     launcher → gateway (which refuses requests) and workers, all at once
+              → the gateway meets the workers → a token through every pair
     stop      gateway drains (no new requests, running ones finish) → workers → launcher
 
 Ctrl-C and SIGTERM mean the same. The first one stops in order; the second ends running requests
@@ -21,6 +23,7 @@ from twinflow.cluster.launch.base import Launcher, ServiceHandle, ServiceStatus
 from twinflow.cluster.launch.deployment import new_token, plan_gateway, plan_workers
 from twinflow.cluster.launch.latents import choose_latents
 from twinflow.cluster.launch.machine import Machine, this_machine
+from twinflow.cluster.launch.preflight import check_fit, check_model
 from twinflow.cluster.launch.readiness import missing_for_readiness
 from twinflow.protos.errors import (
     DeadlineExceeded,
@@ -144,14 +147,14 @@ class Deployment:
         plans = plan_workers(self._config, machine, token, latents)
         self._ui.phase("Starting Ray" if self._config.launcher == "ray" else "Starting")
         self._launcher.open()
-        self._ui.phase("Starting workers", ", ".join(plan.name for plan in plans))
+        names = [plan.name for plan in plans]
+        self._ui.phase("Starting gateway and workers", ", ".join(names))
+        # First, so that whoever asks meanwhile is answered, and a taken port is found at once.
+        (self._gateway,) = self._launcher.start([plan_gateway(self._config, token, latents)])
         self._workers = [_Worker(plan.name, self._launcher.start(plan.ranks)) for plan in plans]
-        endpoints = self._await(self._ranks())
-        self._ui.phase("Starting the gateway")
-        addresses = {plan.name: endpoints[plan.name]["grpc"] for plan in plans}
-        gateway = plan_gateway(self._config, addresses, token, latents)
-        (self._gateway,) = self._launcher.start([gateway])
-        served = self._await([self._gateway])[self._gateway.name]
+        endpoints = self._await(self._handles())
+        served = endpoints[self._gateway.name]
+        self._gateway.introduce({name: endpoints[name]["grpc"] for name in names})
         self._ui.phase("Checking", "a token through every prefill and decode pair")
         self._await_ready(served["http"])
         pools: dict[str, list[str]] = {}
@@ -279,24 +282,6 @@ class Deployment:
         self._sleep(_POLL_S)
 
 
-def serve(config: ServeConfig, ui: ServeUI) -> int:
-    """Serve until told to stop; returns the exit status of the command.
-
-    Raises:
-        SetupError: it could not start, and what to change.
-    """
-    with _counting_signals() as interrupts:
-        machine = this_machine(with_gpus=config.device != "cpu")
-        deployment = Deployment(
-            config,
-            create_launcher(config.launcher, machine),
-            ui,
-            lambda: interrupts.count,
-            readiness=missing_for_readiness,
-        )
-        return deployment.run(machine)
-
-
 def create_launcher(name: str, machine: Machine) -> Launcher:
     """The launcher of this name; Ray is imported only if it is used."""
     if name == "local":
@@ -307,6 +292,31 @@ def create_launcher(name: str, machine: Machine) -> Launcher:
     from twinflow.cluster.launch.ray_actors import RayLauncher  # noqa: PLC0415
 
     return RayLauncher(len(machine.gpus.free_memory))
+
+
+def serve(
+    config: ServeConfig,
+    ui: ServeUI,
+    create: Callable[[str, Machine], Launcher] = create_launcher,
+) -> int:
+    """Serve until told to stop; returns the exit status of the command.
+
+    Raises:
+        SetupError: it could not start, and what to change; for most of what is wrong with a model,
+            before there is a launcher.
+    """
+    with _counting_signals() as interrupts:
+        model = check_model(config)
+        machine = this_machine(with_gpus=config.device != "cpu")
+        check_fit(config, model, machine)
+        deployment = Deployment(
+            config,
+            create(config.launcher, machine),
+            ui,
+            lambda: interrupts.count,
+            readiness=missing_for_readiness,
+        )
+        return deployment.run(machine)
 
 
 @contextmanager

@@ -113,7 +113,8 @@ def test_both_doors_give_the_same_answer(real_deployment: Deployment) -> None:
 
 
 def test_ready_proves_every_pair(real_deployment: Deployment) -> None:
-    expected = {"ready": True, "reason": "", "pairs": ["prefill-0→decode-0: ok"]}
+    pairs = ["prefill-0→decode-0: ok"]
+    expected = {"ready": True, "reason": "", "pairs": pairs, "degraded": False}
 
     def ready() -> bool:
         response = httpx.get(f"{real_deployment.http_url}/ready", timeout=30, trust_env=False)

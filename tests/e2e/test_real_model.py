@@ -1,5 +1,6 @@
 """SmolLM2 says what transformers makes it say: the same tokens, the same text."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,3 +104,10 @@ def test_served_by_a_prefill_and_a_decode_worker(
     for choice, wanted in zip(response.json()["choices"], expected, strict=True):
         ids, output_ids = choice["prompt_token_ids"], choice["token_ids"]
         assert Continuation(tuple(ids), tuple(output_ids), choice["text"]) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_no_process_gives_way_to_other_programs(real_deployment: Deployment) -> None:
+    priorities = {process.nice() for process in real_deployment.processes().values()}
+    assert priorities == {os.nice(0)}

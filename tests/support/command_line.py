@@ -16,10 +16,23 @@ class Ran:
     err: str
 
 
-def run_command(*argv: str, environ: Mapping[str, str] | None = None, typed: str = "") -> Ran:
-    """Run `twinflow *argv` with this environment and nothing else of the real one."""
+def run_command(
+    *argv: str,
+    environ: Mapping[str, str] | None = None,
+    typed: str = "",
+    at_terminal: bool = False,
+) -> Ran:
+    """Run `twinflow *argv` with this environment and nothing else of the real one.
+
+    Args:
+        argv: the arguments.
+        environ: the environment.
+        typed: what comes from standard input.
+        at_terminal: standard input says that it is one.
+    """
     out, err = io.StringIO(), io.StringIO()
-    status = run(argv, environ or {}, io.StringIO(typed), out, err)
+    entered = Terminal(typed) if at_terminal else io.StringIO(typed)
+    status = run(argv, environ or {}, entered, out, err)
     return Ran(status, out.getvalue(), err.getvalue())
 
 

@@ -45,13 +45,18 @@ def create_spec(
 
 
 class Reports:
-    """The workers that have reported and are not gone."""
+    """The workers that have reported and are not gone, and those of them that are away."""
 
     def __init__(self) -> None:
         self.workers: set[str] = set()
+        self.lost: set[str] = set()
 
     def observe_worker(self, worker_id: str, role: str, stats: pb.WorkerStats) -> None:
         self.workers.add(worker_id)
+        self.lost.discard(worker_id)
+
+    def lose_worker(self, worker_id: str) -> None:
+        self.lost.add(worker_id)
 
     def forget_worker(self, worker_id: str) -> None:
         self.workers.remove(worker_id)

@@ -75,6 +75,7 @@ class FakeBackend:
         refusal: admission raises this, if set (draining, starting); see also `refuse_next`.
         ready: what `readiness` answers, after `readiness_delay_s`.
         is_alive: what `alive` answers.
+        model_error: what `model` raises, if set.
         specs: every admitted sequence.
         reserved: admitted, neither generating nor released yet.
         live: generating.
@@ -89,6 +90,7 @@ class FakeBackend:
         self.ready = Readiness(ready=True, pairs=("prefill-0→decode-0: ok",))
         self.readiness_delay_s = 0.0
         self.is_alive = True
+        self.model_error: TwinflowError | None = None
         self.specs: list[GenerationSpec] = []
         self.reserved: set[str] = set()
         self.live: set[str] = set()
@@ -98,6 +100,8 @@ class FakeBackend:
 
     @property
     def model(self) -> ModelInfo:
+        if self.model_error is not None:
+            raise self.model_error
         return self._model
 
     def refuse_next(self, refusal: TwinflowError, times: int) -> None:

@@ -1,6 +1,6 @@
 """A launcher without processes: services that start, fail, die and stop as they are told."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -41,6 +41,7 @@ class FakeHandle:
         spec: what was started.
         steps: what it answers, one status after the other; the last one stays.
         stop_takes_s: time between the order to stop and the end; None for never.
+        introduced: what it was told about workers.
         stopped_with: graces of the orders to stop.
         on_stop: called with the order to stop.
         alive: its process runs.
@@ -59,6 +60,7 @@ class FakeHandle:
             ),
         ]
         self.stop_takes_s: float | None = 1.0
+        self.introduced: list[Mapping[str, str]] = []
         self.stopped_with: list[float] = []
         self.on_stop: Callable[[], None] = lambda: None
         self.alive = True
@@ -71,6 +73,9 @@ class FakeHandle:
 
     def status(self) -> ServiceStatus:
         return self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+
+    def introduce(self, workers: Mapping[str, str]) -> None:
+        self.introduced.append(workers)
 
     def stop(self, grace_s: float) -> None:
         self.on_stop()

@@ -159,12 +159,14 @@ async def test_messages_without_content_are_passed_over() -> None:
 
 
 async def test_deadlines_are_kept() -> None:
-    async with setup() as there:
-        request = submission([1, 2], SamplingParams(temperature=0, max_tokens=100, seed=1))
-        request.deadline_ms = 1
+    executor = HaltingExecutor(4, tokens=1)
+    async with setup(executor) as there:
+        params = SamplingParams(temperature=0, max_tokens=100, seed=1)
+        request = submission([1, 2], params, deadline_ms=1)
         there.session.handle(pb.AttachRequest(submit=request))
         outputs = await within(read_until_finished(there.session, request), "the deadline")
         assert outputs[-1].failure.code == "deadline_exceeded"
+        executor.go_on()
         await there.idle()
 
 

@@ -8,7 +8,6 @@ first rank of the links it sends over and the second rank of those it receives o
 import asyncio
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import grpc
@@ -24,11 +23,11 @@ from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.handoff.store_calls import RemoteStore
 from twinflow.workers.rpc import call_metadata, open_channel
+from twinflow.workers.threads import CallThreads
 
-_RECEIVER_IDLE_S = 60.0
-# Longer than the receiver's: it is the receiver that picks a link both still have.
-_SENDER_IDLE_S = 120.0
-_EVICT_INTERVAL_S = 15.0
+# It is the receiver that picks a link, so senders keep theirs longer.
+_SENDER_PATIENCE = 2
+_EVICTIONS_PER_IDLE_TIME = 4
 
 _SENDER_RANK: Literal[0] = 0
 _RECEIVER_RANK: Literal[1] = 1
@@ -109,15 +108,17 @@ class PeerLinks:
         # Every decode worker may have as many requests as we have.
         self.max_sending = 4 * config.max_num_seqs * fan
         self.receiving = LinkPool(
-            self._open_receiving, self._new_id, PoolLimits(max_receiving, _RECEIVER_IDLE_S)
+            self._open_receiving, self._new_id, PoolLimits(max_receiving, config.link_idle_s)
         )
         self.sending = LinkPool(
-            self._open_sending, self._new_id, PoolLimits(self.max_sending, _SENDER_IDLE_S)
+            self._open_sending,
+            self._new_id,
+            PoolLimits(self.max_sending, _SENDER_PATIENCE * config.link_idle_s),
         )
         # A link that was given up while it was opened keeps its store until both ends know.
         self.stores = StoreDirectory(2 * self.max_sending)
-        # One for each link that can be leased: a hand-off whose peer waits for it never queues.
-        self.threads = ThreadPoolExecutor(max_receiving + self.max_sending, "twinflow-handoff")
+        # As many as links that are leased: a hand-off whose peer waits for it never queues.
+        self.threads = CallThreads("twinflow-handoff")
 
     def stub(self, peer: pb.Peer) -> rpc.WorkerStub:
         """The control channel to a peer; a peer with a new address gets a new one."""
@@ -196,7 +197,7 @@ class PeerLinks:
 
     async def _evict(self) -> None:
         while True:
-            await asyncio.sleep(_EVICT_INTERVAL_S)
+            await asyncio.sleep(self._config.link_idle_s / _EVICTIONS_PER_IDLE_TIME)
             await asyncio.to_thread(self.receiving.evict_idle)
             await asyncio.to_thread(self.sending.evict_idle)
 

@@ -8,7 +8,6 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
@@ -17,6 +16,7 @@ from twinflow.parallel.links.store import MET_KEY, MemoryStore, StoreDirectory
 from twinflow.protos.errors import InvalidRequest, LinkError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
+from twinflow.workers.threads import CallThreads
 
 _CALL_TIMEOUT_S = 5.0
 # How long a peer's first call may come before the link is known here.
@@ -148,11 +148,12 @@ class StoreCalls:
 
     def __init__(self, directory: StoreDirectory, max_calls: int) -> None:
         self._directory = directory
-        self._threads = ThreadPoolExecutor(max_calls, "twinflow-rendezvous")
+        self._seats = asyncio.Semaphore(max_calls)
+        self._threads = CallThreads("twinflow-rendezvous")
 
     def close(self) -> None:
         """Answer no more calls. A thread that still waits ends with its wait."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False)
 
     async def answer(self, request: pb.LinkStoreRequest) -> pb.LinkStoreResponse:
         """Carry out one operation.
@@ -161,9 +162,10 @@ class StoreCalls:
             LinkError: no such link, or it is not the caller's.
             InvalidRequest: no operation.
         """
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._answer, request
-        )
+        async with self._seats:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._answer, request
+            )
 
     def _answer(self, request: pb.LinkStoreRequest) -> pb.LinkStoreResponse:
         peer = LinkPeer(request.sender_id, request.sender_epoch)

@@ -77,8 +77,11 @@ def run(invocation: Invocation) -> int:
     insecure = invocation.given.get("insecure") is True
     with Client(target, api_key=key or None, insecure=insecure) as client:
         model = invocation.text("model", "") or client.model_info().model
-        invocation.stdout.write(f"{model} at {target}\n{GREETING}")
-        converse(invocation.stdin, invocation.stdout, partial(answer, client, model, temperature))
+        prompt = PROMPT if invocation.stdin.isatty() else ""
+        if prompt:
+            invocation.stdout.write(f"{model} at {target}\n{GREETING}")
+        reply = partial(answer, client, model, temperature)
+        converse(invocation.stdin, invocation.stdout, reply, prompt)
     return 0
 
 
@@ -93,13 +96,15 @@ def answer(
         yield chunk.text
 
 
-def converse(stdin: TextIO, stdout: TextIO, reply: Reply) -> None:
+def converse(stdin: TextIO, stdout: TextIO, reply: Reply, prompt: str = PROMPT) -> None:
     """Read messages and write answers until the input ends.
+
+    Without a prompt, as between other commands of a shell, nothing but answers is written.
 
     An answer that fails or is interrupted leaves the conversation as it was before its question.
     """
     history: list[ChatMessage] = []
-    for line in _lines(stdin, stdout):
+    for line in _lines(stdin, stdout, prompt):
         if line == "/new":
             history.clear()
             continue
@@ -123,14 +128,14 @@ def _temperature(invocation: Invocation, complaints: list[str]) -> float:
         return 0.0
 
 
-def _lines(stdin: TextIO, stdout: TextIO) -> Iterator[str]:
+def _lines(stdin: TextIO, stdout: TextIO, prompt: str) -> Iterator[str]:
     """The messages that are entered, without blank ones."""
     while True:
-        stdout.write(PROMPT)
+        stdout.write(prompt)
         stdout.flush()
         line = stdin.readline()
         if not line or line.strip() == "/exit":
-            stdout.write("\n")
+            stdout.write("\n" if prompt else "")
             return
         if line.strip():
             yield line.strip()

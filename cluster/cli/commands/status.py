@@ -22,7 +22,7 @@ TIMEOUT_S = 10.0
 
 EPILOG = """\
 exit status:
-  0 if a request sent now would be served, 1 if not.
+  0 if every pair of workers serves requests, 1 if not.
 
 examples:
   twinflow status
@@ -36,6 +36,7 @@ COLUMNS = (
     ("waiting", "vllm:num_requests_waiting", "{:.0f}"),
     ("KV used", "vllm:kv_cache_usage_perc", "{:.1%}"),
 )
+_UP, _DRAINING = "twinflow:worker_up", "twinflow:worker_draining"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +107,23 @@ def run(invocation: Invocation) -> int:
 def worker_table(metrics: str) -> list[str]:
     """The lines of a table with a row per worker, from a page of Prometheus metrics."""
     values: dict[tuple[str, str], dict[str, float]] = {}
-    names = {metric for _, metric, _ in COLUMNS}
+    names = {_UP, _DRAINING, *(metric for _, metric, _ in COLUMNS)}
     for family in text_string_to_metric_families(metrics):
         for sample in family.samples:
             if sample.name in names and "worker" in sample.labels:
                 worker = (sample.labels.get("role", ""), sample.labels["worker"])
                 values.setdefault(worker, {})[sample.name] = sample.value
-    rows = [("role", "worker", *(heading for heading, _, _ in COLUMNS))]
-    rows += [(role, worker, *_cells(values[role, worker])) for role, worker in sorted(values)]
+    rows = [("role", "worker", "state", *(heading for heading, _, _ in COLUMNS))]
+    rows += [(*worker, _state(found), *_cells(found)) for worker, found in sorted(values.items())]
     return _aligned(rows)
+
+
+def _state(values: Mapping[str, float]) -> str:
+    if _UP not in values:
+        return "-"
+    if not values[_UP]:
+        return "lost"
+    return "draining" if values.get(_DRAINING) else "up"
 
 
 def _cells(values: Mapping[str, float]) -> Iterable[str]:
@@ -122,9 +131,9 @@ def _cells(values: Mapping[str, float]) -> Iterable[str]:
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Columns of equal width, the first two to the left and the numbers to the right."""
+    """Columns of equal width, the first three to the left and the numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligns = "<<" + ">" * (len(widths) - 2)
+    aligns = "<<<" + ">" * (len(widths) - 3)
     return [
         "  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, aligns, widths, strict=True))
         for row in rows
@@ -152,14 +161,24 @@ def _is_http(url: str) -> bool:
 
 
 def _readiness(server: Server) -> tuple[bool, list[str]]:
+    """Whether every pair works, and what there is to say about it."""
     status, body = server.get("/ready")
+    try:
+        answer = json.loads(body)
+        pairs = [f"pair     {pair}" for pair in answer["pairs"]]
+    except (ValueError, KeyError, TypeError):  # not a readiness report
+        answer, pairs = {}, []
     if status == http.client.OK:
-        pairs = json.loads(body).get("pairs", ())
-        return True, ["ready    yes", *(f"pair     {pair}" for pair in pairs)]
-    return False, [f"ready    no: {_error_message(body) or f'HTTP {status}'}"]
+        return True, ["ready    yes", *pairs]
+    if answer.get("degraded"):
+        return False, ["ready    in part: requests are served by what is left", *pairs]
+    reason = "" if pairs else f": {_error_message(body) or f'HTTP {status}'}"
+    return False, [f"ready    no{reason}", *pairs]
 
 
 def _models(server: Server) -> list[str]:
+    if server.get("/v1/models")[0] == http.client.SERVICE_UNAVAILABLE:
+        return []  # it is starting, as it has said already
     cards = json.loads(_ask(server, "/v1/models"))["data"]
     return [
         f"model    {card['id']} (max_model_len {card['max_model_len']}, from {card['root']})"

@@ -17,6 +17,7 @@ from twinflow.cluster.gateway.text_pipeline import Call
 from twinflow.protos.errors import ClientError, Unavailable
 
 SERVICE = "grpc.health.v1.Health"
+_START_S = 1.0
 
 
 class UnknownService(ClientError):
@@ -28,27 +29,39 @@ class UnknownService(ClientError):
 
 
 class HealthBoard:
-    """The serving status of the server and of its services, which share their fate.
+    """The serving status of the server as a whole, "", and of its services.
+
+    As a whole it serves if everything behind it works; its services do as long as something does.
 
     Args:
-        services: full names; the server as a whole, "", is always among them.
+        services: full names.
     """
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = frozenset(services) | {""}
-        self._serving = False
+        self._ready = self._serving = False
         self._closed = False
         self._changed = asyncio.Event()
 
-    def set(self, serving: bool) -> None:
-        """Tell watchers if the status is a new one; ignored once closed."""
-        if not self._closed and serving != self._serving:
-            self._serving = serving
+    def set(self, *, ready: bool, serving: bool) -> None:
+        """Tell watchers if a status is a new one; ignored once closed.
+
+        Args:
+            ready: everything works.
+            serving: something does.
+        """
+        if not self._closed and (ready, serving) != (self._ready, self._serving):
+            self._ready, self._serving = ready, serving
             self._wake()
+
+    @property
+    def ready(self) -> bool:
+        """What was set last."""
+        return self._ready
 
     def close(self) -> None:
         """NOT_SERVING for good."""
-        self.set(False)
+        self.set(ready=False, serving=False)
         self._closed = True
 
     def end_watches(self) -> None:
@@ -64,7 +77,7 @@ class HealthBoard:
     def _status(self, service: str) -> Any:
         if service not in self._services:
             return pb.HealthCheckResponse.SERVICE_UNKNOWN
-        serving = self._serving
+        serving = self._serving if service else self._ready
         return pb.HealthCheckResponse.SERVING if serving else pb.HealthCheckResponse.NOT_SERVING
 
     async def check(self, request: Any, call: Call) -> Any:
@@ -114,13 +127,16 @@ class ReadinessFollower:
         try:
             async with asyncio.timeout(self._interval_s):
                 readiness = await self._backend.readiness()
-            self._board.set(readiness.ready and self._backend.alive())
+            alive = self._backend.alive()
+            self._board.set(ready=alive and readiness.ready, serving=alive and readiness.serving)
         except Exception:  # noqa: BLE001 - whatever is wrong with the backend, it is not ready
             structlog.get_logger().exception("the backend does not say whether it is ready")
-            self._board.set(False)
+            self._board.set(ready=False, serving=False)
 
     async def run(self) -> None:
-        """Ask for ever."""
+        """Ask for ever; often while the server starts."""
+        started = False
         while True:
             await self.refresh()
-            await asyncio.sleep(self._interval_s)
+            started = started or self._board.ready
+            await asyncio.sleep(self._interval_s if started else min(_START_S, self._interval_s))

@@ -19,6 +19,8 @@ from twinflow.cluster.gateway.validation.completion import CompletionFields
 from twinflow.cluster.gateway.validation.strict import StrictModel
 from twinflow.cluster.gateway.validation.tokenization import DetokenizeFields, TokenizeFields
 
+_PAIRS = {"name": "pairs", "in": "query", "schema": {"enum": ["all", "any"], "default": "all"}}
+
 
 def create_app(dependencies: HttpDependencies) -> FastAPI:
     """The ASGI application of one gateway."""
@@ -49,7 +51,7 @@ def create_app(dependencies: HttpDependencies) -> FastAPI:
     app.add_api_route("/v1/models/{model:path}", status.model)
     app.add_api_route("/health", status.health)
     app.add_api_route("/live", status.live)
-    app.add_api_route("/ready", status.ready)
+    app.add_api_route("/ready", status.ready, openapi_extra={"parameters": [_PAIRS]})
     app.add_api_route("/version", status.version)
     app.add_api_route("/metrics", status.metrics)
     return app

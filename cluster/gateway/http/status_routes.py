@@ -12,6 +12,7 @@ from twinflow.cluster.gateway.backend import ModelInfo, Readiness
 from twinflow.cluster.gateway.http.dependencies import HttpDependencies
 from twinflow.cluster.gateway.http.schema import ModelCard, ModelList
 from twinflow.cluster.gateway.validation.request import check_model
+from twinflow.protos.errors import InvalidRequest
 
 _RETRY_AFTER = {"retry-after": "1"}
 
@@ -19,8 +20,8 @@ _RETRY_AFTER = {"retry-after": "1"}
 class StatusRoutes:
     """Endpoints without a body.
 
-    Alive means that this process works; ready means that a request sent now would be answered,
-    because a token has just gone through every pair of workers.
+    Alive means that this process works; ready means that everything behind it does, because a token
+    has just gone through every pair of workers.
     """
 
     def __init__(self, dependencies: HttpDependencies) -> None:
@@ -49,16 +50,20 @@ class StatusRoutes:
         """The same, under the name that Kubernetes' probes use."""
         return await self.health()
 
-    async def ready(self) -> Response:
-        """Whether requests are served, and the proof."""
+    async def ready(self, request: Request) -> Response:
+        """Whether all pairs of workers serve requests, or `?pairs=any` of them; and the proof."""
+        pairs = request.query_params.get("pairs", "all")
+        if pairs not in ("all", "any"):
+            raise InvalidRequest("pairs must be all or any.", "pairs")
         try:
             async with asyncio.timeout(self._readiness_timeout_s):
                 readiness = await self._backend.readiness()
         except TimeoutError:
             reason = f"the workers were not heard of for {self._readiness_timeout_s:g} s"
             readiness = Readiness(ready=False, reason=reason)
-        status = 200 if readiness.ready else 503
-        return _json_response(readiness, status, None if readiness.ready else _RETRY_AFTER)
+        if readiness.ready or (readiness.degraded and pairs == "any"):
+            return _json_response(readiness)
+        return _json_response(readiness, 503, _RETRY_AFTER)
 
     async def version(self) -> Response:
         """twinflow's version."""

@@ -14,10 +14,16 @@ from twinflow.cluster.client.request import ChatMessage
 from twinflow.protos.errors import EngineError
 
 
-async def chat(backend: FakeBackend, typed: str, *flags: str, keys: tuple[str, ...] = ()) -> Ran:
+async def chat(
+    backend: FakeBackend,
+    typed: str,
+    *flags: str,
+    keys: tuple[str, ...] = (),
+    at_terminal: bool = True,
+) -> Ran:
     async with running_door(backend, keys=keys) as door:
         argv = ("chat", "--target", door.target, *flags)
-        return await asyncio.to_thread(run_command, *argv, typed=typed)
+        return await asyncio.to_thread(run_command, *argv, typed=typed, at_terminal=at_terminal)
 
 
 def replying(text: str) -> FakeBackend:
@@ -33,6 +39,11 @@ async def test_a_conversation_is_carried_on() -> None:
     first, second = (bytes(spec.prompt_token_ids).decode() for spec in backend.specs)
     assert "Paris." not in first
     assert second.index("Capital of France?") < second.index("Paris.") < second.index("its river?")
+
+
+async def test_a_pipe_gets_the_answer_and_nothing_else() -> None:
+    ran = await chat(replying("Paris."), "Capital of France?\n", at_terminal=False)
+    assert (ran.status, ran.out) == (0, "Paris.\n")
 
 
 async def test_new_forgets_what_was_said() -> None:

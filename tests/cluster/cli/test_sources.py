@@ -80,6 +80,19 @@ def test_a_default_at_fault_says_that_it_is_one() -> None:
     assert refused({"max_num_seqs": "9k"})[0].startswith("--max-num-batched-tokens (its default):")
 
 
+@pytest.mark.parametrize(
+    ("flags", "origin"),
+    [
+        ({"decode": "0"}, "--decode '0'"),
+        ({"prefill": "0"}, "--prefill '0'"),
+        ({"prefill": "0", "decode": "0", "mixed": "0"}, "--decode '0'"),
+    ],
+)
+def test_an_empty_pool_is_the_fault_of_its_setting(flags: dict[str, object], origin: str) -> None:
+    (line,) = refused(flags)
+    assert line.startswith(f"{origin}: ") and "cannot serve without a mixed one" in line
+
+
 def test_a_missing_model_is_asked_for() -> None:
     with pytest.raises(ConfigError, match=r"^MODEL: missing"):
         resolve({}, {}, [])

@@ -10,6 +10,7 @@ from tests.support.http_gateway import HttpGateway, http_gateway
 from twinflow.cluster.cli.commands.status import worker_table
 from twinflow.cluster.gateway.backend import Readiness
 from twinflow.cluster.gateway.worker_metrics import WorkerCollector
+from twinflow.protos.errors import Unavailable
 from twinflow.protos.twinflow.internal.v1.worker_pb2 import WorkerStats
 
 BUSY_PREFILL = WorkerStats(num_waiting=3, total_blocks=4, free_blocks=4, ranks=1)
@@ -17,14 +18,19 @@ BUSY_DECODE = WorkerStats(num_running=2, total_blocks=4, free_blocks=3, ranks=2)
 
 
 @contextmanager
-def server(*keys: str) -> Iterator[HttpGateway]:
+def server(*keys: str, workers: WorkerCollector | None = None) -> Iterator[HttpGateway]:
     """A front door that knows two workers."""
+    with http_gateway(keys=keys) as gateway:
+        gateway.registry.register(workers or two_workers())
+        yield gateway
+
+
+def two_workers() -> WorkerCollector:
+    """What is known of them."""
     workers = WorkerCollector("tiny")
     workers.observe("prefill-0", "prefill", BUSY_PREFILL)
     workers.observe("decode-0", "decode", BUSY_DECODE)
-    with http_gateway(keys=keys) as gateway:
-        gateway.registry.register(workers)
-        yield gateway
+    return workers
 
 
 def test_a_ready_server() -> None:
@@ -38,9 +44,9 @@ def test_a_ready_server() -> None:
         "model    tiny (max_model_len 256, from /models/tiny)",
         "model    tiny-alias (max_model_len 256, from /models/tiny)",
         "",
-        "role     worker     ranks  running  waiting  KV used",
-        "decode   decode-0       2        2        0    25.0%",
-        "prefill  prefill-0      1        0        3     0.0%",
+        "role     worker     state  ranks  running  waiting  KV used",
+        "decode   decode-0   up         2        2        0    25.0%",
+        "prefill  prefill-0  up         1        0        3     0.0%",
     ]
 
 
@@ -50,6 +56,46 @@ def test_a_server_that_is_not_ready() -> None:
         ran = run_command("status", "--url", gateway.url)
     assert ran.status == 1
     assert "ready    no: no decode worker is left" in ran.out
+
+
+def test_a_server_that_has_lost_a_worker() -> None:
+    fault = "decode-0: no sign of life for 5 s"
+    workers = two_workers()
+    workers.lose("decode-0")
+    workers.observe("prefill-0", "prefill", WorkerStats(draining=True, ranks=1))
+    with server(workers=workers) as gateway:
+        gateway.backend.ready = Readiness(False, fault, ("prefill-0: ok", fault), degraded=True)
+        ran = run_command("status", "--url", gateway.url)
+    assert ran.status == 1
+    lines = ran.out.splitlines()
+    assert lines[1:4] == [
+        "ready    in part: requests are served by what is left",
+        "pair     prefill-0: ok",
+        f"pair     {fault}",
+    ]
+    assert lines[-3:] == [
+        "role     worker     state     ranks  running  waiting  KV used",
+        "decode   decode-0   lost          -        -        -        -",
+        "prefill  prefill-0  draining      1        0        0     0.0%",
+    ]
+
+
+def test_a_server_of_which_nothing_works() -> None:
+    fault = "prefill-0→decode-0: no token within 4 s"
+    with server() as gateway:
+        gateway.backend.ready = Readiness(False, fault, (fault,))
+        ran = run_command("status", "--url", gateway.url)
+    assert ran.status == 1
+    assert ran.out.splitlines()[1:3] == ["ready    no", f"pair     {fault}"]
+
+
+def test_a_server_that_is_starting() -> None:
+    with http_gateway() as gateway:
+        gateway.backend.ready = Readiness(False, "the server is starting")
+        gateway.backend.model_error = Unavailable("The server is starting.")
+        ran = run_command("status", "--url", gateway.url)
+    assert (ran.status, ran.err) == (1, "")
+    assert "ready    no: the server is starting" in ran.out
 
 
 def test_the_address_and_the_key_may_come_from_the_environment() -> None:
@@ -81,4 +127,4 @@ def test_addresses_that_are_none(url: str) -> None:
 
 def test_metrics_that_a_worker_does_not_have_are_left_open() -> None:
     page = 'vllm:num_requests_running{worker="w",role="mixed"} 1.0\n'
-    assert worker_table(page)[1].split() == ["mixed", "w", "-", "1", "-", "-"]
+    assert worker_table(page)[1].split() == ["mixed", "w", "-", "-", "1", "-", "-"]

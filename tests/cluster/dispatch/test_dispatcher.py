@@ -402,9 +402,10 @@ async def test_a_worker_is_reported_while_it_reconnects_and_forgotten_when_it_is
     async with dispatching(worker, config=config, listener=reports) as dispatcher:
         await worker.die()
         await until(lambda: not dispatcher.available)
-        assert reports.workers == {"mixed-0"}
+        assert reports.workers == reports.lost == {"mixed-0"}
         await worker.restart()
         await until(lambda: dispatcher.available)
+        assert not reports.lost
         await worker.die()
         await until(lambda: not reports.workers)
         await worker.restart()

@@ -59,7 +59,7 @@ class TestReadiness:
         decode = [FakeWorker(f"decode-{number}", "decode") for number in range(2)]
         async with dispatching(prefill, *decode) as dispatcher:
             answer = await dispatcher.readiness()
-        assert (answer.ready, answer.reason) == (True, "")
+        assert (answer.ready, answer.degraded, answer.reason) == (True, False, "")
         assert answer.pairs == ("prefill-0→decode-0: ok", "prefill-0→decode-1: ok")
         for worker in decode:
             (probe,) = worker.submissions
@@ -72,7 +72,7 @@ class TestReadiness:
         decode.behaviour.failure = HandoffError("no link")
         async with dispatching(prefill, decode) as dispatcher:
             answer = await dispatcher.readiness()
-        assert not answer.ready
+        assert not answer.serving
         assert answer.reason == answer.pairs[0] == "prefill-0→decode-0: no link"
 
     async def test_a_worker_that_is_slow(self) -> None:
@@ -90,9 +90,10 @@ class TestReadiness:
             await workers[1].die()
             await until(lambda: len(dispatcher.available) == 1)
             answer = await dispatcher.readiness()
-            assert not answer.ready
+            assert (answer.ready, answer.degraded, answer.serving) == (False, True, True)
             assert answer.pairs[0] == "mixed-0: ok"
-            assert answer.pairs[1].startswith("mixed-1: unavailable")
+            assert answer.pairs[1].startswith("mixed-1: the connection failed")
+            assert "127.0.0.1" not in answer.pairs[1]
             await workers[0].die()
             await until(lambda: not dispatcher.available)
 
@@ -102,7 +103,8 @@ class TestReadiness:
             await worker.die()
             await until(lambda: not dispatcher.available)
             answer = await dispatcher.readiness()
-        assert answer.reason.startswith("no worker is available (mixed-0: unavailable")
+        assert not answer.serving
+        assert answer.reason.startswith("no worker is available (mixed-0: the connection failed")
 
 
 async def test_answers_are_shared_while_they_are_fresh() -> None:

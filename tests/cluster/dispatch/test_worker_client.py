@@ -88,7 +88,7 @@ class TestConnecting:
         listener = Listener()
         async with connected(WorkerAddress("mixed-0", "127.0.0.1:1"), listener) as client:
             await until(lambda: "unavailable" in client.problem)
-            with pytest.raises(Unavailable, match="mixed-0 is not connected: unavailable"):
+            with pytest.raises(Unavailable, match="mixed-0 is not connected: the conn"):
                 await anext(client.generate(submission_of()))
         assert listener.changes == []
 
@@ -141,7 +141,10 @@ class TestLosing:
 
     @pytest.mark.parametrize(
         ("how", "problem"),
-        [("die", "was lost: unavailable"), ("freeze", "was lost: no sign of life for 0.6 s")],
+        [
+            ("die", "was lost: the connection failed"),
+            ("freeze", "was lost: no sign of life for 0.6 s"),
+        ],
     )
     async def test_every_request_hears_of_it(self, how: str, problem: str) -> None:
         worker = FakeWorker("mixed-0")

@@ -122,6 +122,25 @@ def test_a_worker_that_leaves_or_changes_its_role(
     assert sample(registry, name, worker="w", role="mixed") is None
 
 
+def test_of_a_lost_worker_the_load_is_unknown_and_the_counters_stay(
+    registry: CollectorRegistry, metrics: GatewayMetrics
+) -> None:
+    def found() -> list[float | None]:
+        names = ("twinflow:worker_up", "vllm:num_requests_running", "twinflow:worker_steps_total")
+        return [sample(registry, name, worker="w", role="mixed") for name in names]
+
+    stats = WorkerStats(num_running=2, steps=7)
+    metrics.observe_worker("w", "mixed", stats)
+    assert found() == [1, 2, 7]
+    metrics.lose_worker("w")
+    metrics.lose_worker("unknown")
+    assert found() == [0, None, 7]
+    metrics.forget_worker("w")
+    assert found() == [0, None, None]
+    metrics.observe_worker("w", "mixed", stats)
+    assert found() == [1, 2, 7]
+
+
 def test_the_exposition_parses_and_names_are_unique(
     registry: CollectorRegistry, metrics: GatewayMetrics
 ) -> None:

@@ -102,6 +102,19 @@ async def test_b16_watch_follows_the_backend_down_and_up(service: str) -> None:
         watching.cancel()
 
 
+async def test_the_server_as_a_whole_needs_every_pair_and_the_service_any() -> None:
+    backend = FakeBackend()
+    async with running_door(backend) as door, door.channel() as channel:
+        backend.ready = Readiness(ready=False, reason="decode-1 is gone", degraded=True)
+        await becomes(channel, "", Status.NOT_SERVING)
+        assert await check(channel, INFERENCE) == Status.SERVING
+        backend.ready = Readiness(ready=False, reason="nobody is there")
+        await becomes(channel, INFERENCE, Status.NOT_SERVING)
+        backend.ready = Readiness(ready=True)
+        await becomes(channel, INFERENCE, Status.SERVING)
+        assert await check(channel) == Status.SERVING
+
+
 async def test_b16_watches_end_when_the_server_stops_and_hold_it_up_for_nothing() -> None:
     async with running_door() as door, door.channel() as channel:
         watching = [watch(channel) for _ in range(3)]

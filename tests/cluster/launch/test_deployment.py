@@ -198,19 +198,20 @@ def test_the_gateway() -> None:
         host="127.0.0.2",
         port=1,
         grpc_port=2,
+        max_model_len=1000,
         api_key=(SecretStr("key"),),
         max_num_queued_reqs=3,
         max_num_queued_tokens=4,
         seed=5,
     )
-    spec = plan_gateway(config, {"mixed-0": "127.0.0.1:9"}, "t")
+    spec = plan_gateway(config, "t")
     gateway = GatewayConfig.decode(spec.config)
     assert (spec.kind, spec.name, spec.threads) == ("gateway", "gateway-0", 1)
     assert gateway == GatewayConfig(
         model=Path("models/tiny").resolve(),
         names=("a", "b"),
         token="t",
-        workers={"mixed-0": "127.0.0.1:9"},
+        max_model_len=1000,
         host="127.0.0.2",
         port=1,
         grpc_port=2,

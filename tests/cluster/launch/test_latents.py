@@ -90,7 +90,7 @@ def test_every_process_is_told() -> None:
         worker = WorkerConfig.decode(spec.config)
         assert (worker.mla_parallel, worker.mla_shards) == ("tpla", 2)
         assert worker.tpla_transform == "/t.safetensors"
-    gateway = GatewayConfig.decode(plan_gateway(config, {}, "t", choice).config)
+    gateway = GatewayConfig.decode(plan_gateway(config, "t", choice).config)
     assert gateway.loss == row
 
 

@@ -68,24 +68,24 @@ def only(name: str, change: Callable[[FakeHandle], None]) -> Callable[[FakeHandl
 class TestStart:
     """From nothing to a token through every pair."""
 
-    def test_workers_then_gateway_then_proof(self) -> None:
+    def test_gateway_and_workers_then_proof(self) -> None:
         stage = Stage(prefill=1, decode=2, api_key=("key",), served_model_name=("tiny",))
         stage.missing = ["prefill-0→decode-0: not connected yet"]
         summary = stage.deployment.start(MACHINE)
         names = [handle.name for handle in stage.launcher.handles]
-        assert names == ["prefill-0", "decode-0", "decode-1", "gateway-0"]
-        assert stage.launcher.config_of("gateway-0")["workers"] == {
-            "prefill-0": "127.0.0.1:5000",
-            "decode-0": "127.0.0.1:5001",
-            "decode-1": "127.0.0.1:5002",
+        assert names == ["gateway-0", "prefill-0", "decode-0", "decode-1"]
+        workers = {
+            "prefill-0": "127.0.0.1:5001",
+            "decode-0": "127.0.0.1:5002",
+            "decode-1": "127.0.0.1:5003",
         }
+        assert stage.launcher.named("gateway-0").introduced == [workers]
         assert summary.http_url == "http://127.0.0.1:8000"
         assert summary.grpc_target == "127.0.0.1:50051"
         assert summary.pools == {"prefill": ("prefill-0",), "decode": ("decode-0", "decode-1")}
         assert (summary.model, summary.needs_key) == ("tiny", True)
-        phases = ["Starting", "Starting workers", "Starting the gateway", "Checking"]
-        assert stage.ui.phases == phases
-        assert (90, 300) in stage.ui.amounts
+        assert stage.ui.phases == ["Starting", "Starting gateway and workers", "Checking"]
+        assert (120, 400) in stage.ui.amounts
 
     def test_nothing_starts_on_a_machine_that_lacks_what_is_wanted(self) -> None:
         stage = Stage(device="cuda")
@@ -107,6 +107,38 @@ class TestStart:
         with pytest.raises(ConfigError, match="was not measured with 4 shards"):
             unmeasured.deployment.start(MACHINE)
         assert unmeasured.launcher.opened == 0
+
+    def test_the_gateway_meets_the_workers_when_all_are_there(self) -> None:
+        def hang(handle: FakeHandle) -> None:
+            handle.steps = [ServiceStatus("starting", "loading weights", 1, 2)]
+
+        stage = Stage(only("decode-0", hang))
+        with pytest.raises(DeadlineExceeded):
+            stage.deployment.start(MACHINE)
+        assert stage.launcher.named("gateway-0").introduced == []
+
+    def test_a_taken_port_is_found_while_workers_load(self) -> None:
+        def never(handle: FakeHandle) -> None:
+            if handle.spec.kind == "worker":
+                handle.steps = [ServiceStatus("starting", "loading weights", 1, 2)]
+            else:
+                handle.steps = list(fails_with("cannot listen on 127.0.0.1:8000", "config_error"))
+
+        stage = Stage(never)
+        with pytest.raises(ConfigError, match="gateway-0: cannot listen"):
+            stage.deployment.start(MACHINE)
+        assert stage.clock.now < 1.0
+
+    def test_workers_that_the_gateway_cannot_work_with(self) -> None:
+        stage = Stage()
+        stage.missing = ["the server is starting"] * 10_000
+        failed = list(fails_with("they lay KV blocks out differently", "config_error"))[1:]
+        stage.clock.at = [
+            (5.0, lambda: setattr(stage.launcher.named("gateway-0"), "steps", failed))
+        ]
+        with pytest.raises(ConfigError, match="gateway-0: they lay KV blocks out differently"):
+            stage.deployment.start(MACHINE)
+        assert stage.clock.now < 6.0
 
     def test_all_processes_of_a_deployment_share_a_secret(self) -> None:
         stage = Stage()
@@ -238,7 +270,7 @@ class TestWatch:
         stage.deployment.watch()
         assert stage.ui.messages == [f"the process of {lost} ended; serving on with mixed-1"]
         alive = [handle.name for handle in stage.launcher.handles if handle.alive]
-        assert alive == ["mixed-1", "mixed-1-rank1", "gateway-0"]
+        assert alive == ["gateway-0", "mixed-1", "mixed-1-rank1"]
 
     def test_a_frozen_rank_is_killed_with_its_worker(self) -> None:
         stage = Stage(mixed=2, tensor_parallel_size=2)
@@ -381,7 +413,7 @@ class TestRun:
         stage.clock.at = [(0.1, stage.interrupt)]
         assert self.run(stage) == 0
         assert stage.ui.summaries == []
-        assert [handle.stopped_with for handle in stage.launcher.handles] == [[], []]
+        assert [handle.stopped_with for handle in stage.launcher.handles] == [[], [], []]
 
     def test_a_process_that_dies(self) -> None:
         stage = Stage()

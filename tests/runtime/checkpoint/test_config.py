@@ -1,4 +1,4 @@
-"""config.json and generation_config.json: both spellings, and every fault with its key."""
+"""config.json and generation_config.json: both spellings, every fault with its key (C8, C9)."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Context length and memory."""
+"""Context length and memory (rows C15, C16)."""
 
 import pytest
 from tests.support.checkpoints import assert_one_line, small_config

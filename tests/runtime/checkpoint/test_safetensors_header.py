@@ -1,4 +1,4 @@
-"""Every way in which a safetensors file can be broken is refused, with the file's name."""
+"""Every way in which a safetensors file can be broken is refused, with the file's name (C1)."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tensors that a model needs, compared with those that a checkpoint has."""
+"""The tensors that a model needs, compared with those that a checkpoint has (rows C3, C4)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A tokenizer that cannot serve its model is refused at start."""
+"""A tokenizer that cannot serve its model is refused at start (row C10)."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Reading weights: what arrives, what is refused, and what the fingerprint tells apart."""
+"""Reading weights: what arrives, what is refused (rows C1 to C7, C12), and the fingerprint."""
 
 import pickle
 import shutil

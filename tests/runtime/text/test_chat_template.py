@@ -1,4 +1,4 @@
-"""Loading chat templates, and what a template may and may not do."""
+"""Loading chat templates, and what a template may and may not do (row C11)."""
 
 import json
 from datetime import datetime

@@ -6,9 +6,7 @@ back is given back because of the end of the request, not of somebody's patience
 
 import asyncio
 import random
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,6 @@ import pytest_asyncio
 from tests.support.halting import kept_busy
 from tests.support.worker_proxy import AskStore, between
 from tests.support.workers import (
-    PATIENCE_S,
     Answer,
     Gateway,
     attached,
@@ -269,18 +266,11 @@ async def test_links_that_are_given_up_while_they_connect_hold_no_thread(pair: P
                 )
                 go_on.set()
             await idle(pair.prefill, pair.decode)  # the rendezvous needs the proxy
-        for worker in (pair.prefill, pair.decode):
-            await within(all_free(worker.parts.links.threads), "the last thread")
-
-
-async def all_free(threads: ThreadPoolExecutor) -> None:
-    """Returns when every thread is free at the same time."""
-    together = threading.Barrier(threads._max_workers)
-    events = asyncio.get_running_loop()
-    waiting = [
-        events.run_in_executor(threads, together.wait, PATIENCE_S) for _ in range(together.parties)
-    ]
-    await asyncio.gather(*waiting)
+        threads = [worker.parts.links.threads for worker in (pair.prefill, pair.decode)]
+        await eventually(
+            lambda: not any(each.num_live for each in threads),
+            lambda: [each.num_live for each in threads],
+        )
 
 
 async def test_one_gateway_that_vanishes_takes_only_its_own_requests_along(pair: Pair) -> None:

@@ -157,12 +157,32 @@ def test_a48_starting_or_draining() -> None:
         ready = gateway.get("/ready")
         assert ready.status_code == 503
         assert ready.headers["retry-after"] == "1"
-        assert ready.json() == {"ready": False, "reason": "no decode worker", "pairs": []}
+        assert (ready.json()["ready"], ready.json()["reason"]) == (False, "no decode worker")
         assert gateway.get("/health").status_code == 200
         assert gateway.get("/live").status_code == 200
         assert gateway.metric("vllm:admission_rejections_total", reason="service_unavailable") == 2
         gateway.backend.refusal = None
         assert gateway.post(CHAT, chat_body()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("ready", "query", "status"),
+    [
+        (Readiness(True), "", 200),
+        (Readiness(True), "?pairs=any", 200),
+        (Readiness(False, "decode-1 is gone", degraded=True), "", 503),
+        (Readiness(False, "decode-1 is gone", degraded=True), "?pairs=all", 503),
+        (Readiness(False, "decode-1 is gone", degraded=True), "?pairs=any", 200),
+        (Readiness(False, "nobody is there"), "?pairs=any", 503),
+    ],
+)
+def test_a_probe_may_settle_for_any_pair(ready: Readiness, query: str, status: int) -> None:
+    with http_gateway() as gateway:
+        gateway.backend.ready = ready
+        response = gateway.get(f"/ready{query}")
+        assert response.status_code == status
+        assert response.json()["degraded"] is ready.degraded
+        assert_openai_error(gateway.get("/ready?pairs=most"), 400, "invalid_request", "pairs")
 
 
 def test_silence_is_not_readiness() -> None:

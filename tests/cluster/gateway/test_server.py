@@ -1,0 +1,114 @@
+"""A gateway before and after it meets the workers."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import msgspec
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.support.fake_worker import TOKEN, FakeWorker, running, until
+from tests.support.served_models import write_tiny_model
+
+from twinflow import AsyncClient
+from twinflow.cluster.gateway.config import GatewayConfig
+from twinflow.cluster.gateway.server import GatewayServer
+from twinflow.protos.errors import ConfigError, Unavailable
+
+BODY: dict[str, Any] = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 2}
+WORKERS = {"vocab_size": 400}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> GatewayConfig:
+    return GatewayConfig(
+        model=write_tiny_model(Path(tmp_path_factory.mktemp("models") / "tiny")),
+        names=("tiny",),
+        token=TOKEN,
+        max_queued_requests=8,
+        max_queued_tokens=1000,
+        port=0,
+        grpc_port=0,
+    )
+
+
+@asynccontextmanager
+async def started(
+    config: GatewayConfig,
+) -> AsyncIterator[tuple[GatewayServer, httpx.AsyncClient, str]]:
+    """A gateway with open doors that knows no workers: itself, its HTTP door, its gRPC door."""
+    gateway = GatewayServer(config)
+    try:
+        doors = await gateway.start(lambda *_: None)
+        url = f"http://{doors['http']}"
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
+            yield gateway, http, doors["grpc"]
+    finally:
+        await gateway.stop(0.0)
+
+
+async def health(target: str, service: str = "") -> bool:
+    """What the health service says."""
+    async with grpc.aio.insecure_channel(target) as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=30)
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def test_until_it_knows_the_workers_it_refuses_and_lives(config: GatewayConfig) -> None:
+    async with started(config) as (_, http, target):
+        for path in ("/health", "/live", "/metrics", "/version"):
+            assert (await http.get(path)).status_code == 200, path
+        ready = await http.get("/ready")
+        assert (ready.status_code, ready.json()["reason"]) == (503, "the server is starting")
+        chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+        for path, body in (
+            ("/v1/completions", BODY),
+            ("/v1/completions", BODY | {"stream": True}),
+            ("/v1/chat/completions", chat),
+            ("/tokenize", {"prompt": "hi"}),
+        ):
+            refused = await http.post(path, json=body)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+            assert refused.json()["error"]["message"] == "The server is starting."
+            assert refused.json()["error"]["code"] == "service_unavailable"
+        assert (await http.get("/v1/models")).status_code == 503
+        assert not await health(target)
+        async with AsyncClient(target) as client:
+            with pytest.raises(Unavailable, match="The server is starting"):
+                await client.generate(token_ids=(5, 6, 7))
+
+
+async def test_it_serves_once_it_knows_them(config: GatewayConfig) -> None:
+    prefill = FakeWorker("prefill-0", "prefill", **WORKERS)
+    decode = FakeWorker("decode-0", "decode", **WORKERS)
+    async with started(config) as (gateway, http, target), running(prefill, decode) as addresses:
+        await gateway.introduce({where.worker_id: where.address for where in addresses})
+        await until(lambda: len(gateway.dispatcher.available) == 2)
+        ready = await http.get("/ready")
+        assert (ready.status_code, ready.json()["pairs"]) == (200, ["prefill-0→decode-0: ok"])
+        answer = await http.post("/v1/completions", json=BODY)
+        assert answer.json()["usage"]["completion_tokens"] == 2
+        (card,) = (await http.get("/v1/models")).json()["data"]
+        assert (card["id"], card["max_model_len"]) == ("tiny", 256)
+        while not await health(target):  # it asks again within a second
+            pass
+
+
+async def test_workers_that_cannot_serve_together(config: GatewayConfig) -> None:
+    one, other = FakeWorker("mixed-0"), FakeWorker("mixed-1", block_size=8)
+    async with started(config) as (gateway, http, _), running(one, other) as addresses:
+        with pytest.raises(ConfigError, match="block sizes"):
+            await gateway.introduce({where.worker_id: where.address for where in addresses})
+        assert (await http.get("/ready")).status_code == 503
+
+
+async def test_a_taken_port_is_named(config: GatewayConfig) -> None:
+    async with started(config) as (_, http, _):
+        taken = msgspec.structs.replace(config, port=http.base_url.port)
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{taken.port}"):
+            async with started(taken):
+                pass
