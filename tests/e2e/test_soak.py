@@ -1,5 +1,6 @@
 """1 000 mixed requests, some bad and some broken off: each ends once, and nothing stays behind."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,12 +22,13 @@ FLAGS = (
     *("--launcher", "local", "--dtype", "float32", "--threads-per-worker", "1"),
     *("--max-model-len", "160", "--block-size", "8", "--num-kv-blocks", "61"),
     *("--max-num-seqs", "8", "--max-num-batched-tokens", "64"),
-    *("--max-num-queued-reqs", str(QUEUE)),
+    # The prefill worker keeps the other ends of closed links for twice as long.
+    *("--max-num-queued-reqs", str(QUEUE), "--kv-link-idle-timeout", "1"),
 )
-# Pools of threads and links grow to what was needed at once, and the prefill worker keeps the other
-# ends of closed links for two minutes; a leak would grow with the 1 000 requests, or with the 100
-# that are broken off.
-POOLS = 40
+# Descriptors return to what they were. Of threads, asyncio keeps a pool for calls that block, which
+# may not have been full before; a leak would grow with the 1 000 requests, or with the 100 that are
+# broken off.
+POOL = min(32, (os.cpu_count() or 1) + 4)
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +47,13 @@ async def run_jobs(deployment: Deployment, jobs: list[Job]) -> list[Outcome]:
 
 
 def growth(before: Mapping[int, Footprint], after: Mapping[int, Footprint]) -> dict[int, Footprint]:
-    """What each process holds more than it did; the processes are the same."""
+    """What processes hold more than they may; the processes are the same."""
     assert before.keys() == after.keys()
-    return {
+    more = {
         pid: Footprint(after[pid].fds - held.fds, after[pid].threads - held.threads)
         for pid, held in before.items()
     }
+    return {pid: grown for pid, grown in more.items() if grown.fds > 0 or grown.threads > POOL}
 
 
 @pytest.mark.slow
@@ -73,10 +76,7 @@ async def test_every_request_ends_once_and_nothing_stays_behind(deployment: Depl
     assert 0 <= finished - count[Outcome.FINISHED] <= count[Outcome.CANCELLED] - aborted
     assert aborted > 0
     wait_until(
-        lambda: all(
-            more.fds <= POOLS and more.threads <= POOLS
-            for more in growth(held_before, deployment.footprints()).values()
-        ),
+        lambda: not growth(held_before, deployment.footprints()),
         "file descriptors and threads to be given back",
         QUIET_S,
         lambda: str(growth(held_before, deployment.footprints())),
