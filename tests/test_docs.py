@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
+from tests.support.calibrations import quality_row
 from tests.support.documents import DOCUMENTS, ROOT, Document, code_in
 from tests.support.fake_backend import FakeBackend
 from tests.support.grpc_doors import pipeline_of, running_door
@@ -26,11 +27,13 @@ from twinflow.cluster.gateway.http.app import create_app
 from twinflow.cluster.gateway.http.config import HttpConfig
 from twinflow.cluster.gateway.http.dependencies import HttpDependencies
 from twinflow.cluster.gateway.http.gate import OPEN_PATHS
+from twinflow.cluster.gateway.latent_metrics import export_loss
 from twinflow.cluster.gateway.metrics import GatewayMetrics
 from twinflow.cluster.gateway.validation import unsupported
 from twinflow.cluster.gateway.validation.chat import ChatFields
 from twinflow.cluster.gateway.validation.completion import CompletionFields
 from twinflow.protos.errors import SetupError, subclasses_by_code
+from twinflow.runtime.calibration.report import QualityReport
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 LONGEST_EXAMPLE = 40
@@ -199,9 +202,16 @@ def test_errors_are_those_of_the_tree() -> None:
 def test_metrics_are_those_of_the_registry() -> None:
     registry = CollectorRegistry()
     GatewayMetrics(registry, "tiny")
+    export_loss(registry, "tiny", quality_row())
     exposed = {(family.name, family.type) for family in registry.collect()}
     rows = API.table("metric", "kind", "what")
     assert {(code_in(name)[0], kind) for name, kind, _ in rows} == exposed
+
+
+def test_the_loss_of_tpla_is_what_was_measured() -> None:
+    measured = ROOT / "docs/measurements/tpla-nano.json"
+    report = msgspec.json.decode(measured.read_bytes(), type=QualityReport)
+    assert report.table() in (ROOT / "docs/design/tpla.md").read_text()
 
 
 @examples

@@ -134,6 +134,11 @@ class UnitReceiver:
         return self._failure is not None
 
     @property
+    def failure(self) -> HandoffError | None:
+        """Why it failed; known before the link is closed for it."""
+        return self._failure
+
+    @property
     def digests_refused(self) -> int:
         """Pages that arrived with a wrong digest."""
         return self._digests_refused

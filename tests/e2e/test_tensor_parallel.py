@@ -25,7 +25,7 @@ SHAPE = MixShape(vocab_size=TINY_VOCAB, longest_prompt=60, most_tokens=16)
 ASKS = random_asks(40, SHAPE, seed=5)
 FLAGS = ("--launcher", "local", "--dtype", "float32", "--threads-per-worker", "1")
 ONE_WORKER = ("--mixed", "1", "--tensor-parallel-size", "2")
-# Blocks for a few long requests, and chunks shorter than prompts.
+# Requests wait for blocks, and chunks are shorter than prompts.
 TIGHT = (
     *("--max-model-len", "96", "--block-size", "8", "--num-kv-blocks", "25"),
     *("--max-num-seqs", "8", "--max-num-batched-tokens", "32"),
@@ -76,7 +76,6 @@ async def test_tokens_are_those_of_one_process(
         expected = [entry.logprob for entry in wanted.logprobs]
         assert answer.logprobs == pytest.approx(expected, abs=1e-4)
     assert metrics.finished == len(ASKS)
-    assert metrics.value("vllm:num_preemptions_total") > 0
     assert metrics.value("twinflow:worker_ranks") == processes
     assert metrics.value("twinflow:handoffs_failed_total") == 0
 

@@ -59,7 +59,6 @@ class IncomingTransfer:
 
     Attributes:
         manifest: what is received.
-        digests_refused: pages that arrived with a wrong digest.
         seconds: from the first announcement to the last digest.
 
     Raises:
@@ -92,13 +91,18 @@ class IncomingTransfer:
         self._began: float | None = None
         self._prefilled = False
         self._arrived = False
-        self.digests_refused = 0
+        self._receiver: UnitReceiver | None = None
         self.seconds = 0.0
 
     @property
     def num_bytes(self) -> int:
         """Bytes that have arrived and were right: all or none."""
         return self.manifest.num_bytes if self._arrived else 0
+
+    @property
+    def digests_refused(self) -> int:
+        """Pages that arrived with a wrong digest."""
+        return 0 if self._receiver is None else self._receiver.digests_refused
 
     async def run(self) -> None:
         """Returns when every block is here and right, and the first token, if it is brought.
@@ -113,9 +117,13 @@ class IncomingTransfer:
             for half in (listen, work):
                 if half.done():
                     half.result()
-        except BaseException:  # whatever ended it, the link must be quiet
+        except BaseException as error:  # whatever ended it, the link must be quiet
+            # The sender notices that the link was closed here, and its complaint may come first.
+            own = None if self._receiver is None else self._receiver.failure
             await to_the_end(self._give_up(listen, work))
-            raise
+            if own is None or not isinstance(error, HandoffError):
+                raise
+            raise own from None
         now = self._events.time()
         self.seconds = now - (self._began or now)
         self._arrived = True
@@ -207,13 +215,11 @@ class IncomingTransfer:
             HandoffError: the transfer failed; the link is closed.
         """
         receiver = UnitReceiver(self._lease.connect(), self.manifest, self._page)
+        self._receiver = receiver
         under_way: deque[int] = deque()
-        try:
-            while not receiver.complete:
-                self._post_announced(receiver, under_way)
-                receiver.finish(under_way.popleft(), self._end.patience_s)
-        finally:
-            self.digests_refused = receiver.digests_refused
+        while not receiver.complete:
+            self._post_announced(receiver, under_way)
+            receiver.finish(under_way.popleft(), self._end.patience_s)
 
     def _post_announced(self, receiver: UnitReceiver, under_way: deque[int]) -> None:
         """Post every unit that is announced; wait for one if none is under way."""

@@ -41,7 +41,7 @@ class KVSender:
         self._news = asyncio.Event()
 
     def __len__(self) -> int:
-        return sum(1 + len(held.conversations) for held in self._held.values())
+        return sum(1 + len(held.conversations) for held in list(self._held.values()))
 
     def on_kv(self, progress: KVProgress) -> None:
         """A step has finished layers of a held request; called on its thread."""
@@ -66,6 +66,8 @@ class KVSender:
         if held is None:
             return
         held.over = True
+        # One that was begun just now must take its first step: else nothing of it would clean up.
+        await asyncio.sleep(0)
         if complete and held.conversations:
             await asyncio.wait(set(held.conversations), timeout=self._end.config.lease_s)
         for conversation in held.conversations:

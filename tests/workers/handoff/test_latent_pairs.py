@@ -21,7 +21,11 @@ from tests.support.workers import Answer, Gateway, attached, peer_of, random_pro
 from twinflow.runtime.llm import LLM
 from twinflow.runtime.sampling_params import SamplingParams
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
 
 PARAMS = SamplingParams(temperature=0, max_tokens=6, seed=0, ignore_eos=True, logprobs=1)
 # Of blocks of 8 tokens: shorter than the blocks of all ranks, at their ends, and across many.

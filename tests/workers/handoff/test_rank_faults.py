@@ -26,7 +26,11 @@ from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.runtime.llm import LLM
 from twinflow.runtime.sampling_params import SamplingParams
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
 
 PARAMS = SamplingParams(temperature=0.8, max_tokens=8, seed=5, ignore_eos=True)
 # How long the workers of this file wait for one another.
@@ -91,11 +95,12 @@ async def pools(workers: Pools) -> AsyncIterator[Pools]:
 
 
 @asynccontextmanager
-async def meddling(pools: Pools, **hooks: Any) -> AsyncIterator[pb.Peer]:
-    """The prefill worker, with somebody between its rank 1 and who asks that rank."""
+async def meddling(pools: Pools, rank: int = 1, **hooks: Any) -> AsyncIterator[pb.Peer]:
+    """The prefill worker, with somebody between one of its ranks and who asks that rank."""
     peer = peer_of(pools.prefill.leader)
-    async with between(peer.ranks[1].address, **hooks) as address:
-        peer.ranks[1].address = address
+    async with between(peer.ranks[rank].address, **hooks) as address:
+        peer.ranks[rank].address = address
+        peer.address = peer.ranks[0].address
         yield peer
 
 
@@ -105,9 +110,7 @@ async def assert_recomputed(pools: Pools, peer: pb.Peer, *, refused: int = 0) ->
     before = replace(handoffs)
     beside = pools.bystander.leader.parts.core.state.handoffs
     completed = beside.completed
-    answer, _ = await asyncio.gather(
-        pools.fetch(peer.ranks[1].address, peer), pools.fetch_beside(peer.ranks[1].address)
-    )
+    answer, _ = await asyncio.gather(pools.fetch(str(peer), peer), pools.fetch_beside(str(peer)))
     assert "recompute" in answer.phase_names
     assert handoffs.failed == before.failed + 1
     assert handoffs.completed == before.completed
@@ -173,6 +176,30 @@ async def test_a_route_that_goes_wrong_fails_the_whole_hand_off(pools: Pools, wr
     hooks, refused = WRONG[wrong]
     async with meddling(pools, **hooks) as peer:
         await assert_recomputed(pools, peer, refused=refused)
+
+
+@pytest.mark.parametrize("wrong", ["a wrong digest", "silence", "nothing posted"])
+async def test_so_does_the_one_that_carries_the_prompt(pools: Pools, wrong: str) -> None:
+    hooks, refused = WRONG[wrong]
+    async with meddling(pools, rank=0, **hooks) as peer:
+        await assert_recomputed(pools, peer, refused=refused)
+
+
+async def test_other_ranks_may_come_before_the_prompt(pools: Pools) -> None:
+    """And they may come when most of it is sent."""
+
+    async def late(message: pb.TransferRequest) -> AsyncIterator[pb.TransferRequest]:
+        if message.HasField("open"):
+            await asyncio.sleep(0.5)
+        yield message
+
+    handoffs = pools.decode.leader.parts.core.state.handoffs
+    before = replace(handoffs)
+    for rank in (0, 1):
+        async with meddling(pools, rank, to_sender=late) as peer:
+            await pools.fetch(f"late {rank}", peer)
+    assert handoffs.completed == before.completed + 2
+    assert handoffs.failed == before.failed
 
 
 async def test_a_page_that_changed_on_another_rank_is_refused(pools: Pools) -> None:
@@ -268,3 +295,28 @@ async def test_workers_that_cut_kv_differently_hand_nothing_over(pools: Pools) -
         answer = await gateway.complete(submission(prompt, PARAMS, peer, probe=True))
         assert "'heads 0-1'" in str(answer.error)
         assert "['heads 0-0', 'heads 1-1']" in str(answer.error)
+
+
+async def test_a_burst_with_aborts_at_any_moment_leaves_nothing(pools: Pools) -> None:
+    rng = random.Random(3)
+    handoffs = pools.decode.leader.parts.core.state.handoffs
+    completed = handoffs.completed
+    peer = peer_of(pools.prefill.leader)
+
+    async def one(number: int) -> int:
+        prompt = random_prompt(random.Random(number), rng.randrange(20, 120))
+        request = submission(prompt, PARAMS, peer)
+        answer = await pools.to_decode.submit(request)
+        if number % 3 == 0:
+            await asyncio.sleep(rng.random() * 0.5)
+            await pools.to_decode.abort(request)
+            return 0
+        await asyncio.wait_for(answer.done.wait(), 60)
+        expected = pools.alone.generate([prompt], PARAMS, use_tqdm=False)[0].outputs[0]
+        assert tuple(answer.tokens) == expected.token_ids
+        return 1
+
+    finished = sum(await asyncio.gather(*(one(number) for number in range(30))))
+    await all_idle(pools.prefill, pools.decode)
+    assert finished == 20
+    assert handoffs.completed > completed

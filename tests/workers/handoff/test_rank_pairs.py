@@ -24,7 +24,11 @@ from twinflow.runtime.llm import LLM
 from twinflow.runtime.outputs import CompletionOutput
 from twinflow.runtime.sampling_params import SamplingParams
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, seed=0, ignore_eos=True, logprobs=1)
 SEEDED = SamplingParams(temperature=0.9, top_k=40, max_tokens=10, seed=77, ignore_eos=True)
