@@ -15,8 +15,8 @@ class CalibrationOptions:
         text: file to calibrate with and to measure on.
         out: where transforms and report go; None for a folder in the model's directory.
         shards: numbers of shards to measure.
-        transforms: which, as operators write them; empty for all kinds and two with common
-            columns.
+        transforms: which, as operators write them; empty for all kinds, one of them with
+            common columns.
         tokens: of the text, at most.
         window: tokens of context and scored tokens together.
         dtype: `auto` or a torch dtype name.

@@ -32,7 +32,7 @@ from twinflow.runtime.weight_memory import weight_bytes
 
 # Common columns that are measured unless transforms are named, as parts of all columns.
 _COMMON = (8, 4)
-_COMMON_KIND = "joint"
+_COMMON_KIND = "scores"
 
 
 def calibrate_tpla(options: CalibrationOptions, progress: CalibrationProgress) -> QualityReport:
@@ -204,8 +204,8 @@ def _variants(options: CalibrationOptions, subject: Subject) -> list[_Variant]:
 
 
 def _default_names(width: int, shards: Sequence[int]) -> list[TransformName]:
-    """All kinds, and one with common columns where these leave slices of equal width."""
-    names = [TransformName(kind) for kind in transform_kinds()]
+    """All kinds, that for common columns where these leave slices of equal width."""
+    names = [TransformName(kind) for kind in transform_kinds() if kind != _COMMON_KIND]
     if width & (width - 1):
         names.remove(TransformName("hadamard"))
     for part in _COMMON:

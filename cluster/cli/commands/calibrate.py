@@ -5,7 +5,7 @@ The work itself is twinflow.runtime.calibration.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TextIO, get_args
+from typing import Literal, Never, TextIO, get_args
 
 from tqdm import tqdm
 
@@ -34,11 +34,12 @@ transforms:
   hadamard    all columns mixed
   pca         principal components of the latents
   joint       principal components of what queries and values read of the latents
-  joint+64    the same, the first 64 columns kept by every rank: less error, more memory
+  scores      the same, with most weight on queries
+  scores+64   the first 64 columns kept by every rank: less error, more memory; so for any of them
 
 examples:
   twinflow calibrate tpla ./deepseek-v2-lite --text book.txt
-  twinflow calibrate tpla ./deepseek-v2-lite --text book.txt --shards 2 --transform joint joint+64
+  twinflow calibrate tpla ./deepseek-v2-lite --text book.txt --shards 2 --transform joint scores+64
 """
 
 # Told a phase, how much of it is done, and how much there is.
@@ -69,7 +70,7 @@ def add_to(commands: Commands) -> None:
         metavar="NAME",
         nargs="+",
         action="extend",
-        help="transforms to measure [default: all, and joint with an eighth and a quarter of the "
+        help="transforms to measure [default: all, scores with an eighth and a quarter of the "
         "columns kept by every rank]",
     )
     parser.add_argument(
@@ -161,7 +162,7 @@ class _PhaseBar:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._phase = ""
-        self._bar: tqdm[None] | None = None
+        self._bar: "tqdm[Never] | None" = None
 
     def __enter__(self) -> "_PhaseBar":
         return self

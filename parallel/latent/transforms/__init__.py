@@ -2,7 +2,7 @@
 
 basis.py      LatentBasis, LatentTransform: what a transform is
 moments.py    LatentMoments: what calibration knows of the latents of a layer
-base.py       TransformKind: a way to find bases; none, hadamard, pca and joint are a file each
+base.py       TransformKind: a way to find bases; none, hadamard, pca, joint, scores: a file each
 registry.py   create_transform_kind: kinds by name
 factors.py    fit_logit_factors: by how much each shard scales its logits
 fitting.py    fit_transform: the bases of all layers for a scheme

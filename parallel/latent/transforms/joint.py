@@ -10,6 +10,8 @@ The columns of z = c A have the variances Λ, and are uncorrelated, in the metri
 orthogonal, which is why the norm must be taken before (see `basis`).
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -24,15 +26,21 @@ _FLOOR = 1e-8
 
 
 class Joint(TransformKind):
-    """See the module."""
+    """See the module.
+
+    Class attributes:
+        value_weight: how much Sv counts.
+    """
 
     name = "joint"
     fits_factors = False
+    value_weight: ClassVar[float] = 1.0
 
     def basis(self, layer: int, width: int, moments: LatentMoments | None) -> LatentBasis:
         """See the base class."""
         found = self.required(moments)
-        read = _share(found.queries, found.covariance) + _share(found.values, found.covariance)
+        read = _share(found.queries, found.covariance)
+        read = read + self.value_weight * _share(found.values, found.covariance)
         strengths, axes = descending(read)
         roots = strengths.clamp_min(_FLOOR * float(strengths.mean())).sqrt()
         root = axes * roots @ axes.mT

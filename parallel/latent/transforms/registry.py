@@ -7,6 +7,7 @@ from twinflow.parallel.latent.transforms.hadamard import Hadamard
 from twinflow.parallel.latent.transforms.joint import Joint
 from twinflow.parallel.latent.transforms.none import NoTransform
 from twinflow.parallel.latent.transforms.pca import PrincipalComponents
+from twinflow.parallel.latent.transforms.scores import Scores
 from twinflow.protos.errors import ConfigError
 
 _KINDS: dict[str, Callable[[], TransformKind]] = {}
@@ -36,5 +37,5 @@ def transform_kinds() -> tuple[str, ...]:
     return tuple(_KINDS)
 
 
-for _kind in (NoTransform, Hadamard, PrincipalComponents, Joint):
+for _kind in (NoTransform, Hadamard, PrincipalComponents, Joint, Scores):
     register_transform_kind(_kind.name, _kind)

@@ -28,7 +28,7 @@ def test_every_transform_is_measured_and_written(tmp_path: Path) -> None:
         phases.append(phase)
 
     report = calibrate_tpla(options, progress)
-    names = ["none", "hadamard", "pca", "joint", "joint+4", "joint+8"]
+    names = ["none", "hadamard", "pca", "joint", "scores+4", "scores+8"]
     assert [(row.shards, row.transform) for row in report.rows] == [
         (shards, name) for shards in (2, 4) for name in names
     ]
@@ -48,7 +48,7 @@ def test_every_transform_is_measured_and_written(tmp_path: Path) -> None:
         per_token = report.scored_bytes * row.delta_nll_per_byte / report.scored_tokens
         assert row.delta_nll_per_token == pytest.approx(per_token)
     kept = {row.transform: row.kl_per_token for row in report.rows if row.shards == 2}
-    assert kept["joint+8"] < kept["joint+4"] < kept["joint"] < kept["none"]
+    assert kept["scores+8"] < kept["scores+4"] < kept["joint"] < kept["none"]
     assert QualityReport.read(options.folder) == report
     assert (options.folder / "report.md").read_text() == report.table()
     left = {path.name for path in options.folder.iterdir()}

@@ -97,6 +97,19 @@ def test_the_joint_basis_sorts_by_what_is_read() -> None:
     assert pca.matrix[0, 0] == pytest.approx(1.0)
 
 
+def test_values_count_less_for_scores() -> None:
+    """One direction is read by queries; the other, which varies more, by values alone."""
+    scores, values = torch.zeros(2, 2), torch.zeros(2, 2)
+    scores[0, 0], values[1, 1] = 1.0, 2.0
+    covariance = torch.diag(torch.tensor([1.0, 1.5], dtype=torch.float64))
+    moments = LatentMoments(9, covariance, scores.double(), values.double())
+    first = {
+        kind: int(create_transform_kind(kind).basis(0, 2, moments).matrix[:, 0].abs().argmax())
+        for kind in ("pca", "scores")
+    }
+    assert first == {"pca": 1, "scores": 0}
+
+
 def test_hadamard_spreads_every_column_and_differs_between_layers() -> None:
     first, second = basis_of("hadamard", 32), basis_of("hadamard", 32, layer=1)
     assert torch.allclose(first.matrix.abs(), torch.full_like(first.matrix, 32**-0.5))
@@ -105,7 +118,7 @@ def test_hadamard_spreads_every_column_and_differs_between_layers() -> None:
         create_transform_kind("hadamard").basis(0, 24, None)
 
 
-@pytest.mark.parametrize("kind", ["pca", "joint"])
+@pytest.mark.parametrize("kind", ["pca", "joint", "scores"])
 def test_what_is_calibrated_cannot_be_had_without(kind: str) -> None:
     with pytest.raises(ConfigError, match=f"{kind} is made from .* calibrate tpla"):
         plain_transform(create_transform_kind(kind), 2, 16)
@@ -207,7 +220,7 @@ def test_sums_over_pieces_give_the_moments_of_the_whole() -> None:
 
 
 def test_names_and_registry() -> None:
-    assert transform_kinds() == ("none", "hadamard", "pca", "joint")
+    assert transform_kinds() == ("none", "hadamard", "pca", "joint", "scores")
     with pytest.raises(ConfigError, match="'svd': unknown; choose one of none, hadamard"):
         create_transform_kind("svd")
     with pytest.raises(ValueError, match="already registered"):
