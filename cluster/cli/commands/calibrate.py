@@ -162,7 +162,7 @@ class _PhaseBar:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._phase = ""
-        self._bar: "tqdm[Never] | None" = None
+        self._bar: tqdm[Never] | None = None
 
     def __enter__(self) -> "_PhaseBar":
         return self
