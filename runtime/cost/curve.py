@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _GRID = 41
-_ROUNDS = 8
+_ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def fit_curve(shares: Sequence[float], speeds: Sequence[float]) -> SpeedCurve:
         best = np.array([knees[knee], slopes[slope]])
         step = (high - low) / (_GRID - 1)
         floor = np.array([x.min(), 0.0])
-        low, high = np.maximum(best - 2 * step, floor), np.minimum(best + 2 * step, 1.0)
+        low, high = np.maximum(best - 4 * step, floor), np.minimum(best + 4 * step, 1.0)
     return SpeedCurve(float(best[0]), float(best[1]))
 
 
