@@ -365,7 +365,15 @@ def _assemble(
         watermark_blocks=max(1, int(config.watermark * config.num_blocks)),
     )
     scheduler = create_scheduler(config.scheduler, limits)
-    return Engine(config, executor, blocks, scheduler, clock=clock, on_kv=on_kv)
+    return Engine(
+        config,
+        executor,
+        blocks,
+        scheduler,
+        num_layers=layout.num_layers,
+        clock=clock,
+        on_kv=on_kv,
+    )
 
 
 def _check_memory(options: EngineOptions, needed: int) -> None:

@@ -177,7 +177,9 @@ class RequestLifecycle:
 
     def _restart(self, request: Request, phase: str) -> None:
         self._blocks.free(request.request_id)
+        self._executor.restart(request.request_id)
         request.num_computed = 0
+        request.wave = None
         request.fetch_from = None
         request.stopwatch.enter(phase, self._clock())
         self.queues.move(request, RequestStatus.WAITING)

@@ -30,3 +30,7 @@ class Runner(Protocol):
     ) -> Tensor:
         """See `ModelRunner.forward`."""
         ...
+
+    def forget(self, sequence: str) -> bool:
+        """See `ModelRunner.forget`."""
+        ...

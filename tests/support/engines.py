@@ -31,14 +31,16 @@ def next_token(token_ids: Sequence[int]) -> int:
 class FakeExecutor:
     """Computes `next_token`, but only from what the block tables really lead to.
 
-    Each computed row writes its token to its slot; sampling reads the whole sequence back through
-    the block table. A wrong block, a missing row or a row computed twice changes the output or
-    raises.
+    Each computed row writes its token to its slot, layer by layer; sampling reads the whole
+    sequence back through the block table. A wrong block, a missing row, a row computed twice, a
+    layer left out or computed twice changes the output or raises.
     """
 
     def __init__(self, block_size: int, *, fail: Callable[[Work], bool] | None = None) -> None:
         self.block_size = block_size
         self.cells: dict[tuple[int, int], int] = {}
+        self.layers: dict[tuple[int, int], int] = {}  # how many of a cell are written
+        self.unfinished: dict[str, tuple[int, int, int]] = {}
         self.admitted: set[str] = set()
         self.batches: list[list[tuple[str, int, int]]] = []
         self._fail = fail
@@ -51,6 +53,10 @@ class FakeExecutor:
 
     def forget(self, request_id: str) -> None:
         self.admitted.discard(request_id)
+        self.restart(request_id)
+
+    def restart(self, request_id: str) -> None:
+        self.unfinished.pop(request_id, None)
 
     def execute(
         self, work: Sequence[Work], on_layers: LayersDone | None
@@ -74,16 +80,27 @@ class FakeExecutor:
         return results
 
     def _write(self, item: Work) -> None:
-        start, count = item.group.token_start, item.group.token_count
+        group, request_id = item.group, item.request.request_id
+        start, count = group.token_start, group.token_count
+        if group.layer_start:
+            assert self.unfinished.pop(request_id) == (start, count, group.layer_start)
+        if group.layer_end < NUM_LAYERS:
+            assert request_id not in self.unfinished
+            self.unfinished[request_id] = (start, count, group.layer_end)
         for position, token in enumerate(item.request.tokens(start, count), start):
-            self.cells[self._cell(item.blocks, position)] = token
+            cell = self._cell(item.blocks, position)
+            if group.layer_start:
+                assert (self.cells[cell], self.layers[cell]) == (token, group.layer_start)
+            self.cells[cell], self.layers[cell] = token, group.layer_end
 
     def _cell(self, blocks: Sequence[int], position: int) -> tuple[int, int]:
         return blocks[position // self.block_size], position % self.block_size
 
     def read(self, blocks: Sequence[int], count: int) -> list[int]:
         """The tokens behind the first `count` slots of a block table."""
-        return [self.cells[self._cell(blocks, position)] for position in range(count)]
+        cells = [self._cell(blocks, position) for position in range(count)]
+        assert all(self.layers[cell] == NUM_LAYERS for cell in cells)
+        return [self.cells[cell] for cell in cells]
 
     def copy_blocks(
         self, source: "FakeExecutor", source_blocks: Sequence[int], blocks: Sequence[int]
@@ -93,6 +110,7 @@ class FakeExecutor:
             for slot in range(self.block_size):
                 if (theirs, slot) in source.cells:
                     self.cells[ours, slot] = source.cells[theirs, slot]
+                    self.layers[ours, slot] = source.layers[theirs, slot]
 
 
 class ManualClock:
@@ -156,6 +174,7 @@ def create_engine(
         fake,
         blocks,
         wrap(scheduler, limits) if wrap else scheduler,
+        num_layers=NUM_LAYERS,
         clock=clock or ManualClock(),
         on_kv=on_kv,
     )
