@@ -18,8 +18,8 @@ CONTENTION = 0.3
 class SharedDeviceTimes(StepTimes, Protocol):
     """Step times that also know what a step takes of what lanes share."""
 
-    def memory_use(self, load: StepLoad, share: float = 1.0) -> float:
-        """The part of the device's memory bandwidth that a step uses while it runs, 0 to 1."""
+    def seconds_and_use(self, load: StepLoad, share: float = 1.0) -> tuple[float, float]:
+        """Seconds, and the part of the device's memory bandwidth used meanwhile, 0 to 1."""
         ...
 
 
@@ -50,9 +50,15 @@ class LaneTimes:
 
     def seconds(self, lane: Lane, other: Lane | None = None) -> float:
         """How long a lane's step takes while the other lane's runs."""
-        alone = self.times.seconds(lane.load, lane.share)
-        if other is None or not other.load.segments or not lane.load.segments:
-            return alone
-        wanted = self.times.memory_use(lane.load, lane.share)
-        wanted += self.times.memory_use(other.load, other.share)
-        return alone * min(max(wanted, 1.0), 1.0 + self.contention)
+        if other is None:
+            return self.times.seconds(lane.load, lane.share)
+        return self.pair(lane, other)[0]
+
+    def pair(self, lane: Lane, other: Lane) -> tuple[float, float]:
+        """How long each of two steps takes next to the other one."""
+        one, one_use = self.times.seconds_and_use(lane.load, lane.share)
+        two, two_use = self.times.seconds_and_use(other.load, other.share)
+        if not (one and two):
+            return one, two
+        stretch = min(max(one_use + two_use, 1.0), 1.0 + self.contention)
+        return one * stretch, two * stretch

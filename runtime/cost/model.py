@@ -94,16 +94,16 @@ class CostModel:
             total += segment.layers * self._layer(segment, *slow)
         return total
 
-    def memory_use(self, load: StepLoad, share: float = 1.0) -> float:
-        """The part of the device's memory bandwidth that a step uses while it runs, 0 to 1."""
+    def seconds_and_use(self, load: StepLoad, share: float = 1.0) -> tuple[float, float]:
+        """Seconds, and the part of the device's memory bandwidth used meanwhile, 0 to 1."""
         total = self.seconds(load, share)
         if not total:
-            return 0.0
+            return 0.0, 0.0
         # With free arithmetic only traffic takes time, and at full speed on the whole device.
         traffic = self._head_bytes_time(load.sampled)
         for segment in load.segments:
             traffic += segment.layers * self._layer(segment, 0.0, 1.0)
-        return min(1.0, traffic / total)
+        return total, min(1.0, traffic / total)
 
     def _layer(self, segment: SegmentLoad, compute: float, memory: float) -> float:
         """Seconds of one layer, arithmetic and traffic being slower by these factors."""

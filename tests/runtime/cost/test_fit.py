@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tests.support.cost import CURVES, EXPERT_PRICES, EXPERTS, LLAMA_8B, PRICES, loads
@@ -54,6 +54,7 @@ def test_steps_on_the_whole_device_alone_give_a_straight_line() -> None:
         fit_model(LLAMA_8B, [replace(each, share=0.5) for each in whole])
 
 
+@settings(deadline=None)
 @given(st.floats(0.15, 1.0), st.floats(0.0, 1.0))
 def test_curves_are_one_at_one_and_found_again(knee: float, slope: float) -> None:
     curve = SpeedCurve(knee, slope)
@@ -82,6 +83,7 @@ def test_a_share_that_is_none_is_refused(share: float) -> None:
         SpeedCurve().speed(share)
 
 
+@settings(deadline=None)
 @given(arrays(np.float64, (12, 4), elements=st.floats(-3, 3)), st.integers(0, 1000))
 def test_no_other_non_negative_answer_is_better(columns: np.ndarray, seed: int) -> None:
     rng = np.random.default_rng(seed)
