@@ -39,7 +39,7 @@ from twinflow.runtime.models.registry import checkpoint_shapes, create_model
 from twinflow.runtime.runner import Runner
 from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.schedulers import create_scheduler
-from twinflow.runtime.schedulers.base import SchedulerLimits
+from twinflow.runtime.schedulers.setup import SchedulerSetup
 from twinflow.runtime.weight_memory import weight_bytes
 
 # Told how far loading is: what, bytes done, bytes in all.
@@ -358,13 +358,7 @@ def _assemble(
         layout_digest=layout.digest(),
         enable_prefix_caching=config.enable_prefix_caching,
     )
-    limits = SchedulerLimits(
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        num_layers=layout.num_layers,
-        watermark_blocks=max(1, int(config.watermark * config.num_blocks)),
-    )
-    scheduler = create_scheduler(config.scheduler, limits)
+    scheduler = create_scheduler(config.scheduler, SchedulerSetup.of(config, layout.num_layers))
     return Engine(
         config,
         executor,

@@ -78,6 +78,7 @@ class Engine:
         self._clock = clock
         self._on_kv = on_kv
         self._failed_steps = 0
+        self._idle_until: float | None = None
         self._life = RequestLifecycle(
             executor, blocks, max_model_len=config.max_model_len, clock=clock
         )
@@ -97,6 +98,13 @@ class Engine:
     def runnable(self) -> bool:
         """Whether a step might have something to do."""
         return bool(self.queues.running or self.queues.waiting)
+
+    def idle_seconds(self, at_most: float) -> float:
+        """After a step in which nothing could be done: how long to wait before the next one, unless
+        something happens before."""
+        if self._idle_until is None:
+            return at_most
+        return min(max(self._idle_until - self._clock(), 0.0), at_most)
 
     def add_request(self, request: Request) -> None:
         """Queue a request.
@@ -138,8 +146,16 @@ class Engine:
 
     def _schedule(self) -> StepPlan:
         queues = self.queues
-        state = SchedulerState(queues.running, queues.waiting, queues.num_parked, self.blocks)
+        state = SchedulerState(
+            running=queues.running,
+            waiting=queues.waiting,
+            num_parked=queues.num_parked,
+            blocks=self.blocks,
+            receiving=queues.receiving,
+            history=self._life.history,
+        )
         plan = self._scheduler.plan(state, self._clock())
+        self._idle_until = plan.idle_until
         for request_id in plan.preempted:
             self._life.preempt(self._life.require(request_id))
         ids = (*plan.receive, *(group.request_id for group in plan.row_groups))

@@ -103,6 +103,8 @@ class Request:
         cached_tokens: prompt tokens that a prefix cache had, set at the first admission.
         status: where it stands.
         order: arrival number, set by the engine; breaks ties of priority.
+        arrival: when the engine took it in, on the engine's clock.
+        last_token_at: when it got its latest token, on the same clock.
         doomed: finished or aborted while its blocks still receive; they are freed afterwards.
         prefix_names: names of its leading full blocks, as far as they were needed; they stay
             true for ever, because tokens are only appended.
@@ -124,6 +126,8 @@ class Request:
     cached_tokens: int | None = None
     status: RequestStatus = RequestStatus.WAITING
     order: int = 0
+    arrival: float = 0.0
+    last_token_at: float | None = None
     doomed: bool = False
     prefix_names: list[bytes] = field(default_factory=list)
     stopwatch: Stopwatch = field(default_factory=lambda: Stopwatch("queue", 0.0))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twinflow.runtime.config import EngineConfig
+from twinflow.runtime.cost.base import StepTimes
 from twinflow.runtime.engine import Engine, KVProgress
 from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.kv.block_manager import BlockManager
@@ -14,6 +15,7 @@ from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.schedulers import create_scheduler
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerLimits
+from twinflow.runtime.schedulers.setup import SchedulerSetup
 
 NUM_LAYERS = 4
 VOCAB = 997
@@ -136,7 +138,12 @@ class EngineSpec:
     max_num_batched_tokens: int = 16
     max_model_len: int = 128
     enable_prefix_caching: bool = True
-    watermark_blocks: int = 1
+    scheduler: str = "chunked"
+    prefill_order: str = "fcfs"
+    admission: str = "aggressive"
+    tbt_objective: float | None = None
+    ttft_objective: float | None = None
+    times: StepTimes | None = None
 
 
 def create_engine(
@@ -156,6 +163,11 @@ def create_engine(
         max_num_seqs=spec.max_num_seqs,
         max_num_batched_tokens=spec.max_num_batched_tokens,
         enable_prefix_caching=spec.enable_prefix_caching,
+        scheduler=spec.scheduler,
+        prefill_order=spec.prefill_order,
+        admission=spec.admission,
+        tbt_objective=spec.tbt_objective,
+        ttft_objective=spec.ttft_objective,
     )
     blocks = BlockManager(
         spec.num_blocks,
@@ -164,16 +176,14 @@ def create_engine(
         layout_digest="layout",
         enable_prefix_caching=spec.enable_prefix_caching,
     )
-    limits = SchedulerLimits(
-        spec.max_num_seqs, spec.max_num_batched_tokens, NUM_LAYERS, spec.watermark_blocks
-    )
-    scheduler = create_scheduler("chunked", limits)
+    setup = SchedulerSetup.of(config, NUM_LAYERS, spec.times)
+    scheduler = create_scheduler(spec.scheduler, setup)
     fake = executor or FakeExecutor(spec.block_size)
     engine = Engine(
         config,
         fake,
         blocks,
-        wrap(scheduler, limits) if wrap else scheduler,
+        wrap(scheduler, setup.limits) if wrap else scheduler,
         num_layers=NUM_LAYERS,
         clock=clock or ManualClock(),
         on_kv=on_kv,

@@ -1,27 +1,25 @@
-"""The chunked policy: tables of states and plans, and what every plan owes in any history."""
-
-import random
-from typing import Any
+"""The chunked policy: tables of states and plans."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.engines import (
-    Collected,
     EngineSpec,
     FakeExecutor,
     create_engine,
     create_request,
-    expected_output,
     run,
 )
-from tests.support.schedulers import CheckedScheduler, SchedulerBench
+from tests.support.schedulers import SchedulerBench
 
-from twinflow.protos.errors import ConfigError, EngineError
+from twinflow.protos.errors import ConfigError
 from twinflow.runtime.engine import Engine
-from twinflow.runtime.request import Request
 from twinflow.runtime.schedulers import create_scheduler, register_scheduler
-from twinflow.runtime.schedulers.base import Scheduler, SchedulerLimits
+from twinflow.runtime.schedulers.admission.aggressive import Aggressive
+from twinflow.runtime.schedulers.base import SchedulerLimits
+from twinflow.runtime.schedulers.chunked import ChunkedScheduler
+from twinflow.runtime.schedulers.orders.fcfs import FirstComeFirstServed
+from twinflow.runtime.schedulers.setup import SchedulerSetup
 from twinflow.runtime.step_plan import RowKind, StepPlan
 
 
@@ -168,96 +166,6 @@ class TestPreemption:
         assert plan == StepPlan(preempted=(second, first))
 
 
-class History:
-    """A random history of one engine: arrivals, hand-offs of both kinds, aborts."""
-
-    def __init__(self, seed: int, spec: EngineSpec) -> None:
-        self.rng = random.Random(seed)
-        self.requests: list[Request] = []
-        self.aborted: set[str] = set()
-        self.done = Collected()
-        self.checker: CheckedScheduler | None = None
-        self.engine, self.executor = create_engine(
-            spec, executor=FakeExecutor(spec.block_size), wrap=self._wrap
-        )
-
-    def _wrap(self, policy: Scheduler, limits: SchedulerLimits) -> CheckedScheduler:
-        self.checker = CheckedScheduler(policy, limits)
-        return self.checker
-
-    def play(self, steps: int) -> None:
-        """Random steps, then whatever it takes until nothing is left."""
-        for _ in range(steps):
-            if self.rng.random() < 0.5:
-                self._arrive()
-            self._meddle(0.3)
-            self._step()
-        for _ in range(500):
-            if not len(self.engine.queues):
-                return
-            self._meddle(1.0)
-            self._step()
-        raise AssertionError("requests starve")
-
-    def _arrive(self) -> None:
-        stem = list(range(self.rng.randrange(20)))
-        kinds: list[dict[str, Any]] = [{}, {}, {}, {"hold": True}, {"fetch_from": "peer"}]
-        request = create_request(
-            [*stem, *(self.rng.randrange(900) for _ in range(1 + self.rng.randrange(12)))],
-            max_tokens=1 + self.rng.randrange(8),
-            priority=self.rng.randrange(2),
-            **self.rng.choice(kinds),
-        )
-        self.engine.add_request(request)
-        self.requests.append(request)
-
-    def _meddle(self, chance: float) -> None:
-        """Finish or fail hand-offs, release held blocks, abort somebody."""
-        for request in list(self.engine.queues):
-            if self.rng.random() >= chance:
-                continue
-            self.engine.release(request.request_id)
-            self.engine.receive_failed(request.request_id, EngineError("lost"))
-            if self.rng.random() < 0.02:
-                self.engine.abort(request.request_id)
-                self.aborted.add(request.request_id)
-
-    def _step(self) -> None:
-        self.engine.step()
-        self.done.take(self.engine)
-        self.engine.check_integrity()
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    seed=st.integers(0, 2**32),
-    num_blocks=st.integers(12, 40),
-    budget=st.integers(4, 32),
-    max_num_seqs=st.integers(1, 4),
-)
-def test_every_plan_of_any_history(
-    seed: int, num_blocks: int, budget: int, max_num_seqs: int
-) -> None:
-    """Budget, seats, blocks, order and purity hold in every plan, and everybody is served."""
-    spec = EngineSpec(
-        num_blocks=num_blocks,
-        max_num_batched_tokens=budget,
-        max_num_seqs=max_num_seqs,
-        max_model_len=44,
-    )
-    history = History(seed, spec)
-    history.play(steps=40)
-    engine = history.engine
-    assert engine.blocks.num_idle == engine.blocks.num_blocks
-    assert history.executor.admitted == set()
-    assert history.checker is not None and len(history.checker.plans) >= 40
-    for request in history.requests:
-        if request.request_id not in history.aborted:
-            count = 1 if request.hold else request.params.max_tokens or 0
-            expected = expected_output(request.prompt_token_ids, count)
-            assert history.done.tokens[request.request_id] == expected
-
-
 def first_served(engine: Engine, executor: FakeExecutor) -> list[str]:
     """Request ids in the order of their first rows."""
     run(engine)
@@ -293,12 +201,14 @@ def test_a_large_prompt_is_served_under_a_stream_of_small_ones() -> None:
 class TestRegistry:
     """Policies by name."""
 
-    LIMITS = SchedulerLimits(1, 1, 1, 0)
+    SETUP = SchedulerSetup(SchedulerLimits(1, 1, 1, 0), FirstComeFirstServed(), Aggressive(0))
 
     def test_unknown_policy(self) -> None:
-        with pytest.raises(ConfigError, match=r"--scheduler magic: unknown; .*'chunked'"):
-            create_scheduler("magic", self.LIMITS)
+        with pytest.raises(
+            ConfigError, match=r"--scheduler magic: unknown; choose one of .*'auto', 'chunked'"
+        ):
+            create_scheduler("magic", self.SETUP)
 
     def test_a_name_is_taken_once(self) -> None:
         with pytest.raises(ValueError, match="already registered"):
-            register_scheduler("chunked", lambda limits: create_scheduler("chunked", limits))
+            register_scheduler("chunked", ChunkedScheduler)
