@@ -7,8 +7,8 @@
 
 Azure LLM inference traces 2023 (Splitwise, ISCA'24, CC-BY-4.0); ShareGPT and arXiv length files as
 published with Sarathi-Serve and Vidur; Mooncake traces (FAST'25). Rows with a length of 0 cannot
-be sent and are left out. Scaling and choosing rows is the business of whoever sends them, for real or
-in a simulation.
+be sent and are left out. Scaling and choosing rows is the business of whoever sends them, for real
+or in a simulation.
 """
 
 import csv
