@@ -129,7 +129,7 @@ class Draft:
 
     def _reserve(self, candidate: Request) -> int:
         holders = [*self.running, *self._state.receiving, *self._admitted]
-        if not holders:
+        if not holders and not self._state.num_parked:
             return 0
         return self._setup.admission.reserve(self._state, holders, candidate)
 

@@ -40,6 +40,7 @@ class History:
         self.done = Collected()
         self.clock = ManualClock()
         self.kv: dict[str, list[KVProgress]] = {}
+        self._spec = spec
         self._order = order
         self._overtaking = spec.ttft_objective or 0.0
         self.checker: CheckedScheduler | None = None
@@ -106,6 +107,8 @@ class History:
     def _check_outcome(self) -> None:
         """Everything is given back, and whoever was not aborted got the right tokens."""
         assert self.engine.blocks.num_idle == self.engine.blocks.num_blocks
+        if self._spec.admission == "conservative":
+            assert self.engine.counters.preemptions == 0
         assert self.executor.admitted == set()
         assert self.executor.unfinished == {}
         for request in self.requests:

@@ -104,6 +104,12 @@ class SchedulerBench:
         self.queues.move(self.request(request_id), RequestStatus.HELD)
         return request_id
 
+    def receiving(self, prompt: int = 8, **changes: Any) -> str:
+        """A request whose KV is on its way."""
+        request_id = self.running(prompt, computed=0, **changes)
+        self.queues.move(self.request(request_id), RequestStatus.RECEIVING)
+        return request_id
+
     def request(self, request_id: str) -> Request:
         """A request that is here."""
         request = self.queues.get(request_id)
@@ -112,8 +118,12 @@ class SchedulerBench:
 
     def plan(self, now: float = 0.0) -> StepPlan:
         """What the policy decides now."""
+        return self.scheduler.plan(self.state(), now)
+
+    def state(self) -> SchedulerState:
+        """What the policy sees."""
         queues = self.queues
-        state = SchedulerState(
+        return SchedulerState(
             queues.running,
             queues.waiting,
             queues.num_parked,
@@ -121,7 +131,6 @@ class SchedulerBench:
             queues.receiving,
             self.history,
         )
-        return self.scheduler.plan(state, now)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ class Admission(Protocol):
 
         Args:
             state: at the start of the step.
-            holders: those that hold blocks and can grow, or have been let in for this step; at
-                least one, because whoever is alone comes in if its prompt fits.
+            holders: those that hold blocks and can grow, or have been let in for this step. Not
+                asked if nobody holds any: whoever is alone comes in if its prompt fits.
             candidate: who wants to come in.
         """
         ...

@@ -1,18 +1,22 @@
 """The chunked policy: tables of states and plans."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.engines import (
+    NUM_LAYERS,
     EngineSpec,
     FakeExecutor,
     create_engine,
     create_request,
     run,
 )
-from tests.support.schedulers import SchedulerBench
+from tests.support.schedulers import LinearTimes, SchedulerBench
 
 from twinflow.protos.errors import ConfigError
+from twinflow.runtime.cost.base import StepLoad
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.schedulers import create_scheduler, register_scheduler
 from twinflow.runtime.schedulers.admission.aggressive import Aggressive
@@ -20,7 +24,7 @@ from twinflow.runtime.schedulers.base import SchedulerLimits
 from twinflow.runtime.schedulers.chunked import ChunkedScheduler
 from twinflow.runtime.schedulers.orders.fcfs import FirstComeFirstServed
 from twinflow.runtime.schedulers.setup import SchedulerSetup
-from twinflow.runtime.step_plan import RowKind, StepPlan
+from twinflow.runtime.step_plan import RowGroup, RowKind, StepPlan
 
 
 def rows(plan: StepPlan) -> list[tuple[str, int, int]]:
@@ -196,6 +200,80 @@ def test_a_large_prompt_is_served_under_a_stream_of_small_ones() -> None:
             assert step < 60
             return
     raise AssertionError("the large prompt starves")
+
+
+class TestDeadlines:
+    """How many rows of prompts fit before the next token is due; a row takes 0.04 s."""
+
+    TIMES = LinearTimes(step=0.0, layer=0.0, row=0.01)
+
+    def bench(self, *latest: float, **options: Any) -> tuple[SchedulerBench, list[str]]:
+        """Requests that decode, with the times of their latest tokens, and a prompt."""
+        settings: dict[str, Any] = {"times": self.TIMES, "tbt_objective": 2.0, "budget": 100}
+        bench = SchedulerBench(**(settings | options))
+        decoding = [bench.running(4) for _ in latest]
+        for request_id, moment in zip(decoding, latest, strict=True):
+            bench.request(request_id).last_token_at = moment
+        return bench, [*decoding, bench.waiting(80)]
+
+    @pytest.mark.parametrize(
+        ("now", "expected"),
+        [
+            (0.0, 49),  # 2 s, 50 rows
+            (1.0, 24),
+            (1.3, 16),  # 17 rows, one of them decoded
+            (1.9, 16),  # too late for more than the least
+            (9.0, 16),
+        ],
+    )
+    def test_a_chunk_ends_before_the_next_token_is_due(self, now: float, expected: int) -> None:
+        bench, (decoding, arriving) = self.bench(0.0)
+        assert rows(bench.plan(now - 1e-9)) == [(decoding, 4, 1), (arriving, 0, expected)]
+
+    def test_the_earliest_deadline_counts(self) -> None:
+        bench, (*_, arriving) = self.bench(0.5, 0.0, 0.7)
+        assert rows(bench.plan(0.8))[-1] == (arriving, 0, 27)
+
+    @pytest.mark.parametrize(
+        "options", [{"times": None}, {"tbt_objective": None}, {"tbt_objective": 100.0}]
+    )
+    def test_the_budget_counts_where_nothing_is_due(self, options: dict[str, Any]) -> None:
+        bench, (*_, arriving) = self.bench(0.0, **options)
+        assert rows(bench.plan(0.5))[-1] == (arriving, 0, 80)
+
+    def test_the_budget_counts_where_nothing_decodes(self) -> None:
+        bench, (arriving,) = self.bench()
+        assert rows(bench.plan(0.5)) == [(arriving, 0, 80)]
+
+    def test_rows_that_are_too_many_are_taken_from_the_last_prompts(self) -> None:
+        bench, (decoding, *_) = self.bench(0.0, budget=60)
+        second = bench.running(30, computed=3)
+        plan = rows(bench.plan(0.8))
+        assert plan[:2] == [(decoding, 4, 1), (second, 3, 27)]
+        assert [row[1:] for row in plan[2:]] == [(0, 2)]
+
+    @settings(max_examples=150, deadline=None)
+    @given(
+        prompts=st.lists(st.integers(2, 40), min_size=1, max_size=4),
+        slack=st.floats(0.1, 3.0),
+        pair=st.sampled_from([0.0, 0.001]),
+    )
+    def test_against_all_chunks(self, prompts: list[int], slack: float, pair: float) -> None:
+        """No chunk that is in time is larger, and none is too late unless it is the least."""
+        times = LinearTimes(step=0.0, layer=0.01, row=0.01, pair=pair)
+        bench = SchedulerBench(times=times, tbt_objective=slack, budget=100, num_blocks=100)
+        decoding = bench.running(4)
+        bench.request(decoding).last_token_at = 0.0
+        for prompt in prompts:
+            bench.waiting(prompt)
+        groups = bench.plan().row_groups
+        chunk = sum(group.token_count for group in groups[1:])
+        taken = times.seconds(StepLoad.of(groups))
+        assert taken <= slack or chunk == min(16, sum(prompts))
+        if chunk < sum(prompts):
+            more = RowGroup("next", 40, 1, 0, NUM_LAYERS, RowKind.PREFILL, samples=False)
+            longest_row = times.seconds(StepLoad.of([more]))
+            assert taken + longest_row > slack
 
 
 class TestRegistry:

@@ -7,6 +7,7 @@ frontiers are kept exactly as long as their waves, that everybody gets the token
 in one go, and that everything is given back.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,30 +17,44 @@ from tests.support.engines import EngineSpec
 from tests.support.histories import History
 from tests.support.schedulers import LinearTimes
 
-POLICIES = st.fixed_dictionaries(
-    {
-        "scheduler": st.sampled_from(["chunked", "layered"]),
-        "prefill_order": st.sampled_from(["fcfs", "spf"]),
-        "admission": st.sampled_from(["aggressive", "conservative", "past-future"]),
-        "tbt_objective": st.sampled_from([None, 0.1, 2.0, 5.0]),
-        "ttft_objective": st.sampled_from([0.5, 5.0]),
-        "times": st.sampled_from([None, LinearTimes()]),
-    }
+SPECS = st.builds(
+    EngineSpec,
+    max_model_len=st.just(44),
+    num_blocks=st.integers(12, 40),
+    max_num_batched_tokens=st.integers(4, 32),
+    max_num_seqs=st.integers(1, 4),
+    admission=st.sampled_from(["aggressive", "conservative", "past-future"]),
+    tbt_objective=st.sampled_from([None, 0.1, 2.0, 5.0]),
+    ttft_objective=st.sampled_from([0.5, 5.0]),
+    times=st.sampled_from([None, LinearTimes()]),
 )
-LIMITS = st.fixed_dictionaries(
-    {
-        "num_blocks": st.integers(12, 40),
-        "max_num_batched_tokens": st.integers(4, 32),
-        "max_num_seqs": st.integers(1, 4),
-    }
+SCHEDULERS = ("chunked", "layered")
+ORDERS = ("fcfs", "spf")
+
+
+def play(seed: int, spec: EngineSpec, **policy: Any) -> None:
+    spec = replace(spec, **policy)
+    History(seed, spec, order=spec.prefill_order).play(steps=40)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    spec=SPECS,
+    scheduler=st.sampled_from(SCHEDULERS),
+    prefill_order=st.sampled_from(ORDERS),
 )
+def test_every_plan_of_some_histories(seed: int, spec: EngineSpec, **policy: str) -> None:
+    play(seed, spec, **policy)
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, deadline=None)
-@given(seed=st.integers(0, 2**32), policy=POLICIES, limits=LIMITS)
-def test_every_plan_of_any_history(
-    seed: int, policy: dict[str, Any], limits: dict[str, Any]
-) -> None:
-    spec = EngineSpec(max_model_len=44, **policy, **limits)
-    History(seed, spec, order=spec.prefill_order).play(steps=40)
+@pytest.mark.parametrize("prefill_order", ORDERS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_plan_of_thousands_of_histories(scheduler: str, prefill_order: str) -> None:
+    @settings(max_examples=600, deadline=None)
+    @given(seed=st.integers(0, 2**32), spec=SPECS)
+    def play_many(seed: int, spec: EngineSpec) -> None:
+        play(seed, spec, scheduler=scheduler, prefill_order=prefill_order)
+
+    play_many()
