@@ -5,6 +5,7 @@ from collections.abc import Callable
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.schedulers.base import Scheduler
 from twinflow.runtime.schedulers.chunked import ChunkedScheduler
+from twinflow.runtime.schedulers.laps import LengthAwareScheduler
 from twinflow.runtime.schedulers.layered import LayeredScheduler
 from twinflow.runtime.schedulers.setup import SchedulerSetup
 
@@ -51,3 +52,4 @@ def resolve_scheduler(name: str, *, has_experts: bool) -> tuple[str, str]:
 
 register_scheduler("chunked", ChunkedScheduler)
 register_scheduler("layered", LayeredScheduler)
+register_scheduler("laps", LengthAwareScheduler)

@@ -49,6 +49,12 @@ class Draft:
         return self._setup.limits
 
     @property
+    def seats(self) -> int:
+        """How many more requests may hold blocks."""
+        taken = len(self._state.running) + self._state.num_parked + len(self._admitted)
+        return self.limits.max_num_seqs - taken
+
+    @property
     def prefilling(self) -> list[Request]:
         """Running requests with more than a decode row to compute."""
         return [r for r in self.running if r.wave or r.num_uncomputed > 1]
@@ -111,8 +117,7 @@ class Draft:
                 open_door = self._admit(request, give)
 
     def _admit(self, request: Request, give: GiveRows) -> bool:
-        taken = len(self._state.running) + self._state.num_parked + len(self._admitted)
-        if taken >= self.limits.max_num_seqs:
+        if self.seats <= 0:
             return False
         blocks = self._state.blocks
         match = blocks.match(request)

@@ -1,6 +1,7 @@
 """Random histories of one engine under virtual time: arrivals, hand-offs of both kinds, aborts."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 from tests.support.engines import (
@@ -31,9 +32,16 @@ class History:
         seed: of everything random.
         spec: of the engine.
         order: see `CheckedScheduler`.
+        build: makes another policy than the one that is named.
     """
 
-    def __init__(self, seed: int, spec: EngineSpec, order: str | None = "fcfs") -> None:
+    def __init__(
+        self,
+        seed: int,
+        spec: EngineSpec,
+        order: str | None = "fcfs",
+        build: Callable[[SchedulerLimits], Scheduler] | None = None,
+    ) -> None:
         self.rng = random.Random(seed)
         self.requests: list[Request] = []
         self.aborted: set[str] = set()
@@ -42,6 +50,7 @@ class History:
         self.kv: dict[str, list[KVProgress]] = {}
         self._spec = spec
         self._order = order
+        self._build = build
         self._overtaking = spec.ttft_objective or 0.0
         self.checker: CheckedScheduler | None = None
         self.engine, self.executor = create_engine(
@@ -53,8 +62,9 @@ class History:
         )
 
     def _wrap(self, policy: Scheduler, limits: SchedulerLimits) -> CheckedScheduler:
+        made = self._build(limits) if self._build else policy
         self.checker = CheckedScheduler(
-            policy, limits, order=self._order, overtaking=self._overtaking
+            made, limits, order=self._order, overtaking=self._overtaking
         )
         return self.checker
 

@@ -1,6 +1,6 @@
 """Requests in any state over real blocks for one plan, and a scheduler that checks every plan."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class SchedulerBench:
 
     def __init__(
         self,
-        policy: str = "chunked",
+        policy: str | Callable[[SchedulerSetup], Scheduler] = "chunked",
         *,
         num_blocks: int = 65,
         block_size: int = 4,
@@ -68,8 +68,9 @@ class SchedulerBench:
             times,
             **objectives,
         )
-        order = prefill_order if prefill_order == "fcfs" and policy != "laps" else None
-        self.scheduler = CheckedScheduler(create_scheduler(policy, setup), limits, order=order)
+        made = create_scheduler(policy, setup) if isinstance(policy, str) else policy(setup)
+        order = "fcfs" if prefill_order == "fcfs" and isinstance(policy, str) else None
+        self.scheduler = CheckedScheduler(made, limits, order=order)
 
     def waiting(self, prompt: int | Sequence[int] = 8, **changes: Any) -> str:
         """Queue a request; returns its id."""

@@ -49,6 +49,7 @@ def test_every_plan_of_some_histories(seed: int, spec: EngineSpec, **policy: str
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("prefill_order", ORDERS)
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_plan_of_thousands_of_histories(scheduler: str, prefill_order: str) -> None:
