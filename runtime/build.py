@@ -25,6 +25,7 @@ from twinflow.runtime.checkpoint.limits import check_memory, resolve_max_model_l
 from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
 from twinflow.runtime.checkpoint.weights import Checkpoint
 from twinflow.runtime.config import EngineConfig, check_block_size
+from twinflow.runtime.cost.base import StepTimes
 from twinflow.runtime.engine import Engine, KVProgress
 from twinflow.runtime.host_memory import MemoryShare, available_memory, taken_memory
 from twinflow.runtime.kv.block_manager import BlockManager
@@ -38,7 +39,12 @@ from twinflow.runtime.models.decoder import unused_tensors
 from twinflow.runtime.models.registry import checkpoint_shapes, create_model
 from twinflow.runtime.runner import Runner
 from twinflow.runtime.sampling import Sampler
-from twinflow.runtime.schedulers import create_scheduler
+from twinflow.runtime.schedulers import (
+    AUTO,
+    check_policies,
+    create_scheduler,
+    resolve_scheduler,
+)
 from twinflow.runtime.schedulers.setup import SchedulerSetup
 from twinflow.runtime.weight_memory import weight_bytes
 
@@ -61,7 +67,11 @@ class EngineOptions:
         num_kv_blocks: KV blocks; None derives them from `kv_cache_memory`.
         kv_cache_memory: bytes for KV blocks.
         enable_prefix_caching: reuse the KV of prompts that begin alike.
-        scheduler: scheduling policy.
+        scheduler: scheduling policy; `auto` takes the one that suits the model.
+        prefill_order: order in which prompts are computed.
+        admission: policy that says when memory lasts for one more request.
+        tbt_objective: longest wanted time between two tokens, in seconds; None for none.
+        ttft_objective: longest wanted time to a first token, in seconds; None for none.
         expert_parallel: each rank holds whole experts, not a part of every expert.
         host_memory: of the host's memory, what a CPU engine may take; None for all that is free.
     """
@@ -76,7 +86,11 @@ class EngineOptions:
     num_kv_blocks: int | None = None
     kv_cache_memory: int = 1 << 30
     enable_prefix_caching: bool = True
-    scheduler: str = "chunked"
+    scheduler: str = AUTO
+    prefill_order: str = "fcfs"
+    admission: str = "aggressive"
+    tbt_objective: float | None = None
+    ttft_objective: float | None = None
     expert_parallel: bool = False
     host_memory: MemoryShare | None = None
 
@@ -149,6 +163,7 @@ def build_engine(
     clock: Callable[[], float],
     on_kv: Callable[[KVProgress], None] | None = None,
     progress: LoadProgress | None = None,
+    times: StepTimes | None = None,
 ) -> BuiltEngine:
     """Load a model and make an engine that runs it, all in this process.
 
@@ -157,6 +172,7 @@ def build_engine(
         clock: seconds, monotonic.
         on_kv: see `Engine`.
         progress: told how far loading is.
+        times: see `assemble_engine`.
 
     Raises:
         CheckpointError: the directory cannot be served.
@@ -165,7 +181,7 @@ def build_engine(
     ranks = OneRank()
     plan = plan_engine(options, ranks)
     runner = load_runner(plan, ranks, progress)
-    return assemble_engine(plan, runner, clock=clock, on_kv=on_kv)
+    return assemble_engine(plan, runner, clock=clock, on_kv=on_kv, times=times)
 
 
 def plan_engine(options: EngineOptions, ranks: RankGroup) -> EnginePlan:
@@ -192,6 +208,10 @@ def plan_engine(options: EngineOptions, ranks: RankGroup) -> EnginePlan:
     for name in unused_tensors(model, others):
         structlog.get_logger().warning("the model does not use a tensor", tensor=name)
     plan = EnginePlan(options, checkpoint, model, layout, held, config)
+    check_policies(config)
+    name, reason = resolve_scheduler(options.scheduler, has_experts=model.moe is not None)
+    if reason:
+        structlog.get_logger().info("scheduler chosen", scheduler=name, reason=reason)
     weights = weight_bytes(model, _placement(plan, ranks))
     _check_memory(options, weights + config.num_blocks * held.block_bytes)
     return plan
@@ -246,6 +266,7 @@ def assemble_engine(
     *,
     clock: Callable[[], float],
     on_kv: Callable[[KVProgress], None] | None = None,
+    times: StepTimes | None = None,
 ) -> BuiltEngine:
     """Put an engine round a runner.
 
@@ -254,7 +275,9 @@ def assemble_engine(
         runner: of this rank, or of all.
         clock: seconds, monotonic.
         on_kv: see `Engine`.
+        times: predicts how long steps take here; None if that was never measured.
     """
+    setup = SchedulerSetup.of(plan.config, plan.model.num_layers, times)
     layers_per_unit = choose_layers_per_unit(plan.layout)
     executor = ModelExecutor(
         runner,
@@ -264,7 +287,15 @@ def assemble_engine(
     )
     fingerprint = plan.fingerprint
     return BuiltEngine(
-        engine=_assemble(plan.config, executor, plan.layout, fingerprint, clock=clock, on_kv=on_kv),
+        engine=Engine(
+            plan.config,
+            executor,
+            _block_manager(plan, fingerprint),
+            create_scheduler(plan.config.scheduler, setup),
+            num_layers=plan.model.num_layers,
+            clock=clock,
+            on_kv=on_kv,
+        ),
         cache=runner.kv_cache,
         layout=plan.layout,
         layers_per_unit=layers_per_unit,
@@ -309,6 +340,8 @@ def _engine_config(
 ) -> EngineConfig:
     """Settle block count and context length; a wanted context length must fit the KV memory."""
     max_model_len = resolve_max_model_len(options.max_model_len, model_config)
+    has_experts = model_config.moe is not None
+    scheduler, _ = resolve_scheduler(options.scheduler, has_experts=has_experts)
     try:
         check_block_size(options.block_size)
         num_blocks = options.num_kv_blocks
@@ -327,7 +360,11 @@ def _engine_config(
             max_num_seqs=options.max_num_seqs,
             max_num_batched_tokens=options.max_num_batched_tokens,
             enable_prefix_caching=options.enable_prefix_caching,
-            scheduler=options.scheduler,
+            scheduler=scheduler,
+            prefill_order=options.prefill_order,
+            admission=options.admission,
+            tbt_objective=options.tbt_objective,
+            ttft_objective=options.ttft_objective,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -342,31 +379,13 @@ def _placement(plan: EnginePlan, ranks: RankGroup) -> Placement:
     )
 
 
-def _assemble(
-    config: EngineConfig,
-    executor: ModelExecutor,
-    layout: KVLayout,
-    fingerprint: str,
-    *,
-    clock: Callable[[], float],
-    on_kv: Callable[[KVProgress], None] | None,
-) -> Engine:
-    blocks = BlockManager(
-        config.num_blocks,
-        config.block_size,
+def _block_manager(plan: EnginePlan, fingerprint: str) -> BlockManager:
+    return BlockManager(
+        plan.config.num_blocks,
+        plan.config.block_size,
         model_fingerprint=fingerprint,
-        layout_digest=layout.digest(),
-        enable_prefix_caching=config.enable_prefix_caching,
-    )
-    scheduler = create_scheduler(config.scheduler, SchedulerSetup.of(config, layout.num_layers))
-    return Engine(
-        config,
-        executor,
-        blocks,
-        scheduler,
-        num_layers=layout.num_layers,
-        clock=clock,
-        on_kv=on_kv,
+        layout_digest=plan.layout.digest(),
+        enable_prefix_caching=plan.config.enable_prefix_caching,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from twinflow.protos.errors import ConfigError
+from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.schedulers.base import Scheduler
 from twinflow.runtime.schedulers.chunked import ChunkedScheduler
 from twinflow.runtime.schedulers.laps import LengthAwareScheduler
@@ -32,6 +33,16 @@ def create_scheduler(name: str, setup: SchedulerSetup) -> Scheduler:
         choices = sorted((AUTO, *_POLICIES))
         raise ConfigError(f"--scheduler {name}: unknown; choose one of {choices}")
     return build(setup)
+
+
+def check_policies(config: EngineConfig) -> None:
+    """Refuse names of policies that nobody knows.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    setup = SchedulerSetup.of(config, num_layers=1)
+    create_scheduler(config.scheduler, setup)
 
 
 def resolve_scheduler(name: str, *, has_experts: bool) -> tuple[str, str]:

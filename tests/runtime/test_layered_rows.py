@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from tests.support.ranks import run_ranks
 from tests.support.runners import FedSequence, feed, make_model, make_runner, pages, random_tokens
 from tests.support.tiny_models import tiny_config
 from torch import Tensor
 
+from twinflow.parallel.ranks.base import OneRank, RankGroup
 from twinflow.runtime.model_runner import ModelRunner, SequenceRows
 from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.linear import PackedLinear
@@ -108,6 +110,36 @@ def test_bits_do_not_depend_on_layer_groups(config: ModelConfig) -> None:
             blocks = [block + 60 for block in sequence.block_ids]
             assert torch.equal(runner.kv_cache.data[blocks], page)
     assert runner.batch_invariant
+
+
+@dataclass
+class RankJob:
+    """What every rank of a model does: chunks of two sequences cross the layers step by step."""
+
+    config: ModelConfig
+    layers: int
+
+    def __call__(self, ranks: RankGroup) -> Tensor:
+        """The last logits of each sequence, [sequences, vocabulary]."""
+        runner = make_runner(make_model(self.config, ranks=ranks))
+        sequences = [
+            LayeredSequence(f"s{i}", random_tokens(n, 131, i), blocks, self.config.num_layers)
+            for i, (n, blocks) in enumerate([(50, [1, 2, 3, 4]), (9, [5])])
+        ]
+        while left := [s for s in sequences if s.position < len(s.token_ids)]:
+            step(runner, [(s, s.next_rows(32, self.layers)) for s in left])
+        assert runner.num_unfinished == 0
+        return torch.stack([s.logits[len(s.token_ids) - 1] for s in sequences])
+
+
+@pytest.mark.parametrize("architecture", ["Qwen3ForCausalLM", "Qwen3MoeForCausalLM"])
+def test_ranks_agree_on_rows_of_some_layers(architecture: str) -> None:
+    config = tiny_config(architecture, num_heads=4, num_kv_heads=2, head_dim=16)
+    whole, parts = RankJob(config, layers=3), RankJob(config, layers=2)
+    expected = run_ranks(2, whole)
+    for found in run_ranks(2, parts):
+        assert torch.equal(found, expected[0])
+    torch.testing.assert_close(expected[0], whole(OneRank()), atol=1e-5, rtol=1e-5)
 
 
 def test_bits_with_rows_of_padding(monkeypatch: pytest.MonkeyPatch) -> None:
