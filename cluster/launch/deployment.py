@@ -140,11 +140,20 @@ def _plan_worker(
         num_kv_blocks=config.num_kv_blocks,
         kv_cache_memory=config.kv_cache_memory or share.kv_memory,
         enable_prefix_caching=config.enable_prefix_caching,
+        scheduler=config.scheduler_of(role),
+        prefill_order=config.prefill_order,
+        admission=config.admission,
+        tbt_objective=_seconds(config.tbt_objective_ms),
+        ttft_objective=_seconds(config.ttft_objective_ms),
         threads=config.threads_per_worker or share.threads,
         token=token,
         kv_transfer_timeout_s=config.kv_transfer_timeout,
         host_memory=MemoryShare(share.machine.free_memory, share.num_workers),
     )
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def plan_gateway(config: ServeConfig, workers: dict[str, str], token: str) -> ServiceSpec:
