@@ -93,6 +93,11 @@ class ModelRunner:
         self._token_ids = torch.zeros(size, dtype=torch.int64, device=device)
         self._positions = torch.zeros(size, dtype=torch.int64, device=device)
 
+    @property
+    def row_tile(self) -> int:
+        """Rows of matrix products are padded to a multiple of this."""
+        return self._row_tile.rows
+
     @torch.inference_mode()
     def forward(
         self,
