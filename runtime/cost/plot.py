@@ -64,9 +64,8 @@ def _draw_by_rows(axes: Axes, times: StepTimes, measurements: Sequence[Measureme
         found = sorted(series[share, context], key=lambda each: sum(_rows(each)))
         counts = [sum(_rows(each)) for each in found]
         label = f"{share:.0%} of the device" + (f", {context} tokens" if context else "")
-        line = axes.plot(
-            rows, [1000.0 * times.seconds(m.load, m.share) for m in found], label=label
-        )
+        predicted = [1000.0 * times.seconds(each.load, each.share) for each in found]
+        line = axes.plot(counts, predicted, label=label)
         measured = [1000.0 * each.seconds for each in found]
         axes.plot(counts, measured, "o", markersize=3, color=line[0].get_color())
 
