@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.support.engines import (
+    NUM_LAYERS,
     Collected,
     EngineSpec,
     FakeExecutor,
@@ -131,12 +132,14 @@ class History:
                 self._check_kv(request)
 
     def _check_kv(self, request: Request) -> None:
-        """Of its last attempt, every computed token was reported once in every layer."""
-        seen: dict[tuple[int, int], int] = {}
-        for progress in self.kv[request.request_id]:
-            for layer in range(progress.first_layer, progress.end_layer):
-                for token in range(progress.token_start, progress.token_end):
-                    seen[layer, token] = seen.get((layer, token), 0) + 1
-        last = len(request.prompt_token_ids) - 1
-        layers = {layer for layer, token in seen if token == last}
-        assert layers == set(range(max(layers) + 1)) and len(layers) > 1
+        """Every token that was computed was reported in every layer."""
+        progress = self.kv[request.request_id]
+        seen = {
+            (layer, token)
+            for said in progress
+            for layer in range(said.first_layer, said.end_layer)
+            for token in range(said.token_start, said.token_end)
+        }
+        first = min(said.token_start for said in progress)
+        tokens = range(first, len(request.prompt_token_ids))
+        assert seen == {(layer, token) for layer in range(NUM_LAYERS) for token in tokens}
