@@ -20,6 +20,19 @@ LLAMA_8B = ModelShape(
     head_flops=2 * 4096 * 128_256,
     head_bytes=2 * 4096 * 128_256,
 )
+# The configuration that this is the shape of.
+LLAMA_8B_CONFIG: dict[str, object] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "eos_token_id": 128001,
+    "torch_dtype": "bfloat16",
+}
 # Of the shape of Qwen3-30B-A3B.
 EXPERTS = replace(
     LLAMA_8B,

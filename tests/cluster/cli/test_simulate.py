@@ -5,31 +5,19 @@ from pathlib import Path
 
 import pytest
 from tests.support.command_line import run_command
-from tests.support.cost import CURVES, LLAMA_8B, PRICES
+from tests.support.cost import CURVES, LLAMA_8B, LLAMA_8B_CONFIG, PRICES
 
 from twinflow.runtime.cost.fit import Accuracy
 from twinflow.runtime.cost.model import CostModel
 from twinflow.runtime.cost.profile import Profile, ProfileKey, save_profile
 
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "eos_token_id": 128001,
-    "torch_dtype": "bfloat16",
-}
 LOAD = ("--input-tokens", "uniform:100:900", "--output-tokens", "fixed:20", "--requests", "30")
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     """A folder with nothing but a configuration."""
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B_CONFIG))
     return str(tmp_path)
 
 
@@ -103,5 +91,5 @@ def test_wrong_arguments_name_themselves(
 def test_a_device_needs_a_model_that_fits(model: str, tmp_path: Path) -> None:
     words = ("simulate", "--device", "h100", *LOAD, "--rate", "1")
     assert "--model DIR" in run_command(*words).err
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"num_hidden_layers": 320}))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B_CONFIG | {"num_hidden_layers": 320}))
     assert "weights need" in run_command(*words, "--model", model).err
