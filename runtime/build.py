@@ -46,6 +46,7 @@ from twinflow.runtime.schedulers import (
     resolve_scheduler,
 )
 from twinflow.runtime.schedulers.setup import SchedulerSetup
+from twinflow.runtime.step_times import engine_key, measured_times
 from twinflow.runtime.weight_memory import weight_bytes
 
 # Told how far loading is: what, bytes done, bytes in all.
@@ -172,7 +173,7 @@ def build_engine(
         clock: seconds, monotonic.
         on_kv: see `Engine`.
         progress: told how far loading is.
-        times: see `assemble_engine`.
+        times: see `assemble_engine`; None takes what was measured, if anything was.
 
     Raises:
         CheckpointError: the directory cannot be served.
@@ -181,6 +182,7 @@ def build_engine(
     ranks = OneRank()
     plan = plan_engine(options, ranks)
     runner = load_runner(plan, ranks, progress)
+    times = times or find_times(plan)
     return assemble_engine(plan, runner, clock=clock, on_kv=on_kv, times=times)
 
 
@@ -275,7 +277,7 @@ def assemble_engine(
         runner: of this rank, or of all.
         clock: seconds, monotonic.
         on_kv: see `Engine`.
-        times: predicts how long steps take here; None if that was never measured.
+        times: predicts how long steps take here; None if that is not known.
     """
     setup = SchedulerSetup.of(plan.config, plan.model.num_layers, times)
     layers_per_unit = choose_layers_per_unit(plan.layout)
@@ -304,6 +306,18 @@ def assemble_engine(
         fingerprint=fingerprint,
         dtype=plan.layout.dtype,
     )
+
+
+def find_times(plan: EnginePlan, ranks: int = 1) -> StepTimes | None:
+    """The step times that were measured for an engine, once its weights are loaded.
+
+    Args:
+        plan: of the engine.
+        ranks: that compute the model together.
+    """
+    options = plan.options
+    key = engine_key(plan.fingerprint, options.device, plan.layout.dtype, ranks)
+    return measured_times(options.model, key, wanted=options.tbt_objective is not None)
 
 
 def check_device(device: str) -> None:

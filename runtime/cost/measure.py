@@ -7,11 +7,9 @@ machine for a while does not fall on one kind of step, and a step's time is the 
 rounds.
 """
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from statistics import median
 
@@ -287,15 +285,3 @@ def _fewer(threads: int) -> list[int]:
 def _use_threads(threads: int, share: float) -> None:
     if threads:
         torch.set_num_threads(max(1, round(threads * share)))
-
-
-def device_name(device: str) -> str:
-    """What the processor or accelerator is called."""
-    if device != "cpu":
-        return str(torch.cuda.get_device_name(device))
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
