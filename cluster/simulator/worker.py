@@ -116,6 +116,7 @@ class SimulatedWorker:
         self._steps: set[Mode] = set()
         self._run: _Busy | None = None
         self._waits_since = -1.0
+        self._roused = False
         self._report: tuple[float, EngineSnapshot] | None = None
 
     @property
@@ -144,6 +145,13 @@ class SimulatedWorker:
         """Take in a request."""
         self._clock.now = now
         self.engine.add_request(request)
+        if not self._roused:
+            # After everything else that comes at this moment, so that it is seen together.
+            self._roused = True
+            self._agenda.at(now, self._rouse)
+
+    def _rouse(self, now: float) -> None:
+        self._roused = False
         self.wake(now)
 
     def first_token(self, request_id: str, cached_tokens: int, now: float) -> EngineOutputs:
