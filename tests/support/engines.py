@@ -104,6 +104,11 @@ class FakeExecutor:
         assert all(self.layers[cell] == NUM_LAYERS for cell in cells)
         return [self.cells[cell] for cell in cells]
 
+    def check_final(self, progress: KVProgress) -> None:
+        """The KV that is said to be final is written."""
+        for position in range(progress.token_start, progress.token_end):
+            assert self.layers[self._cell(progress.blocks, position)] >= progress.end_layer
+
     def copy_blocks(
         self, source: "FakeExecutor", source_blocks: Sequence[int], blocks: Sequence[int]
     ) -> None:

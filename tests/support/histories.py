@@ -59,7 +59,7 @@ class History:
             executor=FakeExecutor(spec.block_size),
             clock=self.clock,
             wrap=self._wrap,
-            on_kv=lambda progress: self.kv.setdefault(progress.request_id, []).append(progress),
+            on_kv=self._hear,
         )
 
     def _wrap(self, policy: Scheduler, limits: SchedulerLimits) -> CheckedScheduler:
@@ -68,6 +68,10 @@ class History:
             made, limits, order=self._order, overtaking=self._overtaking
         )
         return self.checker
+
+    def _hear(self, progress: KVProgress) -> None:
+        self.executor.check_final(progress)
+        self.kv.setdefault(progress.request_id, []).append(progress)
 
     def play(self, steps: int) -> None:
         """Random steps, then whatever it takes until nothing is left; and check the outcome."""

@@ -201,7 +201,7 @@ def test_a_long_prompt_crosses_the_layers_chunk_by_chunk() -> None:
 @given(seed=st.integers(0, 2**32))
 def test_histories_do_have_waves(seed: int) -> None:
     spec = EngineSpec(
-        scheduler="layered", tbt_objective=1.0, times=SLOW, num_blocks=30, max_model_len=44
+        scheduler="layered", tbt_objective=1.0, times=SLOW, num_blocks=15, max_model_len=44
     )
     history = History(seed, spec)
     history.play(steps=40)

@@ -35,7 +35,12 @@ def test_every_cell_is_sent_once(
         max_num_seqs=3,
         max_num_batched_tokens=budget,
     )
-    engine, _ = create_engine(spec, on_kv=heard.append)
+
+    def hear(progress: KVProgress) -> None:
+        executor.check_final(progress)
+        heard.append(progress)
+
+    engine, executor = create_engine(spec, on_kv=hear)
     tokens = [(7 * index) % 900 for index in range(prompt)]
     if cached:
         engine.add_request(create_request(tokens[:cached] or [1], max_tokens=1))
