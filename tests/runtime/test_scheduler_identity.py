@@ -15,6 +15,7 @@ from tests.support.tiny_models import tiny_config
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.models.base import Model
 from twinflow.runtime.models.config import ModelConfig, MoEConfig
+from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.slow
@@ -86,6 +87,26 @@ def test_tokens_survive_preemptions_and_aborts(name: str, scheduler: str) -> Non
         assert len(found) >= len(ASKS) // 2
         preemptions += made.engine.counters.preemptions
     assert preemptions > 0
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 4])
+def test_an_abort_at_any_group_leaves_nothing(groups: int) -> None:
+    greedy = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+    config = engine_config(scheduler="layered", tbt_objective=0.1)
+    made = ModelEngine.build(model("gqa"), config, TIMES)
+    engine, prompt = made.engine, tuple(range(3, 43))
+    engine.add_request(Request(request_id="driver", prompt_token_ids=(7, 8), params=greedy))
+    engine.step()
+    engine.add_request(Request(request_id="long", prompt_token_ids=prompt, params=greedy))
+    for _ in range(groups):
+        engine.step()
+    assert made.runner.num_unfinished == 1
+    engine.abort("long")
+    assert made.runner.num_unfinished == 0
+    engine.check_integrity()
+    found = made.play([Ask(prompt, greedy)], seed=0)
+    alone = ModelEngine.build(model("gqa"), engine_config()).play([Ask(prompt, greedy)], seed=0)
+    assert found[0] == alone[0]
 
 
 def test_layered_prefill_loads_fewer_experts() -> None:

@@ -83,9 +83,8 @@ class ModelEngine:
             self.engine.check_integrity()
         self._check_returned()
         assert self.done.failures == {}
-        return {
-            int(name): tokens for name, tokens in self.done.tokens.items() if name not in aborted
-        }
+        names = map(str, range(len(asks)))
+        return {int(n): self.done.tokens[n] for n in names if n not in aborted}
 
     def _submit(self, name: str, ask: Ask) -> None:
         request = Request(request_id=name, prompt_token_ids=ask.prompt, params=ask.params)

@@ -132,6 +132,17 @@ class TestPolicies:
         bench.waiting(39, max_tokens=20)
         assert admitted(bench) == 1
 
+    def test_blocks_that_another_worker_reads_may_stay_for_long(self) -> None:
+        bench = SchedulerBench(admission="conservative", num_blocks=11, budget=40)
+        bench.parked(20)
+        bench.waiting(8, max_tokens=12)
+        bench.waiting(4, max_tokens=4)
+        assert admitted(bench) == 1
+        bench = SchedulerBench(admission="conservative", num_blocks=11, budget=40)
+        bench.parked(20)
+        bench.waiting(8, max_tokens=13)
+        assert admitted(bench) == 0
+
     def test_requests_whose_kv_is_on_its_way_grow_too(self) -> None:
         alone = self.bench("conservative")
         alone.waiting(8, max_tokens=4)
