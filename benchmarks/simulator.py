@@ -32,6 +32,7 @@ from twinflow.runtime.cost.lanes import LaneTimes
 from twinflow.runtime.cost.profile import load_profile
 
 TOLERANCE = 0.15
+EXIT_UNUSABLE = 2
 QUANTILES = (50.0, 90.0, 99.0)
 
 
@@ -171,12 +172,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare; returns the exit status."""
     arguments = _parse(argv)
-    config = _config(arguments)
+    try:
+        return _compare_all(read_runs(arguments.results), _config(arguments))
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_UNUSABLE
+
+
+def _compare_all(runs: Sequence[RealRun], config: SimulationConfig) -> int:
     holds = True
     write = sys.stdout.write
     write("| run | measure | percentile | real ms | simulated ms | error |\n")
     write("|---|---|---:|---:|---:|---:|\n")
-    for run in read_runs(arguments.results):
+    for run in runs:
         for each in compare(run, simulate(run, config)):
             holds &= each.holds
             write(

@@ -75,6 +75,7 @@ def test_tails_may_be_off_and_medians_may_not() -> None:
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_runs(tmp_path)
+    assert main([str(tmp_path), str(write_profile(tmp_path))]) == 2
     (tmp_path / "requests.jsonl").write_text('{"outcome": "failed", "token_times_s": []}\n')
     with pytest.raises(ConfigError, match="no request that ended well"):
         read_runs(tmp_path)
