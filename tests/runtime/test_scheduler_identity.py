@@ -3,6 +3,7 @@
 Plain chunked serving of one request at a time is what everything is compared with.
 """
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -73,6 +74,7 @@ def test_tokens_do_not_depend_on_the_policy(name: str, policy: dict[str, object]
     made = ModelEngine.build(model(name), engine_config(**policy), TIMES)
     assert made.play(ASKS, seed=1) == expected(name)
     assert made.engine.blocks.counters.hits > 0
+    assert (made.waves > 0) == (policy["scheduler"] == "layered")
 
 
 @pytest.mark.parametrize("scheduler", ["chunked", "layered"])
@@ -87,6 +89,25 @@ def test_tokens_survive_preemptions_and_aborts(name: str, scheduler: str) -> Non
         assert len(found) >= len(ASKS) // 2
         preemptions += made.engine.counters.preemptions
     assert preemptions > 0
+
+
+def test_the_papers_groups_beside_decoding() -> None:
+    """Without step times: one group for 512 tokens of a wave."""
+    config = replace(CONFIGS["moe"], max_position=2048)
+    large = make_model(config)
+    asks = [Ask((7, 8), SamplingParams(temperature=0, max_tokens=60, ignore_eos=True))]
+    for length in (600, 1300, 40, 700):
+        prompt = tuple((length * 7 + index * 31) % 128 + 3 for index in range(length))
+        asks.append(Ask(prompt, SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)))
+    found = []
+    for scheduler, budget in (("chunked", 128), ("layered", 1400)):
+        settings = engine_config(
+            scheduler=scheduler, max_num_batched_tokens=budget, max_model_len=1500
+        )
+        made = ModelEngine.build(large, settings)
+        found.append(made.play(asks, seed=0))
+    assert found[0] == found[1]
+    assert made.waves >= 2
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 4])

@@ -23,12 +23,17 @@ from twinflow.runtime.schedulers.setup import SchedulerSetup
 
 @dataclass
 class ModelEngine:
-    """An engine, its model runner, and a clock that moves with every step."""
+    """An engine, its model runner, and a clock that moves with every step.
+
+    Attributes:
+        waves: steps after which rows had crossed some of the layers only.
+    """
 
     engine: Engine
     runner: ModelRunner
     clock: ManualClock
     done: Collected = field(default_factory=Collected)
+    waves: int = 0
 
     @classmethod
     def build(
@@ -78,6 +83,7 @@ class ModelEngine:
                 self.engine.abort(victim)
                 aborted.add(victim)
             self.engine.step()
+            self.waves += self.runner.num_unfinished > 0
             self.clock.advance(source.random())
             self.done.take(self.engine)
             self.engine.check_integrity()
