@@ -118,6 +118,7 @@ class SimulatedWorker:
         self._waits_since = -1.0
         self._roused = False
         self._report: tuple[float, EngineSnapshot] | None = None
+        self._view: tuple[EngineSnapshot, tuple[int, int, int], WorkerView] | None = None
 
     @property
     def lanes(self) -> Lanes | None:
@@ -129,6 +130,13 @@ class SimulatedWorker:
         if self._report is None or now - self._report[0] >= self._config.report_s:
             self._report = (now, take_snapshot(self.engine))
         stats = self._report[1]
+        sent = (self.assigned, self.computing.num_tokens, self.promised.num_tokens)
+        if self._view is None or self._view[0] is not stats or self._view[1] != sent:
+            # Kept, because a gateway looks at all its workers for every request.
+            self._view = (stats, sent, self._build_view(stats))
+        return self._view[2]
+
+    def _build_view(self, stats: EngineSnapshot) -> WorkerView:
         return WorkerView(
             worker_id=self.worker_id,
             role=self.role,
