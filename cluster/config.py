@@ -46,6 +46,7 @@ class Group(Enum):
     POOLS = "Pools"
     DOORS = "Front doors"
     ENGINE = "Engine"
+    SCHEDULING = "Scheduling"
     LATENTS = "Latent attention (MLA)"
     MEMORY = "KV cache"
     LIMITS = "Queues and deadlines"
@@ -127,6 +128,10 @@ PoolSize = Annotated[Whole, Field(ge=0, le=1024)]
 Ranks = Annotated[Whole, Field(ge=1, le=64)]
 Port = Annotated[Whole, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(gt=0, le=86400_000, allow_inf_nan=False)]
+SchedulerName = Literal["auto", "chunked", "layered", "laps"]
+OrderName = Literal["fcfs", "spf"]
+AdmissionName = Literal["aggressive", "conservative", "past-future"]
 Names = Annotated[
     tuple[Annotated[str, AfterValidator(_model_name)], ...], BeforeValidator(_one_or_more)
 ]
@@ -215,6 +220,32 @@ class ServeConfig(BaseModel):
     enable_prefix_caching: Annotated[bool, Group.ENGINE] = True
     """Reuse the KV cache of prompts that begin alike."""
 
+    scheduler: Annotated[SchedulerName, Group.SCHEDULING] = "auto"
+    """How prompts share steps with decoding requests: chunked, in chunks; layered, one group of
+    layers per step; laps, short and long ones apart; auto takes layered for models with experts and
+    chunked for others."""
+
+    prefill_scheduler: Annotated[SchedulerName | None, Group.SCHEDULING] = None
+    """Scheduler of prefill workers; by default --scheduler."""
+
+    decode_scheduler: Annotated[SchedulerName | None, Group.SCHEDULING] = None
+    """Scheduler of decode workers; by default --scheduler."""
+
+    prefill_order: Annotated[OrderName, Group.SCHEDULING] = "fcfs"
+    """Who is prefilled first within a priority: fcfs, whoever came first; spf, the shortest prompt,
+    which may overtake those that came up to the TTFT objective (5 s if there is none) before it."""
+
+    admission: Annotated[AdmissionName, Group.SCHEDULING] = "aggressive"
+    """When a request may come in: aggressive, if its prompt fits; conservative, if all outputs fit
+    at their longest; past-future, if outputs as long as the latest ones fit."""
+
+    tbt_objective_ms: Annotated[Milliseconds | None, Group.SCHEDULING] = None
+    """Longest wanted time between two tokens of a request; sizes chunks and layer groups once step
+    times are known (twinflow profile)."""
+
+    ttft_objective_ms: Annotated[Milliseconds | None, Group.SCHEDULING] = None
+    """Longest wanted time to a first token; bounds how long spf and laps put a prompt off."""
+
     seed: Annotated[Annotated[Whole, Field(ge=0, le=2**64 - 1)] | None, Group.ENGINE] = None
     """Number from which the seeds of requests without one are drawn; by default they differ from
     run to run."""
@@ -293,6 +324,11 @@ class ServeConfig(BaseModel):
         }
         return own.get(role) or self.tensor_parallel_size
 
+    def scheduler_of(self, role: Role) -> str:
+        """The scheduler of the workers of a pool."""
+        own = {"prefill": self.prefill_scheduler, "decode": self.decode_scheduler}
+        return own.get(role) or self.scheduler
+
     @property
     def api_keys(self) -> tuple[str, ...]:
         """The keys in clear, for the two front doors only; empty when no key is needed."""
@@ -325,6 +361,16 @@ class ServeConfig(BaseModel):
         if size is not None and info.data.get(pool) == 0:
             raise ValueError(f"there is no {pool} worker: give --{pool} N too, or leave it out")
         return size
+
+    @field_validator("prefill_scheduler", "decode_scheduler")
+    @classmethod
+    def _scheduler_of_a_pool_that_is_there(
+        cls, name: str | None, info: ValidationInfo
+    ) -> str | None:
+        pool = str(info.field_name).partition("_")[0]
+        if name is not None and info.data.get(pool) == 0:
+            raise ValueError(f"there is no {pool} worker: give --{pool} N too, or leave it out")
+        return name
 
     @field_validator("served_model_name")
     @classmethod

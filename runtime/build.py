@@ -27,6 +27,7 @@ from twinflow.runtime.checkpoint.limits import check_memory, resolve_max_model_l
 from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
 from twinflow.runtime.checkpoint.weights import Checkpoint
 from twinflow.runtime.config import EngineConfig, check_block_size
+from twinflow.runtime.cost.base import StepTimes
 from twinflow.runtime.engine import Engine, KVProgress
 from twinflow.runtime.host_memory import MemoryShare, available_memory, taken_memory
 from twinflow.runtime.kv.block_manager import BlockManager
@@ -41,8 +42,14 @@ from twinflow.runtime.models.decoder import unused_tensors
 from twinflow.runtime.models.registry import checkpoint_shapes, create_model
 from twinflow.runtime.runner import Runner
 from twinflow.runtime.sampling import Sampler
-from twinflow.runtime.schedulers import create_scheduler
-from twinflow.runtime.schedulers.base import SchedulerLimits
+from twinflow.runtime.schedulers import (
+    AUTO,
+    check_policies,
+    create_scheduler,
+    resolve_scheduler,
+)
+from twinflow.runtime.schedulers.setup import SchedulerSetup
+from twinflow.runtime.step_times import engine_key, measured_times
 from twinflow.runtime.weight_memory import weight_bytes
 
 # Told how far loading is: what, bytes done, bytes in all.
@@ -64,7 +71,11 @@ class EngineOptions:
         num_kv_blocks: KV blocks; None derives them from `kv_cache_memory`.
         kv_cache_memory: bytes for KV blocks.
         enable_prefix_caching: reuse the KV of prompts that begin alike.
-        scheduler: scheduling policy.
+        scheduler: scheduling policy; `auto` takes the one that suits the model.
+        prefill_order: order in which prompts are computed.
+        admission: policy that says when memory lasts for one more request.
+        tbt_objective: longest wanted time between two tokens, in seconds; None for none.
+        ttft_objective: longest wanted time to a first token, in seconds; None for none.
         expert_parallel: each rank holds whole experts, not a part of every expert.
         kv_parts: parts that the deployment cuts the KV of a token into; this engine makes no fewer
             than it has ranks, and no model more than it has KV heads.
@@ -82,7 +93,11 @@ class EngineOptions:
     num_kv_blocks: int | None = None
     kv_cache_memory: int = 1 << 30
     enable_prefix_caching: bool = True
-    scheduler: str = "chunked"
+    scheduler: str = AUTO
+    prefill_order: str = "fcfs"
+    admission: str = "aggressive"
+    tbt_objective: float | None = None
+    ttft_objective: float | None = None
     expert_parallel: bool = False
     kv_parts: int = 1
     latents: LatentOptions = field(default_factory=LatentOptions)
@@ -163,6 +178,7 @@ def build_engine(
     clock: Callable[[], float],
     on_kv: Callable[[KVProgress], None] | None = None,
     progress: LoadProgress | None = None,
+    times: StepTimes | None = None,
 ) -> BuiltEngine:
     """Load a model and make an engine that runs it, all in this process.
 
@@ -171,6 +187,7 @@ def build_engine(
         clock: seconds, monotonic.
         on_kv: see `Engine`.
         progress: told how far loading is.
+        times: see `assemble_engine`; None takes what was measured, if anything was.
 
     Raises:
         CheckpointError: the directory cannot be served.
@@ -179,7 +196,8 @@ def build_engine(
     ranks = OneRank()
     plan = plan_engine(options, ranks)
     runner = load_runner(plan, ranks, progress)
-    return assemble_engine(plan, runner, clock=clock, on_kv=on_kv)
+    times = times or find_times(plan)
+    return assemble_engine(plan, runner, clock=clock, on_kv=on_kv, times=times)
 
 
 def plan_engine(options: EngineOptions, ranks: RankGroup) -> EnginePlan:
@@ -210,6 +228,10 @@ def plan_engine(options: EngineOptions, ranks: RankGroup) -> EnginePlan:
     for name in unused_tensors(model, others):
         structlog.get_logger().warning("the model does not use a tensor", tensor=name)
     plan = EnginePlan(options, checkpoint, model, layout, held, share, latents, config)
+    check_policies(config)
+    name, reason = resolve_scheduler(options.scheduler, has_experts=model.moe is not None)
+    if reason:
+        structlog.get_logger().info("scheduler chosen", scheduler=name, reason=reason)
     weights = weight_bytes(model, _placement(plan, ranks))
     _check_memory(options, weights + config.num_blocks * held.block_bytes)
     return plan
@@ -267,6 +289,7 @@ def assemble_engine(
     *,
     clock: Callable[[], float],
     on_kv: Callable[[KVProgress], None] | None = None,
+    times: StepTimes | None = None,
 ) -> BuiltEngine:
     """Put an engine round a runner.
 
@@ -275,7 +298,9 @@ def assemble_engine(
         runner: of this rank, or of all.
         clock: seconds, monotonic.
         on_kv: see `Engine`.
+        times: predicts how long steps take here; None if that is not known.
     """
+    setup = SchedulerSetup.of(plan.config, plan.model.num_layers, times)
     layers_per_unit = choose_layers_per_unit(plan.layout)
     executor = ModelExecutor(
         runner,
@@ -285,7 +310,15 @@ def assemble_engine(
     )
     fingerprint = plan.fingerprint
     return BuiltEngine(
-        engine=_assemble(plan, executor, fingerprint, clock=clock, on_kv=on_kv),
+        engine=Engine(
+            plan.config,
+            executor,
+            _block_manager(plan, fingerprint),
+            create_scheduler(plan.config.scheduler, setup),
+            num_layers=plan.model.num_layers,
+            clock=clock,
+            on_kv=on_kv,
+        ),
         cache=runner.kv_cache,
         layout=plan.layout,
         share=plan.share,
@@ -295,6 +328,18 @@ def assemble_engine(
         fingerprint=fingerprint,
         dtype=plan.layout.dtype,
     )
+
+
+def find_times(plan: EnginePlan, ranks: int = 1) -> StepTimes | None:
+    """The step times that were measured for an engine, once its weights are loaded.
+
+    Args:
+        plan: of the engine.
+        ranks: that compute the model together.
+    """
+    options = plan.options
+    key = engine_key(plan.fingerprint, options.device, plan.layout.dtype, ranks)
+    return measured_times(options.model, key, wanted=options.tbt_objective is not None)
 
 
 def check_device(device: str) -> None:
@@ -340,6 +385,8 @@ def _engine_config(
 ) -> EngineConfig:
     """Settle block count and context length; a wanted context length must fit the KV memory."""
     max_model_len = resolve_max_model_len(options.max_model_len, model_config)
+    has_experts = model_config.moe is not None
+    scheduler, _ = resolve_scheduler(options.scheduler, has_experts=has_experts)
     try:
         num_blocks = options.num_kv_blocks
         if num_blocks is None:
@@ -358,7 +405,11 @@ def _engine_config(
             max_num_seqs=options.max_num_seqs,
             max_num_batched_tokens=options.max_num_batched_tokens,
             enable_prefix_caching=options.enable_prefix_caching,
-            scheduler=options.scheduler,
+            scheduler=scheduler,
+            prefill_order=options.prefill_order,
+            admission=options.admission,
+            tbt_objective=options.tbt_objective,
+            ttft_objective=options.ttft_objective,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -374,32 +425,16 @@ def _placement(plan: EnginePlan, ranks: RankGroup) -> Placement:
     )
 
 
-def _assemble(
-    plan: EnginePlan,
-    executor: ModelExecutor,
-    fingerprint: str,
-    *,
-    clock: Callable[[], float],
-    on_kv: Callable[[KVProgress], None] | None,
-) -> Engine:
-    config = plan.config
-    blocks = BlockManager(
-        config.num_blocks,
-        config.entry_tokens,
+def _block_manager(plan: EnginePlan, fingerprint: str) -> BlockManager:
+    return BlockManager(
+        plan.config.num_blocks,
+        plan.config.entry_tokens,
         model_fingerprint=fingerprint,
         layout_digest=plan.layout.digest(),
-        enable_prefix_caching=config.enable_prefix_caching,
+        enable_prefix_caching=plan.config.enable_prefix_caching,
         # Prompt and generated tokens take different forms of latent attention.
         share_generated=plan.latents is None,
     )
-    limits = SchedulerLimits(
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        num_layers=plan.layout.num_layers,
-        watermark_blocks=max(1, int(config.watermark * config.num_blocks)),
-    )
-    scheduler = create_scheduler(config.scheduler, limits)
-    return Engine(config, executor, blocks, scheduler, clock=clock, on_kv=on_kv)
 
 
 def _check_memory(options: EngineOptions, needed: int) -> None:

@@ -20,6 +20,11 @@ class EngineConfig:
         max_num_batched_tokens: rows of a step: decode rows first, prefill chunks fill the rest.
         enable_prefix_caching: reuse the KV of prompts that begin alike.
         scheduler: name of the scheduling policy.
+        prefill_order: name of the order in which prompts are computed.
+        admission: name of the policy that says when memory lasts for one more request.
+        tbt_objective: longest wanted time between two tokens of a request, in seconds; None for
+            none.
+        ttft_objective: longest wanted time to a first token, in seconds; None for none.
         watermark: share of the blocks that admission leaves idle, so that running requests can
             grow for a while before one must be preempted.
         max_step_failures: consecutive failed steps after which the engine gives up.
@@ -33,6 +38,10 @@ class EngineConfig:
     max_num_batched_tokens: int = 1024
     enable_prefix_caching: bool = True
     scheduler: str = "chunked"
+    prefill_order: str = "fcfs"
+    admission: str = "aggressive"
+    tbt_objective: float | None = None
+    ttft_objective: float | None = None
     watermark: float = 0.01
     max_step_failures: int = 3
 
@@ -40,6 +49,10 @@ class EngineConfig:
         for name in ("max_model_len", "block_shards", "max_num_seqs", "max_step_failures"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("tbt_objective", "ttft_objective"):
+            objective = getattr(self, name)
+            if objective is not None and objective <= 0:
+                raise ValueError(f"{name} must be more than 0 seconds, not {objective}")
         if not 0.0 <= self.watermark < 1.0:
             raise ValueError(f"watermark must be at least 0 and below 1, not {self.watermark}")
         check_block_size(self.block_size)

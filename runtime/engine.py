@@ -22,9 +22,9 @@ from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.lifecycle import EngineCounters, EngineOutputs, RequestLifecycle
 from twinflow.runtime.outputs import NumericalFault, PhaseTime, SampledToken
 from twinflow.runtime.queues import RequestQueues
-from twinflow.runtime.request import Request, RequestStatus
+from twinflow.runtime.request import Request, RequestStatus, Wave
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerState
-from twinflow.runtime.step_plan import StepPlan
+from twinflow.runtime.step_plan import RowGroup, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class Engine:
         executor: computes.
         blocks: accounts for the KV memory.
         scheduler: decides.
+        num_layers: layers of the model.
         clock: seconds, monotonic; only durations are ever used.
         on_kv: told, from inside a step, about every finished layer range of held requests.
 
@@ -71,15 +72,18 @@ class Engine:
         blocks: BlockManager,
         scheduler: Scheduler,
         *,
+        num_layers: int,
         clock: Callable[[], float],
         on_kv: Callable[[KVProgress], None] | None = None,
     ) -> None:
+        self._num_layers = num_layers
         self._config = config
         self._executor = executor
         self._scheduler = scheduler
         self._clock = clock
         self._on_kv = on_kv
         self._failed_steps = 0
+        self._idle_until: float | None = None
         self._life = RequestLifecycle(
             executor, blocks, max_model_len=config.max_model_len, clock=clock
         )
@@ -105,6 +109,13 @@ class Engine:
     def runnable(self) -> bool:
         """Whether a step might have something to do."""
         return bool(self.queues.running or self.queues.waiting)
+
+    def idle_seconds(self, at_most: float) -> float:
+        """After a step in which nothing could be done: how long to wait before the next one, unless
+        something happens before."""
+        if self._idle_until is None:
+            return at_most
+        return min(max(self._idle_until - self._clock(), 0.0), at_most)
 
     def add_request(self, request: Request) -> None:
         """Queue a request.
@@ -141,13 +152,21 @@ class Engine:
         plan = self._schedule()
         work = self._work(plan)
         if work:
-            self._update(work, self._run(work))
+            self._update(work, self._run(work), plan.layer_groups)
         return bool(plan.row_groups or plan.receive or plan.preempted)
 
     def _schedule(self) -> StepPlan:
         queues = self.queues
-        state = SchedulerState(queues.running, queues.waiting, queues.num_parked, self.blocks)
+        state = SchedulerState(
+            running=queues.running,
+            waiting=queues.waiting,
+            num_parked=queues.num_parked,
+            blocks=self.blocks,
+            receiving=queues.receiving,
+            history=self._life.history,
+        )
         plan = self._scheduler.plan(state, self._clock())
+        self._idle_until = plan.idle_until
         for request_id in plan.preempted:
             self._life.preempt(self._life.require(request_id))
         ids = (*plan.receive, *(group.request_id for group in plan.row_groups))
@@ -194,27 +213,42 @@ class Engine:
 
         def on_layers(first: int, end: int) -> None:
             for item in held:
+                if not item.group.crosses(end):
+                    continue
                 span = (item.group.token_start, item.group.token_end)
                 on_kv(KVProgress(item.request.request_id, first, end, *span, item.blocks))
 
         return on_layers
 
     def _update(
-        self, work: Sequence[Work], results: Sequence[SampledToken | NumericalFault]
+        self,
+        work: Sequence[Work],
+        results: Sequence[SampledToken | NumericalFault],
+        layer_groups: int,
     ) -> None:
         """Account for the computed rows and append the sampled tokens."""
         live = [item for item in work if item.request.status is RequestStatus.RUNNING]
         for item in live:
-            item.request.num_computed += item.group.token_count
-            self.blocks.publish(item.request)
-            if item.group.token_end <= len(item.request.prompt_token_ids):
-                self.counters.prompt_tokens += item.group.token_count
+            self._advance(item.request, item.group, layer_groups)
         sampling = [item.request for item in live if item.group.samples]
         for request, result in zip(sampling, results, strict=True):
             if isinstance(result, NumericalFault):
                 self._life.fail(request, EngineError(str(result)))
             else:
                 self._life.append(request, result, phase="decode")
+
+    def _advance(self, request: Request, group: RowGroup, layer_groups: int) -> None:
+        """Tokens count as computed, and can be found by others, once they crossed all layers."""
+        if group.layer_end < self._num_layers:
+            groups = request.wave.groups if request.wave else layer_groups
+            span = (group.token_start, group.token_count)
+            request.wave = Wave(*span, group.layer_end, groups)
+            return
+        request.wave = None
+        request.num_computed += group.token_count
+        self.blocks.publish(request)
+        if group.token_end <= len(request.prompt_token_ids):
+            self.counters.prompt_tokens += group.token_count
 
     def receive_first_token(
         self,

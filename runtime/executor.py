@@ -13,7 +13,8 @@ from twinflow.runtime.outputs import NumericalFault, SampledToken
 from twinflow.runtime.request import Request
 from twinflow.runtime.step_plan import RowGroup
 
-# Called with [first, end) when the KV of these layers is written for all rows of the step.
+# Called with [first, end) when the KV of these layers is written for the rows of the step that
+# cross layer `end - 1` in it.
 LayersDone = Callable[[int, int], None]
 
 
@@ -41,6 +42,10 @@ class Executor(Protocol):
 
     def accept(self, request_id: str, token_id: int) -> None:
         """A token was appended to the request."""
+        ...
+
+    def restart(self, request_id: str) -> None:
+        """The request has lost its blocks: it is computed again from the first layer."""
         ...
 
     def forget(self, request_id: str) -> None:

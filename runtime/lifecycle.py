@@ -11,6 +11,7 @@ from twinflow.protos.errors import EngineError, TwinflowError
 from twinflow.runtime.executor import Executor
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.layer_traffic import LayerTraffic
+from twinflow.runtime.output_history import OutputHistory
 from twinflow.runtime.outputs import FinishReason, PhaseTime, SampledToken, TokenDelta
 from twinflow.runtime.queues import RequestQueues
 from twinflow.runtime.request import Request, RequestStatus, Stopwatch
@@ -93,6 +94,7 @@ class RequestLifecycle:
         self.queues = RequestQueues()
         self.outputs = EngineOutputs()
         self.counters = EngineCounters()
+        self.history = OutputHistory()
 
     def require(self, request_id: str) -> Request:
         """The live request with this id, which a plan has just named."""
@@ -104,7 +106,8 @@ class RequestLifecycle:
     def enqueue(self, request: Request) -> None:
         """Take in a new request; the executor may refuse it."""
         self._executor.admit(request)
-        request.stopwatch = Stopwatch("queue", self._clock())
+        request.arrival = self._clock()
+        request.stopwatch = Stopwatch("queue", request.arrival)
         self.queues.add(request)
 
     def admit(self, requests: Iterable[Request], receiving: Sequence[str]) -> None:
@@ -147,7 +150,7 @@ class RequestLifecycle:
         """
         request.output_token_ids.append(sampled.token_id)
         self._executor.accept(request.request_id, sampled.token_id)
-        now = self._clock()
+        now = request.last_token_at = self._clock()
         if not request.hold:
             # What a held request waits for is another worker's time, and counted there.
             request.stopwatch.enter(phase, now)
@@ -187,7 +190,9 @@ class RequestLifecycle:
 
     def _restart(self, request: Request, phase: str) -> None:
         self._blocks.free(request.request_id)
+        self._executor.restart(request.request_id)
         request.num_computed = 0
+        request.wave = None
         request.fetch_from = None
         request.stopwatch.enter(phase, self._clock())
         self.queues.move(request, RequestStatus.WAITING)
@@ -202,6 +207,8 @@ class RequestLifecycle:
         if request.status is RequestStatus.RECEIVING:
             request.doomed = True
             return
+        if request.output_token_ids and not request.hold:
+            self.history.record(len(request.output_token_ids))
         self._blocks.free(request.request_id)
         self._executor.forget(request.request_id)
         self.queues.move(request, RequestStatus.FINISHED)

@@ -31,6 +31,8 @@ from twinflow.runtime.text.tokenizer import Tokenizer
 # A text, or the token ids of one.
 Prompt = str | Sequence[int]
 Message = Mapping[str, str]
+# Where nothing can be done, only a policy's patience can be the reason.
+_BLOCKED_WAIT_S = 0.001
 
 
 @dataclass(slots=True)
@@ -221,7 +223,8 @@ class LLM:
         """Step until every completion has ended."""
         with tqdm(total=len(completions), disable=not show) as bar:
             while self._engine.runnable:
-                self._engine.step()
+                if not self._engine.step():
+                    time.sleep(self._engine.idle_seconds(_BLOCKED_WAIT_S))
                 outputs = self._engine.take_outputs()
                 for _, error in outputs.failures:
                     raise error

@@ -50,9 +50,14 @@ class ModelExecutor:
         """See `Executor.accept`."""
         self._states[request_id].append(token_id)
 
+    def restart(self, request_id: str) -> None:
+        """See `Executor.restart`."""
+        self._runner.forget(request_id)
+
     def forget(self, request_id: str) -> None:
         """See `Executor.forget`."""
         self._states.pop(request_id, None)
+        self._runner.forget(request_id)
 
     def execute(
         self, work: Sequence[Work], on_layers: LayersDone | None
@@ -66,6 +71,9 @@ class ModelExecutor:
                 samples=item.group.samples,
                 prompt_tokens=len(item.request.prompt_token_ids),
                 held_as=item.request.request_id if item.request.hold else None,
+                layer_start=item.group.layer_start,
+                layer_end=item.group.layer_end,
+                sequence=item.request.request_id,
             )
             for item in work
         ]

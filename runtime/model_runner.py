@@ -1,7 +1,8 @@
 """Runs a model over the rows of a step, whatever they are: prompts, chunks of them, decode tokens.
 
-The runner owns the KV cache and the attention kernel. It knows no requests, samples nothing and
-decides nothing: whoever calls it says which tokens go where.
+Rows may cross some of the layers only, and the others in later steps. The runner owns the KV
+cache, the attention kernel and the hidden states that wait between such steps. It knows no
+requests, samples nothing and decides nothing: whoever calls it says which tokens go where.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from twinflow.runtime.attention.latent.registry import (
 from twinflow.runtime.attention.registry import create_attention
 from twinflow.runtime.attention.rows import FlatRows
 from twinflow.runtime.kv.cache import KVCache
+from twinflow.runtime.layer_ranges import Frontier, FrontierPlace, layer_segments
 from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.models.base import ForwardPass, Model, RowBatch
 from twinflow.runtime.models.latent_weights import latent_heads
@@ -40,6 +42,10 @@ class SequenceRows:
             decide how a token attends, and so is the same in all steps of a sequence.
         held_as: what the sequence is called where its KV is handed over, if it is; for ranks that
             know no requests.
+        layer_start: first layer that the rows cross. Above 0, the same rows have crossed those
+            before in an earlier step, the latest one of their sequence.
+        layer_end: one behind the last; None for all layers.
+        sequence: what the sequence is called; needed by rows that do not cross all layers.
     """
 
     token_ids: Sequence[int]
@@ -48,6 +54,13 @@ class SequenceRows:
     samples: bool
     prompt_tokens: int = 0
     held_as: str | None = None
+    layer_start: int = 0
+    layer_end: int | None = None
+    sequence: str = ""
+
+    def crosses(self, end: int) -> bool:
+        """Whether the rows reach the end of the layers before `end` in this step."""
+        return self.layer_start < end and (self.layer_end is None or end <= self.layer_end)
 
 
 class ModelRunner:
@@ -80,11 +93,17 @@ class ModelRunner:
         self._max_num_tokens = max_num_tokens
         self._device = device
         self._attention = _attention(model, self.kv_cache)
+        self._frontier = Frontier()
         self._row_tile = model.row_tile
         self.batch_invariant = self._row_tile.batch_invariant and self._attention.batch_invariant
         size = self._row_tile.round_up(max_num_tokens)
         self._token_ids = torch.zeros(size, dtype=torch.int64, device=device)
         self._positions = torch.zeros(size, dtype=torch.int64, device=device)
+
+    @property
+    def row_tile(self) -> int:
+        """Rows of matrix products are padded to a multiple of this."""
+        return self._row_tile.rows
 
     @torch.inference_mode()
     def forward(
@@ -98,29 +117,105 @@ class ModelRunner:
         Args:
             rows: what to compute; the KV before each group is in the cache.
             on_layers: called with (first, end) when the KV of layers [first, end) is completely
-                written for all rows; in order, while later layers are still to be computed.
-            layers_per_unit: layers between two such calls, 0 for one call at the end.
+                written for the rows that cross layer `end - 1` in this step; in order, while later
+                layers are still to be computed.
+            layers_per_unit: layers of such a call, 0 for all of them.
 
         Returns:
             float32 [groups with `samples`, vocab_size], in their order.
 
         Raises:
-            ValueError: no rows, too many, or a token, position or block that does not exist.
+            ValueError: no rows, too many, a token, position, block or layer that does not exist,
+                or rows that go on from where they are not.
         """
-        flat = self._lay_out(rows)
+        every, ranges = self._lay_out(rows), self._layer_ranges(rows)
+        hidden = self._resume(rows)
+        logits = torch.empty(0, self._model.config.vocab_size, device=self._device)
+        for segment in layer_segments(ranges):
+            members = [rows[index] for index in segment.groups]
+            flat = every if len(members) == len(rows) else self._lay_out(members)
+            pieces = [hidden.pop(index) for index in segment.groups if index in hidden]
+            forward_pass = self._begin(members, flat, pieces)
+            self._run(forward_pass, (segment.first, segment.end), layers_per_unit, on_layers)
+            if segment.end == self._model.config.num_layers:
+                logits = self._logits(forward_pass, _sampled_rows(members, flat))
+                break
+            reached = torch.split(forward_pass.hidden[: flat.num_rows], flat.counts.tolist())
+            for index, states in zip(segment.groups, reached, strict=True):
+                if ranges[index][1] > segment.end:
+                    hidden[index] = states
+                else:
+                    self._frontier.put(*_front(rows[index], segment.end), states)
+        return logits
+
+    def forget(self, sequence: str) -> bool:
+        """Drop the rows of a sequence that have crossed some of the layers only.
+
+        Returns:
+            Whether there were any.
+        """
+        return self._frontier.forget(sequence)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Sequences of which rows have crossed some of the layers only."""
+        return len(self._frontier)
+
+    def _resume(self, rows: Sequence[SequenceRows]) -> dict[int, Tensor]:
+        """Hidden states of the row groups that have crossed some of the layers, by index."""
+        return {
+            index: self._frontier.take(*_front(group, group.layer_start))
+            for index, group in enumerate(rows)
+            if group.layer_start > 0
+        }
+
+    def _begin(
+        self, rows: Sequence[SequenceRows], flat: FlatRows, hidden: Sequence[Tensor]
+    ) -> ForwardPass:
+        """Start a pass over rows: from their hidden states, or from their tokens if these are
+        none."""
         batch = self._batch(rows, flat)
         self._attention.prepare(flat)
-        self.kv_cache.clear(flat.opened_blocks(self._attention.share))
-        forward_pass = self._model.begin(batch, self._attention)
+        if not hidden:
+            self.kv_cache.clear(flat.opened_blocks(self._attention.share))
+            return self._model.begin(batch, self._attention)
+        padding = hidden[0].new_zeros(len(batch.token_ids) - flat.num_rows, hidden[0].shape[1])
+        return self._model.begin(batch, self._attention, torch.cat([*hidden, padding]))
+
+    def _run(
+        self,
+        forward_pass: ForwardPass,
+        layers: tuple[int, int],
+        layers_per_unit: int,
+        on_layers: Callable[[int, int], None] | None,
+    ) -> None:
+        """Run layers, and report every unit that ends among them."""
         num_layers = self._model.config.num_layers
         unit = layers_per_unit or num_layers
-        for first in range(0, num_layers, unit):
-            end = min(first + unit, num_layers)
+        first, last = layers
+        while first < last:
+            unit_start = first // unit * unit
+            unit_end = min(unit_start + unit, num_layers)
+            end = min(unit_end, last)
             forward_pass.run_layers(first, end)
-            if on_layers is not None:
-                on_layers(first, end)
-        sampled = np.array([group.samples for group in rows])
-        return self._logits(forward_pass, (flat.first_rows + flat.counts - 1)[sampled])
+            if on_layers is not None and end == unit_end:
+                on_layers(unit_start, unit_end)
+            first = end
+
+    def _layer_ranges(self, rows: Sequence[SequenceRows]) -> list[tuple[int, int]]:
+        num_layers = self._model.config.num_layers
+        ranges = []
+        for index, group in enumerate(rows):
+            end = num_layers if group.layer_end is None else group.layer_end
+            if not 0 <= group.layer_start < end <= num_layers:
+                raise ValueError(
+                    f"row group {index}: layers [{group.layer_start}, {end}) are not in "
+                    f"[0, {num_layers})"
+                )
+            if end < num_layers and group.samples:
+                raise ValueError(f"row group {index}: no logits before the last layer")
+            ranges.append((group.layer_start, end))
+        return ranges
 
     def take_traffic(self) -> tuple[LayerTraffic, ...]:
         """What this rank's experts did since the last call, by layer; nothing without experts."""
@@ -169,6 +264,17 @@ def _attention(model: Model, cache: KVCache) -> Attention:
     sharing = model.placement.latent_plan.sharing
     name = latent_attention_for(cache.data.device)
     return create_latent_attention(name, cache, latent_heads(model.config), sharing)
+
+
+def _front(rows: SequenceRows, layer: int) -> tuple[str, FrontierPlace]:
+    return rows.sequence, FrontierPlace(rows.start, len(rows.token_ids), layer)
+
+
+def _sampled_rows(rows: Sequence[SequenceRows], flat: FlatRows) -> IntArray:
+    """The last rows of the groups whose logits are wanted."""
+    sampled = np.array([group.samples for group in rows])
+    last: IntArray = (flat.first_rows + flat.counts - 1)[sampled]
+    return last
 
 
 def _check_layout(model: Model, layout: KVLayout) -> None:

@@ -34,6 +34,13 @@ class RequestQueues:
         """Requests that hold blocks without being scheduled."""
         return len(self._requests) - len(self.waiting) - len(self.running)
 
+    @property
+    def receiving(self) -> list[Request]:
+        """Requests whose KV is on its way."""
+        if not self.num_parked:
+            return []
+        return [r for r in self._requests.values() if r.status is RequestStatus.RECEIVING]
+
     def get(self, request_id: str) -> Request | None:
         """The live request with this id."""
         return self._requests.get(request_id)

@@ -65,6 +65,23 @@ class Stopwatch:
         return self.total(now)
 
 
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """Where a chunk of a sequence is that crosses the layers in several steps.
+
+    Attributes:
+        token_start: position of its first token.
+        token_count: tokens.
+        next_layer: those before are done.
+        groups: into how many groups the layers are cut for it.
+    """
+
+    token_start: int
+    token_count: int
+    next_layer: int
+    groups: int
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Request:
     """One sequence to be generated.
@@ -82,9 +99,12 @@ class Request:
         probe: neither cached prefixes nor a recomputation after a failed fetch may serve it.
         output_token_ids: tokens generated so far, here or in an earlier attempt.
         num_computed: leading tokens whose KV is complete in all layers.
+        wave: the chunk behind those tokens that has crossed some of the layers, if there is one.
         cached_tokens: prompt tokens that a prefix cache had, set at the first admission.
         status: where it stands.
         order: arrival number, set by the engine; breaks ties of priority.
+        arrival: when the engine took it in, on the engine's clock.
+        last_token_at: when it got its latest token, on the same clock.
         doomed: finished or aborted while its blocks still receive; they are freed afterwards.
         prefix_names: names of its leading full blocks, as far as they were needed; they stay
             true for ever, because tokens are only appended.
@@ -102,9 +122,12 @@ class Request:
     probe: bool = False
     output_token_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
+    wave: Wave | None = None
     cached_tokens: int | None = None
     status: RequestStatus = RequestStatus.WAITING
     order: int = 0
+    arrival: float = 0.0
+    last_token_at: float | None = None
     doomed: bool = False
     prefix_names: list[bytes] = field(default_factory=list)
     stopwatch: Stopwatch = field(default_factory=lambda: Stopwatch("queue", 0.0))

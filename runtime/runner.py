@@ -35,3 +35,7 @@ class Runner(Protocol):
     def take_traffic(self) -> Sequence[LayerTraffic]:
         """See `ModelRunner.take_traffic`."""
         ...
+
+    def forget(self, sequence: str) -> bool:
+        """See `ModelRunner.forget`."""
+        ...

@@ -43,6 +43,10 @@ class RowGroup:
         """One behind the position of the last token."""
         return self.token_start + self.token_count
 
+    def crosses(self, end: int) -> bool:
+        """Whether the rows reach the end of the layers before `end` in this step."""
+        return self.layer_start < end <= self.layer_end
+
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
@@ -52,11 +56,16 @@ class StepPlan:
         row_groups: the rows, decode groups first.
         receive: requests whose blocks are reserved and whose KV another worker shall send.
         preempted: requests that lost their blocks to make room; they are computed again later.
+        layer_groups: into how many groups the layers are cut for the prompts of this plan that
+            begin to cross them; policies find it again in `Request.wave`.
+        idle_until: a plan without rows is made again at this time if nothing happens before.
     """
 
     row_groups: tuple[RowGroup, ...] = ()
     receive: tuple[str, ...] = ()
     preempted: tuple[str, ...] = ()
+    layer_groups: int = 1
+    idle_until: float | None = None
 
     @property
     def num_rows(self) -> int:

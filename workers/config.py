@@ -30,7 +30,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         num_kv_blocks: KV blocks; None derives them from `kv_cache_memory`.
         kv_cache_memory: bytes for KV blocks.
         enable_prefix_caching: reuse the KV of prompts that begin alike.
-        scheduler: scheduling policy.
+        scheduler: scheduling policy; `auto` takes the one that suits the model.
+        prefill_order: order in which prompts are computed.
+        admission: policy that says when memory lasts for one more request.
+        tbt_objective: longest wanted time between two tokens, in seconds; None for none.
+        ttft_objective: longest wanted time to a first token, in seconds; None for none.
         tensor_parallel_size: ranks that compute the model together, each in a process.
         expert_parallel: each rank holds whole experts, not a part of every expert.
         rank: which of them this is; rank 0 serves, the others follow it.
@@ -65,7 +69,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_kv_blocks: int | None = None
     kv_cache_memory: int = 1 << 30
     enable_prefix_caching: bool = True
-    scheduler: str = "chunked"
+    scheduler: str = "auto"
+    prefill_order: str = "fcfs"
+    admission: str = "aggressive"
+    tbt_objective: float | None = None
+    ttft_objective: float | None = None
     tensor_parallel_size: int = 1
     expert_parallel: bool = False
     rank: int = 0

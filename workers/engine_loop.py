@@ -128,7 +128,8 @@ class EngineLoop:
                 progressed = self._engine.runnable and self._engine.step()
                 self._deliver()
                 if self._engine.runnable and not progressed:
-                    self._run_commands(block=True, timeout_s=self._blocked_wait_s)
+                    wait_s = self._engine.idle_seconds(self._blocked_wait_s)
+                    self._run_commands(block=True, timeout_s=wait_s)
         except EngineError as error:
             self._die(error)
         except WorkerLost as error:

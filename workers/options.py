@@ -19,6 +19,10 @@ def engine_options(config: WorkerConfig) -> EngineOptions:
         kv_cache_memory=config.kv_cache_memory,
         enable_prefix_caching=config.enable_prefix_caching,
         scheduler=config.scheduler,
+        prefill_order=config.prefill_order,
+        admission=config.admission,
+        tbt_objective=config.tbt_objective,
+        ttft_objective=config.ttft_objective,
         expert_parallel=config.expert_parallel,
         kv_parts=config.kv_parts,
         latents=LatentOptions(

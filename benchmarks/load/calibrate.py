@@ -17,13 +17,13 @@ from benchmarks.load.checks import Case, Check, Truths, checks_of
 from benchmarks.load.client import get_json
 from benchmarks.load.config import BenchConfig
 from benchmarks.load.http1 import ConnectionPool, Endpoint
-from benchmarks.load.lengths import Lengths
 from benchmarks.load.machine import CpuShares
 from benchmarks.load.prompts import Api
 from benchmarks.load.runs import Arm, MonotonicClock
 from benchmarks.load.session import Session
 from benchmarks.load.stub_server import TOKENS
 from benchmarks.load.workload import Workload
+from twinflow.cluster.simulator.lengths import Lengths
 from twinflow.protos.errors import Unavailable
 
 STUB_DEADLINE_S = 20.0

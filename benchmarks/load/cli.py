@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.load.arrivals import Arrivals, Process
 from benchmarks.load.config import BenchConfig
 from benchmarks.load.http1 import Endpoint
-from benchmarks.load.lengths import Lengths
 from benchmarks.load.prompts import Api, PromptConfig
 from benchmarks.load.runs import Arm
 from benchmarks.load.slo import Objective
 from benchmarks.load.workload import Workload
+from twinflow.cluster.simulator.arrivals import Arrivals, Process
+from twinflow.cluster.simulator.lengths import Lengths
 from twinflow.protos.errors import ConfigError
 
 T = TypeVar("T")

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.load.arrivals import Process
 from benchmarks.load.prompts import Api
 from benchmarks.load.runs import Arm
 from benchmarks.load.slo import Objective
 from benchmarks.load.workload import Workload
+from twinflow.cluster.simulator.arrivals import Process
 
 
 @dataclass(frozen=True, slots=True)

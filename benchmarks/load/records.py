@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 
+from twinflow.cluster.simulator.traces import Shape
+
 
 class Kind(StrEnum):
     """What a request is meant to be."""
@@ -35,23 +37,6 @@ class Outcome(StrEnum):
     DISCONNECTED = "disconnected"
     BAD_REFUSED = "bad_refused"
     FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How large a request is, and when it came if a trace says so.
-
-    Attributes:
-        input_tokens: prompt length, at least 1.
-        output_tokens: tokens to generate, at least 1.
-        at_s: arrival after the start of the trace; None where the source has no times.
-        blocks: ids of the prompt's leading blocks; equal ids mean equal tokens.
-    """
-
-    input_tokens: int
-    output_tokens: int
-    at_s: float | None = None
-    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TextIO
 
-from benchmarks.load.arrivals import Arrivals
 from benchmarks.load.client import LoadClient, first_model
 from benchmarks.load.config import BenchConfig
 from benchmarks.load.http1 import ConnectionPool, Endpoint
@@ -17,8 +16,9 @@ from benchmarks.load.progress import Progress
 from benchmarks.load.prompts import PromptBuilder, PromptConfig
 from benchmarks.load.records import Outcome, PreparedRequest
 from benchmarks.load.runs import MonotonicClock, RunResult, RunSpec, list_runs, run_open_loop
-from benchmarks.load.traces import MOONCAKE_BLOCK_TOKENS
 from benchmarks.load.workload import make_plan
+from twinflow.cluster.simulator.arrivals import Arrivals
+from twinflow.cluster.simulator.traces import MOONCAKE_BLOCK_TOKENS
 from twinflow.protos.errors import ConfigError, Unavailable
 
 PROGRESS_PERIOD_S = 2.0

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator
 
-from benchmarks.load.arrivals import Arrivals, arrival_times
-from benchmarks.load.lengths import Lengths
-from benchmarks.load.records import Kind, PlannedRequest, Shape
-from benchmarks.load.traces import read_trace
+from benchmarks.load.records import Kind, PlannedRequest
+from twinflow.cluster.simulator.arrivals import Arrivals, arrival_times
+from twinflow.cluster.simulator.lengths import Lengths
+from twinflow.cluster.simulator.traces import Shape, read_trace
 from twinflow.protos.errors import ConfigError
 
 

@@ -181,6 +181,11 @@ def _plan_worker(config: ServeConfig, role: Role, name: str, token: str) -> Work
         block_size=config.block_size,
         num_kv_blocks=config.num_kv_blocks,
         enable_prefix_caching=config.enable_prefix_caching,
+        scheduler=config.scheduler_of(role),
+        prefill_order=config.prefill_order,
+        admission=config.admission,
+        tbt_objective=_seconds(config.tbt_objective_ms),
+        ttft_objective=_seconds(config.ttft_objective_ms),
         tensor_parallel_size=size,
         expert_parallel=config.enable_expert_parallel,
         leader_address=new_address(name) if size > 1 else "",
@@ -188,6 +193,10 @@ def _plan_worker(config: ServeConfig, role: Role, name: str, token: str) -> Work
         kv_transfer_timeout_s=config.kv_transfer_timeout,
         link_idle_s=config.kv_link_idle_timeout,
     )
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def plan_gateway(

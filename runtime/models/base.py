@@ -70,6 +70,12 @@ class RowBatch:
 class ForwardPass(ABC):
     """The rows of one step on their way through the layers."""
 
+    @property
+    @abstractmethod
+    def hidden(self) -> Tensor:
+        """[rows, hidden_size] where the rows have got to, padding included; changes with every
+        layer that is run."""
+
     @abstractmethod
     def run_layers(self, first: int, end: int) -> None:
         """Take the rows through layers [first, end), which follow on those already run. When it
@@ -135,5 +141,14 @@ class Model(ABC):
         """What the experts were asked for; None if the model has none."""
 
     @abstractmethod
-    def begin(self, batch: RowBatch, attention: Attention) -> ForwardPass:
-        """Embed rows; `attention` is prepared for them."""
+    def begin(
+        self, batch: RowBatch, attention: Attention, hidden: Tensor | None = None
+    ) -> ForwardPass:
+        """Start a pass over rows.
+
+        Args:
+            batch: the rows.
+            attention: prepared for them.
+            hidden: [rows, hidden_size] where an earlier pass has brought them, which is changed in
+                place; None for rows that are still to be embedded.
+        """

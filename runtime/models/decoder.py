@@ -132,9 +132,13 @@ class Decoder(Model):
         """See the base class."""
         return self._traffic
 
-    def begin(self, batch: RowBatch, attention: Attention) -> ForwardPass:
+    def begin(
+        self, batch: RowBatch, attention: Attention, hidden: Tensor | None = None
+    ) -> ForwardPass:
         """See the base class."""
-        return _DecoderPass(self, batch, attention)
+        if hidden is None:
+            hidden = self.embedding(batch.token_ids)
+        return _DecoderPass(self, batch, attention, hidden)
 
 
 def unused_tensors(config: ModelConfig, others: Iterable[str]) -> list[str]:
@@ -193,11 +197,17 @@ def _common_tile(tile: RowTile, ranks: RankGroup, device: torch.device) -> RowTi
 
 
 class _DecoderPass(ForwardPass):
-    def __init__(self, model: Decoder, batch: RowBatch, attention: Attention) -> None:
+    def __init__(
+        self, model: Decoder, batch: RowBatch, attention: Attention, hidden: Tensor
+    ) -> None:
         self._model = model
-        self._hidden = model.embedding(batch.token_ids)
+        self._hidden = hidden
         cos, sin = model.rotary.lookup(batch.positions, batch.end_position)
         self._step = Step(batch, attention, cos, sin)
+
+    @property
+    def hidden(self) -> Tensor:
+        return self._hidden
 
     def run_layers(self, first: int, end: int) -> None:
         hidden, eps = self._hidden, self._model.config.rms_norm_eps

@@ -5,10 +5,11 @@ and changes nothing. The engine carries its plan out; the same policy objects ru
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from twinflow.runtime.kv.block_manager import PrefixMatch
+from twinflow.runtime.output_history import OutputHistory
 from twinflow.runtime.request import Request
 from twinflow.runtime.step_plan import StepPlan
 
@@ -74,12 +75,16 @@ class SchedulerState:
         waiting: requests without blocks, best rank first.
         num_parked: requests that hold blocks without being scheduled: receiving and held ones.
         blocks: the KV memory.
+        receiving: the parked ones that run here once their KV has come.
+        history: how long outputs were lately.
     """
 
     running: Sequence[Request]
     waiting: Sequence[Request]
     num_parked: int
     blocks: BlockView
+    receiving: Sequence[Request] = ()
+    history: OutputHistory = field(default_factory=OutputHistory)
 
 
 class Scheduler(Protocol):

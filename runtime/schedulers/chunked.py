@@ -1,123 +1,93 @@
 """Stall-free batching with chunked prefill, as in Sarathi-Serve (OSDI '24, arXiv 2403.02310).
 
-A step has a budget of rows. Every decoding request gets one row first, so no prefill ever stalls
-a decode; prompts that are already being computed take what is left, in chunks; then waiting
-requests are admitted in order while budget and blocks last. A request's whole prompt is reserved
-at admission. When a decoding request needs a block and none is idle, the request of the worst
-rank is preempted and computed again later.
+A step has a budget of rows: decode rows first, and prompts take what is left, in chunks.
 
-The policy is first come, first served within a priority and never overtakes: if the head of the
-queue does not fit, nothing behind it is admitted, so no request waits for ever.
+With an objective for the time between tokens and a model of step times, chunks are cut further
+(SLOWeave's rule): every decoding request is due one objective after its latest token, and prompts
+get the most rows with which the step is predicted to end before the earliest of them is due. Where
+nothing decodes, or nothing is known of step times, the budget alone counts.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
+from twinflow.runtime.cost.base import PhaseLoad, SegmentLoad, StepLoad
 from twinflow.runtime.request import Request
-from twinflow.runtime.schedulers.base import SchedulerLimits, SchedulerState
-from twinflow.runtime.step_plan import RowGroup, RowKind, StepPlan
+from twinflow.runtime.schedulers.base import SchedulerState
+from twinflow.runtime.schedulers.draft import Draft
+from twinflow.runtime.schedulers.search import largest
+from twinflow.runtime.schedulers.setup import SchedulerSetup
+from twinflow.runtime.step_plan import RowGroup, StepPlan
 
-
-@dataclass(slots=True)
-class _Draft:
-    """A plan in the making: what is decided, and what budget and blocks remain."""
-
-    budget: int
-    idle: int
-    groups: list[RowGroup] = field(default_factory=list)
-    receive: list[str] = field(default_factory=list)
-    preempted: list[str] = field(default_factory=list)
+# Prompts get so many rows even when decode rows alone are too slow for the objective: a device that
+# cannot meet it must not stop computing prompts.
+_LEAST_ROWS = 16
 
 
 class ChunkedScheduler:
-    """Decodes first, then chunks of running prompts, then admissions."""
+    """See the module."""
 
-    def __init__(self, limits: SchedulerLimits) -> None:
-        self._limits = limits
+    def __init__(self, setup: SchedulerSetup) -> None:
+        self._setup = setup
 
     def plan(self, state: SchedulerState, now: float) -> StepPlan:
-        """See `Scheduler.plan`; this policy does not look at the time."""
-        draft = _Draft(self._limits.max_num_batched_tokens, state.blocks.num_idle)
-        survivors = self._decode(state, draft)
-        self._continue_prefills(survivors, draft)
-        # Whoever was preempted waits for its turn again: admitting others would undo the gain.
-        if not draft.preempted:
-            self._admit(state, draft)
-        return StepPlan(tuple(draft.groups), tuple(draft.receive), tuple(draft.preempted))
+        """See `Scheduler.plan`."""
+        draft = self._draft(state, self._setup.limits.max_num_batched_tokens)
+        prompts = draft.groups[len(draft.decoding) :]
+        due = self._due(draft.decoding)
+        if due is None or not prompts:
+            return draft.plan()
+        rows = sum(group.token_count for group in prompts)
+        fitting = self._fitting(draft.groups, len(draft.decoding), rows, due - now)
+        if fitting < rows:
+            draft = self._draft(state, fitting)
+        return draft.plan()
 
-    def _decode(self, state: SchedulerState, draft: _Draft) -> list[Request]:
-        """Give each decoding request its row and its block; returns who is still running."""
-        survivors = list(state.running)
-        index = 0
-        while index < len(survivors):
-            request = survivors[index]
-            if request.num_uncomputed == 1 and draft.budget > 0:
-                missing = state.blocks.blocks_for(request.num_tokens) - state.blocks.num_held(
-                    request.request_id
-                )
-                if missing > draft.idle:
-                    self._preempt(survivors, state, draft)
-                    continue
-                draft.idle -= max(missing, 0)
-                self._schedule(request, request.num_computed, 1, draft)
-            index += 1
-        return survivors
+    def _draft(self, state: SchedulerState, prompt_rows: int) -> Draft:
+        draft = Draft(self._setup, state)
+        draft.decode()
+        draft.budget = min(draft.budget, prompt_rows)
 
-    def _preempt(self, survivors: list[Request], state: SchedulerState, draft: _Draft) -> None:
-        """Take the blocks of the running request with the worst rank.
+        def give(request: Request, start: int) -> bool:
+            count = min(request.num_tokens - start, draft.budget)
+            if count > 0:
+                draft.add(request, start, count)
+            return count > 0
 
-        Rows are given out in order of rank, so the victim has no row in this plan yet. A request
-        that is prefilled for another worker is spared while others are left: its blocks are
-        being read.
-        """
-        victim = next((r for r in reversed(survivors) if not r.hold), survivors[-1])
-        survivors.remove(victim)
-        draft.idle += state.blocks.num_reclaimable(victim.request_id)
-        draft.preempted.append(victim.request_id)
+        draft.fill(draft.prompts(), give)
+        return draft
 
-    def _continue_prefills(self, survivors: list[Request], draft: _Draft) -> None:
-        for request in survivors:
-            if request.num_uncomputed > 1 and draft.budget > 0:
-                self._schedule(request, request.num_computed, request.num_uncomputed, draft)
+    def _due(self, decoding: Sequence[Request]) -> float | None:
+        """When the next token of a decoding request is due, the earliest of all."""
+        objective = self._setup.tbt_objective
+        latest = [r.last_token_at for r in decoding if r.last_token_at is not None]
+        if objective is None or self._setup.times is None or not latest:
+            return None
+        return min(latest) + objective
 
-    def _admit(self, state: SchedulerState, draft: _Draft) -> None:
-        seats = self._limits.max_num_seqs - len(state.running) - state.num_parked
-        for request in state.waiting[: max(seats, 0)]:
-            match = state.blocks.match(request)
-            missing = state.blocks.blocks_for(request.num_tokens) - len(match.blocks)
-            reserve = self._limits.watermark_blocks if state.running or draft.groups else 0
-            if match.num_idle + missing + reserve > draft.idle:
-                break
-            if self._fetches(request, match.num_tokens, state.blocks.block_size):
-                draft.receive.append(request.request_id)
-            elif draft.budget > 0:
-                uncomputed = request.num_tokens - match.num_tokens
-                self._schedule(request, match.num_tokens, uncomputed, draft)
-            else:
-                break
-            draft.idle -= match.num_idle + missing
+    def _fitting(
+        self, groups: Sequence[RowGroup], num_decoding: int, rows: int, seconds: float
+    ) -> int:
+        """How many rows of prompts fit into a step of so many seconds."""
+        times, num_layers = self._setup.times, self._setup.limits.num_layers
+        if times is None:
+            return rows
+        alone = StepLoad.of(groups[:num_decoding])
+        decode = sum((s.decode for s in alone.segments), PhaseLoad())
+        decode += sum((s.prefill for s in alone.segments), PhaseLoad())
 
-    @staticmethod
-    def _fetches(request: Request, num_cached: int, block_size: int) -> bool:
-        """Whether another worker computes the prompt.
+        def in_time(count: int) -> bool:
+            load = SegmentLoad(num_layers, _first_rows(groups[num_decoding:], count), decode)
+            return times.seconds(StepLoad((load,), len(groups))) <= seconds
 
-        What is left behind a cached prefix, up to a block, is cheaper to finish here in one small
-        chunk than to ask for.
-        """
-        short_rest = num_cached > 0 and request.num_tokens - num_cached <= block_size
-        return request.fetch and (request.probe or not short_rest)
+        return largest(min(rows, _LEAST_ROWS), rows, in_time)
 
-    def _schedule(self, request: Request, start: int, wanted: int, draft: _Draft) -> None:
-        count = min(wanted, draft.budget)
-        draft.budget -= count
-        decoding = wanted == 1 and bool(request.output_token_ids)
-        draft.groups.append(
-            RowGroup(
-                request_id=request.request_id,
-                token_start=start,
-                token_count=count,
-                layer_start=0,
-                layer_end=self._limits.num_layers,
-                kind=RowKind.DECODE if decoding else RowKind.PREFILL,
-                samples=count == wanted,
-            )
-        )
+
+def _first_rows(groups: Sequence[RowGroup], count: int) -> PhaseLoad:
+    """The load of the first rows of row groups."""
+    load = PhaseLoad()
+    for group in groups:
+        taken = min(group.token_count, count)
+        if taken:
+            load += PhaseLoad.of(group.token_start, taken)
+        count -= taken
+    return load

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
-from benchmarks.load.arrivals import Process
 from benchmarks.load.cli import build_parser, parse
 from benchmarks.load.prompts import Api
 from benchmarks.load.runs import Arm
 from benchmarks.load.slo import Objective
+
+from twinflow.cluster.simulator.arrivals import Process
 
 URL = ("--url", "http://127.0.0.1:8000")
 

@@ -5,9 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 from benchmarks.load.prompts import Api, PromptBuilder, PromptConfig
-from benchmarks.load.records import Kind, PlannedRequest, Shape
+from benchmarks.load.records import Kind, PlannedRequest
 from tests.support.load import plan
 
+from twinflow.cluster.simulator.traces import Shape
 from twinflow.protos.errors import ConfigError
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from benchmarks.load.compare import compare
 from benchmarks.load.config import BenchConfig
-from benchmarks.load.lengths import Lengths
 from benchmarks.load.machine import CpuShares
 from benchmarks.load.plot import draw
 from benchmarks.load.records import Kind, Outcome
@@ -16,6 +15,8 @@ from benchmarks.load.slo import Objective
 from benchmarks.load.summary import summarise
 from benchmarks.load.workload import Workload
 from tests.support.load import record
+
+from twinflow.cluster.simulator.lengths import Lengths
 
 ARMS = (Arm("base", "http://h:1"), Arm("new", "http://h:2"))
 MACHINE = {"cpu": "Test CPU", "cores": 2, "python": "3.11", "kernel": "Linux 6"}

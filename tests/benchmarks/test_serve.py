@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from benchmarks import serve
 from benchmarks.load.config import BenchConfig
-from benchmarks.load.lengths import Lengths
 from benchmarks.load.prompts import Api
 from benchmarks.load.runs import Arm, RunResult
 from benchmarks.load.session import Session
@@ -20,6 +19,7 @@ from benchmarks.load.stub_server import MODELS, StubConfig, StubServer
 from benchmarks.load.summary import summarise
 from benchmarks.load.workload import Workload
 
+from twinflow.cluster.simulator.lengths import Lengths
 from twinflow.protos.errors import ConfigError, Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]

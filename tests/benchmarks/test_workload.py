@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.load.arrivals import Arrivals, Process, arrival_times
-from benchmarks.load.lengths import Lengths
 from benchmarks.load.records import Kind
 from benchmarks.load.workload import Workload, make_plan
 
+from twinflow.cluster.simulator.arrivals import Arrivals, Process, arrival_times
+from twinflow.cluster.simulator.lengths import Lengths
 from twinflow.protos.errors import ConfigError
 
 FIXED = Lengths.parse("fixed:8")

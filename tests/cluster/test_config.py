@@ -1,14 +1,29 @@
 """ServeConfig: every field is documented, and wrong values and combinations are refused."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
-from twinflow.cluster.config import Group, ServeConfig, is_wildcard
+from twinflow.cluster.config import (
+    AdmissionName,
+    Group,
+    OrderName,
+    SchedulerName,
+    ServeConfig,
+    is_wildcard,
+)
 from twinflow.cluster.dispatch.admission import AdmissionLimits
+from twinflow.protos.errors import ConfigError
 from twinflow.runtime.config import EngineConfig
+from twinflow.runtime.schedulers import create_scheduler
+from twinflow.runtime.schedulers.admission import create_admission
+from twinflow.runtime.schedulers.orders import create_order
+from twinflow.runtime.schedulers.setup import SchedulerSetup
+
+SETUP = SchedulerSetup.of(EngineConfig(max_model_len=64, num_blocks=64), num_layers=2)
 
 
 def serve(**settings: object) -> ServeConfig:
@@ -80,6 +95,7 @@ def test_each_phase_needs_a_worker(given: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("admission", "none"),
         ("block_size", 24),
         ("block_size", 0),
         ("decode", -1),
@@ -97,7 +113,10 @@ def test_each_phase_needs_a_worker(given: dict[str, object]) -> None:
         ("model", 7),
         ("port", 65536),
         ("port", True),
+        ("prefill_order", "lifo"),
+        ("scheduler", "magic"),
         ("seed", 2**64),
+        ("tbt_objective_ms", 0),
         ("served_model_name", ["a", "a"]),
         ("served_model_name", ["a\nb"]),
         ("shutdown_timeout", -1),
@@ -183,3 +202,27 @@ def test_model_names() -> None:
     assert serve(served_model_name=["a", "b"]).model_names == ("a", "b")
     assert serve(served_model_name="a").model_names == ("a",)
     assert serve(model="models/small/").model_names == ("small",)
+
+
+@pytest.mark.parametrize(
+    ("create", "names"),
+    [
+        (lambda name: create_scheduler(name, SETUP), SchedulerName),
+        (lambda name: create_order(name, None), OrderName),
+        (lambda name: create_admission(name, SETUP.limits), AdmissionName),
+    ],
+)
+def test_every_policy_can_be_named_and_no_other(
+    create: Callable[[str], object], names: object
+) -> None:
+    choices = sorted(get_args(names))
+    with pytest.raises(ConfigError) as error:
+        create("?")
+    assert error.value.message.endswith(f"choose one of {choices}")
+    for name in choices:
+        assert name == "auto" or create(name)
+
+
+def test_a_scheduler_for_a_pool_that_is_not_there() -> None:
+    assert rejected({"mixed": 1, "prefill_scheduler": "laps"}) == {"prefill_scheduler"}
+    assert serve(mixed=1, decode=1, decode_scheduler="layered").scheduler_of("decode") == "layered"

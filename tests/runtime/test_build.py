@@ -45,7 +45,27 @@ class TestSettled:
         assert build(model).config.max_model_len == small_config().max_position == 512
         with capture_logs() as logs:
             assert build(model, num_kv_blocks=5).config.max_model_len == 4 * 16
-        assert [log["event"] for log in logs] == ["KV memory bounds the context"]
+        assert "KV memory bounds the context" in [log["event"] for log in logs]
+
+    @pytest.mark.parametrize(
+        ("architecture", "expected", "reason"),
+        [
+            ("LlamaForCausalLM", "chunked", "the model has no experts"),
+            ("Qwen3MoeForCausalLM", "layered", "load nearly all experts"),
+        ],
+    )
+    def test_the_scheduler_suits_the_model(
+        self, tmp_path: Path, architecture: str, expected: str, reason: str
+    ) -> None:
+        path = write_checkpoint(tmp_path, small_config(architecture))
+        with capture_logs() as logs:
+            assert build(path).config.scheduler == expected
+        (said,) = [log for log in logs if log["event"] == "scheduler chosen"]
+        assert said["scheduler"] == expected
+        assert reason in said["reason"]
+        with capture_logs() as logs:
+            assert build(path, scheduler="chunked").config.scheduler == "chunked"
+        assert logs == []
 
     def test_the_fingerprint_tells_weights_and_dtypes_apart(
         self, model: Path, tmp_path: Path
@@ -109,6 +129,9 @@ class TestRefused:
             ({"max_num_seqs": 0}, "max_num_seqs must be at least 1"),
             ({"max_num_batched_tokens": 8}, r"max_num_batched_tokens \(8\) must be at least"),
             ({"scheduler": "magic"}, "--scheduler magic: unknown"),
+            ({"prefill_order": "lifo"}, "--prefill-order lifo: unknown"),
+            ({"admission": "none"}, "--admission none: unknown"),
+            ({"tbt_objective": 0}, "tbt_objective must be more than 0"),
             ({"device": "tpu"}, "device 'tpu': use cpu, or cuda"),
         ],
     )

@@ -36,6 +36,8 @@ def test_the_longest_sequence_may_take_all_blocks() -> None:
         ({"block_size": -16}, "block_size must be a power of two, not -16"),
         ({"block_size": 12}, "block_size must be a power of two, not 12"),
         ({"max_num_seqs": 64, "max_num_batched_tokens": 63}, r"\(63\) must be at least.*\(64\)"),
+        ({"tbt_objective": 0.0}, "tbt_objective must be more than 0 seconds, not 0.0"),
+        ({"ttft_objective": -1.0}, "ttft_objective must be more than 0 seconds"),
         ({"watermark": 1.0}, "watermark must be at least 0 and below 1"),
         ({"watermark": -0.1}, "watermark must be at least 0 and below 1"),
         ({"watermark": float("nan")}, "watermark must be at least 0 and below 1"),
@@ -50,7 +52,7 @@ def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
     "name",
     [
         "max_num_seqs", "max_num_batched_tokens", "block_size", "enable_prefix_caching",
-        "scheduler",
+        "prefill_order", "admission", "tbt_objective", "ttft_objective",
     ],
 )  # fmt: skip
 def test_options_and_workers_have_the_engines_defaults(name: str) -> None:
@@ -58,3 +60,8 @@ def test_options_and_workers_have_the_engines_defaults(name: str) -> None:
     options = {field.name: field.default for field in fields(EngineOptions)}[name]
     worker = getattr(WorkerConfig(worker_id="w", epoch=1, role="mixed", model=Path("m")), name)
     assert engine == options == worker
+
+
+def test_options_and_workers_leave_the_scheduler_to_the_model() -> None:
+    worker = WorkerConfig(worker_id="w", epoch=1, role="mixed", model=Path("m"))
+    assert EngineOptions(model=Path("m")).scheduler == worker.scheduler == "auto"

@@ -97,19 +97,21 @@ class TestPreempted:
         assert engine.counters.preemptions == 1
 
     def test_the_step_that_only_preempts_has_done_something(self) -> None:
-        engine, _ = create_engine(EngineSpec(num_blocks=4, max_model_len=12))
+        engine, _ = create_engine(EngineSpec(num_blocks=5, max_model_len=12))
         parked = create_request(prompt=5, fetch_from="peer")
         engine.add_request(parked)
         engine.step()
-        alone = create_request(prompt=4, max_tokens=4)
+        alone = create_request(prompt=4, max_tokens=8)
         engine.add_request(alone)
-        assert engine.step()
+        for _ in range(5):
+            assert engine.step()
+        assert alone.num_tokens == 9
         assert engine.step()  # its next token needs a block, and the others are parked
         assert alone.status is RequestStatus.WAITING
         assert not engine.step()
         engine.receive_failed(parked.request_id, EngineError("lost"))
         done = run(engine)
-        assert done.tokens[alone.request_id] == expected_output(alone.prompt_token_ids, 4)
+        assert done.tokens[alone.request_id] == expected_output(alone.prompt_token_ids, 8)
 
 
 class TestFirstTokenFromAfar:

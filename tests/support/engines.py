@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twinflow.runtime.config import EngineConfig
+from twinflow.runtime.cost.base import StepTimes
 from twinflow.runtime.engine import Engine, KVProgress
 from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.kv.block_manager import BlockManager
@@ -15,6 +16,7 @@ from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.schedulers import create_scheduler
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerLimits
+from twinflow.runtime.schedulers.setup import SchedulerSetup
 
 NUM_LAYERS = 4
 VOCAB = 997
@@ -32,14 +34,16 @@ def next_token(token_ids: Sequence[int]) -> int:
 class FakeExecutor:
     """Computes `next_token`, but only from what the block tables really lead to.
 
-    Each computed row writes its token to its slot; sampling reads the whole sequence back through
-    the block table. A wrong block, a missing row or a row computed twice changes the output or
-    raises.
+    Each computed row writes its token to its slot, layer by layer; sampling reads the whole
+    sequence back through the block table. A wrong block, a missing row, a row computed twice, a
+    layer left out or computed twice changes the output or raises.
     """
 
     def __init__(self, block_size: int, *, fail: Callable[[Work], bool] | None = None) -> None:
         self.block_size = block_size
         self.cells: dict[tuple[int, int], int] = {}
+        self.layers: dict[tuple[int, int], int] = {}  # how many of a cell are written
+        self.unfinished: dict[str, tuple[int, int, int]] = {}
         self.admitted: set[str] = set()
         self.batches: list[list[tuple[str, int, int]]] = []
         self._fail = fail
@@ -52,6 +56,10 @@ class FakeExecutor:
 
     def forget(self, request_id: str) -> None:
         self.admitted.discard(request_id)
+        self.restart(request_id)
+
+    def restart(self, request_id: str) -> None:
+        self.unfinished.pop(request_id, None)
 
     def execute(
         self, work: Sequence[Work], on_layers: LayersDone | None
@@ -87,16 +95,32 @@ class FakeExecutor:
         ]
 
     def _write(self, item: Work) -> None:
-        start, count = item.group.token_start, item.group.token_count
+        group, request_id = item.group, item.request.request_id
+        start, count = group.token_start, group.token_count
+        if group.layer_start:
+            assert self.unfinished.pop(request_id) == (start, count, group.layer_start)
+        if group.layer_end < NUM_LAYERS:
+            assert request_id not in self.unfinished
+            self.unfinished[request_id] = (start, count, group.layer_end)
         for position, token in enumerate(item.request.tokens(start, count), start):
-            self.cells[self._cell(item.blocks, position)] = token
+            cell = self._cell(item.blocks, position)
+            if group.layer_start:
+                assert (self.cells[cell], self.layers[cell]) == (token, group.layer_start)
+            self.cells[cell], self.layers[cell] = token, group.layer_end
 
     def _cell(self, blocks: Sequence[int], position: int) -> tuple[int, int]:
         return blocks[position // self.block_size], position % self.block_size
 
     def read(self, blocks: Sequence[int], count: int) -> list[int]:
         """The tokens behind the first `count` slots of a block table."""
-        return [self.cells[self._cell(blocks, position)] for position in range(count)]
+        cells = [self._cell(blocks, position) for position in range(count)]
+        assert all(self.layers[cell] == NUM_LAYERS for cell in cells)
+        return [self.cells[cell] for cell in cells]
+
+    def check_final(self, progress: KVProgress) -> None:
+        """The KV that is said to be final is written."""
+        for position in range(progress.token_start, progress.token_end):
+            assert self.layers[self._cell(progress.blocks, position)] >= progress.end_layer
 
     def copy_blocks(
         self, source: "FakeExecutor", source_blocks: Sequence[int], blocks: Sequence[int]
@@ -106,6 +130,7 @@ class FakeExecutor:
             for slot in range(self.block_size):
                 if (theirs, slot) in source.cells:
                     self.cells[ours, slot] = source.cells[theirs, slot]
+                    self.layers[ours, slot] = source.layers[theirs, slot]
 
 
 class ManualClock:
@@ -132,7 +157,12 @@ class EngineSpec:
     max_num_batched_tokens: int = 16
     max_model_len: int = 128
     enable_prefix_caching: bool = True
-    watermark_blocks: int = 1
+    scheduler: str = "chunked"
+    prefill_order: str = "fcfs"
+    admission: str = "aggressive"
+    tbt_objective: float | None = None
+    ttft_objective: float | None = None
+    times: StepTimes | None = None
 
 
 def create_engine(
@@ -154,6 +184,11 @@ def create_engine(
         max_num_seqs=spec.max_num_seqs,
         max_num_batched_tokens=spec.max_num_batched_tokens,
         enable_prefix_caching=spec.enable_prefix_caching,
+        scheduler=spec.scheduler,
+        prefill_order=spec.prefill_order,
+        admission=spec.admission,
+        tbt_objective=spec.tbt_objective,
+        ttft_objective=spec.ttft_objective,
     )
     blocks = BlockManager(
         spec.num_blocks,
@@ -162,16 +197,15 @@ def create_engine(
         layout_digest="layout",
         enable_prefix_caching=spec.enable_prefix_caching,
     )
-    limits = SchedulerLimits(
-        spec.max_num_seqs, spec.max_num_batched_tokens, NUM_LAYERS, spec.watermark_blocks
-    )
-    scheduler = create_scheduler("chunked", limits)
+    setup = SchedulerSetup.of(config, NUM_LAYERS, spec.times)
+    scheduler = create_scheduler(spec.scheduler, setup)
     fake = executor or FakeExecutor(entry_tokens)
     engine = Engine(
         config,
         fake,
         blocks,
-        wrap(scheduler, limits) if wrap else scheduler,
+        wrap(scheduler, setup.limits) if wrap else scheduler,
+        num_layers=NUM_LAYERS,
         clock=clock or ManualClock(),
         on_kv=on_kv,
     )

@@ -12,8 +12,9 @@ from benchmarks.load.records import (
     PlannedRequest,
     PreparedRequest,
     RequestRecord,
-    Shape,
 )
+
+from twinflow.cluster.simulator.traces import Shape
 
 T = TypeVar("T")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ from twinflow.runtime.engine import Engine
 from twinflow.runtime.executor import Work
 from twinflow.runtime.lifecycle import EngineOutputs
 from twinflow.runtime.request import Request
+from twinflow.runtime.schedulers.base import Scheduler, SchedulerState
+from twinflow.runtime.step_plan import StepPlan
 from twinflow.workers.engine_loop import EngineLoop
 
 
@@ -134,6 +137,34 @@ async def test_a_blocked_engine_is_looked_at_again_after_a_while() -> None:
     await loop.call(adding(create_request(20)))
     before = counting.steps
     await eventually(lambda: counting.steps > before + 10, "further steps")
+    await loop.stop(5.0)
+
+
+class Patient:
+    """A policy that does nothing before a moment."""
+
+    def __init__(self, policy: Scheduler, until: float) -> None:
+        self._policy = policy
+        self._until = until
+
+    def plan(self, state: SchedulerState, now: float) -> StepPlan:
+        if now < self._until:
+            return StepPlan(idle_until=self._until)
+        return self._policy.plan(state, now)
+
+
+async def test_a_policy_that_waits_is_asked_again_when_it_wants_to_be() -> None:
+    until = time.monotonic() + 0.05
+    engine, _ = create_engine(
+        clock=time.monotonic, wrap=lambda policy, limits: Patient(policy, until)
+    )
+    counting, heard = CountingEngine(engine), Heard()
+    loop = loop_of(counting, heard, blocked_wait_s=3600.0)  # type: ignore[arg-type]
+    loop.start()
+    request = create_request(max_tokens=2)
+    await loop.call(adding(request))
+    await eventually(lambda: len(heard.tokens.get(request.request_id, ())) == 2, "its tokens")
+    assert counting.steps <= 6
     await loop.stop(5.0)
 
 

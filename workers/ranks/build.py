@@ -16,6 +16,7 @@ from twinflow.runtime.build import (
     EnginePlan,
     LoadProgress,
     assemble_engine,
+    find_times,
     load_runner,
     plan_engine,
 )
@@ -110,7 +111,10 @@ def build_leader(
         leader.fail(_as_loss(config, error))
         leader.close()
         raise
-    built = assemble_engine(plan, LeaderRunner(runner, leader), clock=clock, on_kv=on_kv)
+    times = find_times(plan, config.size)
+    built = assemble_engine(
+        plan, LeaderRunner(runner, leader), clock=clock, on_kv=on_kv, times=times
+    )
     return BuiltLeader(built, leader)
 
 

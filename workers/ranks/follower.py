@@ -225,6 +225,8 @@ class FollowerLoop:
         self.steps += 1
         if step.number != self.steps:
             raise ValueError(f"step {step.number} came where {self.steps} was expected")
+        for sequence in step.forgotten:
+            self._runner.forget(sequence)
         rows = step.sequence_rows()
         self._runner.forward(rows, self._listener(rows), step.layers_per_unit)
         self._follower.ranks.settle()
@@ -237,6 +239,8 @@ class FollowerLoop:
 
         def on_layers(first: int, end: int) -> None:
             for request_id, group in held:
+                if not group.crosses(end):
+                    continue
                 token_end = group.start + len(group.token_ids)
                 on_kv(KVProgress(request_id, first, end, group.start, token_end, group.block_ids))
 

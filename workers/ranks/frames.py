@@ -17,7 +17,7 @@ import msgspec
 
 from twinflow.runtime.model_runner import SequenceRows
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 StoreOperation = Literal["set", "get", "add", "compare_set", "check", "delete"]
 
@@ -159,6 +159,9 @@ class Rows(_Frame, frozen=True):
     samples: bool
     prompt_tokens: int
     held_as: str | None
+    layer_start: int
+    layer_end: int | None
+    sequence: str
 
 
 class Step(_Frame, frozen=True, tag="step"):
@@ -168,11 +171,13 @@ class Step(_Frame, frozen=True, tag="step"):
         number: one more than that of the step before.
         rows: in the order of the engine.
         layers_per_unit: see `ModelRunner.forward`.
+        forgotten: sequences to be forgotten before, see `ModelRunner.forget`.
     """
 
     number: int
     rows: list[Rows]
     layers_per_unit: int
+    forgotten: list[str]
 
     def sequence_rows(self) -> list[SequenceRows]:
         """The rows as runners take them.
@@ -188,6 +193,9 @@ class Step(_Frame, frozen=True, tag="step"):
                 samples=rows.samples,
                 prompt_tokens=rows.prompt_tokens,
                 held_as=rows.held_as,
+                layer_start=rows.layer_start,
+                layer_end=rows.layer_end,
+                sequence=rows.sequence,
             )
             for rows in self.rows
         ]
@@ -235,7 +243,12 @@ Frame = (
 )
 
 
-def step_frame(number: int, rows: Sequence[SequenceRows], layers_per_unit: int) -> Step:
+def step_frame(
+    number: int,
+    rows: Sequence[SequenceRows],
+    layers_per_unit: int,
+    forgotten: Sequence[str] = (),
+) -> Step:
     """The frame for a step."""
     wire = [
         Rows(
@@ -245,10 +258,13 @@ def step_frame(number: int, rows: Sequence[SequenceRows], layers_per_unit: int) 
             samples=group.samples,
             prompt_tokens=group.prompt_tokens,
             held_as=group.held_as,
+            layer_start=group.layer_start,
+            layer_end=group.layer_end,
+            sequence=group.sequence,
         )
         for group in rows
     ]
-    return Step(number, wire, layers_per_unit)
+    return Step(number, wire, layers_per_unit, list(forgotten))
 
 
 def _integers(data: bytes) -> Sequence[int]:

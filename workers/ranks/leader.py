@@ -154,13 +154,19 @@ class Leader:
         if self._lost is not None:
             raise self._lost
 
-    def step(self, number: int, rows: Sequence[SequenceRows], layers_per_unit: int) -> None:
-        """Tell every rank to compute rows.
+    def step(
+        self,
+        number: int,
+        rows: Sequence[SequenceRows],
+        layers_per_unit: int,
+        forgotten: Sequence[str] = (),
+    ) -> None:
+        """Tell every rank to forget sequences and to compute rows.
 
         Raises:
             RankLost: one cannot be told.
         """
-        self._broadcast(step_frame(number, rows, layers_per_unit))
+        self._broadcast(step_frame(number, rows, layers_per_unit, forgotten))
         self.check()
 
     def order(self, kind: str, body: bytes) -> None:
@@ -242,6 +248,7 @@ class LeaderRunner:
         self._runner = runner
         self._leader = leader
         self._steps = 0
+        self._forgotten: list[str] = []
 
     @property
     def kv_cache(self) -> KVCache:
@@ -262,7 +269,8 @@ class LeaderRunner:
         """
         self._leader.check()
         self._steps += 1
-        self._leader.step(self._steps, rows, layers_per_unit)
+        forgotten, self._forgotten = self._forgotten, []
+        self._leader.step(self._steps, rows, layers_per_unit, forgotten)
         try:
             logits = self._runner.forward(rows, on_layers, layers_per_unit)
             self._leader.ranks.settle()
@@ -279,3 +287,10 @@ class LeaderRunner:
     def take_traffic(self) -> Sequence[LayerTraffic]:
         """Of rank 0's experts, or its part of all experts; see `Runner.take_traffic`."""
         return self._runner.take_traffic()
+
+    def forget(self, sequence: str) -> bool:
+        """See `Runner.forget`; the other ranks hear of it with the next step."""
+        known = self._runner.forget(sequence)
+        if known:
+            self._forgotten.append(sequence)
+        return known

@@ -170,6 +170,12 @@ class TestRanks:
         assert {w.expert_parallel for w in workers()} == {False}
 
 
+def test_every_pool_may_have_a_scheduler_of_its_own() -> None:
+    assert {w.scheduler for w in workers()} == {"auto"}
+    found = workers(prefill=1, decode=1, mixed=1, prefill_scheduler="laps", scheduler="chunked")
+    assert [w.scheduler for w in found] == ["laps", "chunked", "chunked"]
+
+
 def test_what_the_operator_chose_reaches_every_worker() -> None:
     found = workers(
         dtype="bfloat16",
@@ -179,11 +185,17 @@ def test_what_the_operator_chose_reaches_every_worker() -> None:
         block_size=32,
         num_kv_blocks=77,
         enable_prefix_caching=False,
+        prefill_order="spf",
+        admission="past-future",
+        tbt_objective_ms=50,
+        ttft_objective_ms=1500,
         kv_transfer_timeout=2.5,
     )
     for worker in found:
         assert worker.model == Path("models/tiny").resolve()
         assert worker.dtype == "bfloat16"
+        assert (worker.prefill_order, worker.admission) == ("spf", "past-future")
+        assert (worker.tbt_objective, worker.ttft_objective) == (0.05, 1.5)
         assert (worker.max_model_len, worker.max_num_seqs) == (1000, 5)
         assert (worker.max_num_batched_tokens, worker.block_size) == (50, 32)
         assert (worker.num_kv_blocks, worker.enable_prefix_caching) == (77, False)

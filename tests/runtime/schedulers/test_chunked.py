@@ -1,28 +1,30 @@
-"""The chunked policy: tables of states and plans, and what every plan owes in any history."""
+"""The chunked policy: tables of states and plans."""
 
-import random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.engines import (
-    Collected,
+    NUM_LAYERS,
     EngineSpec,
     FakeExecutor,
     create_engine,
     create_request,
-    expected_output,
     run,
 )
-from tests.support.schedulers import CheckedScheduler, SchedulerBench
+from tests.support.schedulers import LinearTimes, SchedulerBench
 
-from twinflow.protos.errors import ConfigError, EngineError
+from twinflow.protos.errors import ConfigError
+from twinflow.runtime.cost.base import StepLoad
 from twinflow.runtime.engine import Engine
-from twinflow.runtime.request import Request
 from twinflow.runtime.schedulers import create_scheduler, register_scheduler
-from twinflow.runtime.schedulers.base import Scheduler, SchedulerLimits
-from twinflow.runtime.step_plan import RowKind, StepPlan
+from twinflow.runtime.schedulers.admission.aggressive import Aggressive
+from twinflow.runtime.schedulers.base import SchedulerLimits
+from twinflow.runtime.schedulers.chunked import ChunkedScheduler
+from twinflow.runtime.schedulers.orders.fcfs import FirstComeFirstServed
+from twinflow.runtime.schedulers.setup import SchedulerSetup
+from twinflow.runtime.step_plan import RowGroup, RowKind, StepPlan
 
 
 def rows(plan: StepPlan) -> list[tuple[str, int, int]]:
@@ -168,96 +170,6 @@ class TestPreemption:
         assert plan == StepPlan(preempted=(second, first))
 
 
-class History:
-    """A random history of one engine: arrivals, hand-offs of both kinds, aborts."""
-
-    def __init__(self, seed: int, spec: EngineSpec) -> None:
-        self.rng = random.Random(seed)
-        self.requests: list[Request] = []
-        self.aborted: set[str] = set()
-        self.done = Collected()
-        self.checker: CheckedScheduler | None = None
-        self.engine, self.executor = create_engine(
-            spec, executor=FakeExecutor(spec.block_size), wrap=self._wrap
-        )
-
-    def _wrap(self, policy: Scheduler, limits: SchedulerLimits) -> CheckedScheduler:
-        self.checker = CheckedScheduler(policy, limits)
-        return self.checker
-
-    def play(self, steps: int) -> None:
-        """Random steps, then whatever it takes until nothing is left."""
-        for _ in range(steps):
-            if self.rng.random() < 0.5:
-                self._arrive()
-            self._meddle(0.3)
-            self._step()
-        for _ in range(500):
-            if not len(self.engine.queues):
-                return
-            self._meddle(1.0)
-            self._step()
-        raise AssertionError("requests starve")
-
-    def _arrive(self) -> None:
-        stem = list(range(self.rng.randrange(20)))
-        kinds: list[dict[str, Any]] = [{}, {}, {}, {"hold": True}, {"fetch_from": "peer"}]
-        request = create_request(
-            [*stem, *(self.rng.randrange(900) for _ in range(1 + self.rng.randrange(12)))],
-            max_tokens=1 + self.rng.randrange(8),
-            priority=self.rng.randrange(2),
-            **self.rng.choice(kinds),
-        )
-        self.engine.add_request(request)
-        self.requests.append(request)
-
-    def _meddle(self, chance: float) -> None:
-        """Finish or fail hand-offs, release held blocks, abort somebody."""
-        for request in list(self.engine.queues):
-            if self.rng.random() >= chance:
-                continue
-            self.engine.release(request.request_id)
-            self.engine.receive_failed(request.request_id, EngineError("lost"))
-            if self.rng.random() < 0.02:
-                self.engine.abort(request.request_id)
-                self.aborted.add(request.request_id)
-
-    def _step(self) -> None:
-        self.engine.step()
-        self.done.take(self.engine)
-        self.engine.check_integrity()
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    seed=st.integers(0, 2**32),
-    num_blocks=st.integers(12, 40),
-    budget=st.integers(4, 32),
-    max_num_seqs=st.integers(1, 4),
-)
-def test_every_plan_of_any_history(
-    seed: int, num_blocks: int, budget: int, max_num_seqs: int
-) -> None:
-    """Budget, seats, blocks, order and purity hold in every plan, and everybody is served."""
-    spec = EngineSpec(
-        num_blocks=num_blocks,
-        max_num_batched_tokens=budget,
-        max_num_seqs=max_num_seqs,
-        max_model_len=44,
-    )
-    history = History(seed, spec)
-    history.play(steps=40)
-    engine = history.engine
-    assert engine.blocks.num_idle == engine.blocks.num_blocks
-    assert history.executor.admitted == set()
-    assert history.checker is not None and len(history.checker.plans) >= 40
-    for request in history.requests:
-        if request.request_id not in history.aborted:
-            count = 1 if request.hold else request.params.max_tokens or 0
-            expected = expected_output(request.prompt_token_ids, count)
-            assert history.done.tokens[request.request_id] == expected
-
-
 def first_served(engine: Engine, executor: FakeExecutor) -> list[str]:
     """Request ids in the order of their first rows."""
     run(engine)
@@ -290,15 +202,91 @@ def test_a_large_prompt_is_served_under_a_stream_of_small_ones() -> None:
     raise AssertionError("the large prompt starves")
 
 
+class TestDeadlines:
+    """How many rows of prompts fit before the next token is due; a row takes 0.04 s."""
+
+    TIMES = LinearTimes(step=0.0, layer=0.0, row=0.01)
+
+    def bench(self, *latest: float, **options: Any) -> tuple[SchedulerBench, list[str]]:
+        """Requests that decode, with the times of their latest tokens, and a prompt."""
+        settings: dict[str, Any] = {"times": self.TIMES, "tbt_objective": 2.0, "budget": 100}
+        bench = SchedulerBench(**(settings | options))
+        decoding = [bench.running(4) for _ in latest]
+        for request_id, moment in zip(decoding, latest, strict=True):
+            bench.request(request_id).last_token_at = moment
+        return bench, [*decoding, bench.waiting(80)]
+
+    @pytest.mark.parametrize(
+        ("now", "expected"),
+        [
+            (0.0, 49),  # 2 s, 50 rows
+            (1.0, 24),
+            (1.3, 16),  # 17 rows, one of them decoded
+            (1.9, 16),  # too late for more than the least
+            (9.0, 16),
+        ],
+    )
+    def test_a_chunk_ends_before_the_next_token_is_due(self, now: float, expected: int) -> None:
+        bench, (decoding, arriving) = self.bench(0.0)
+        assert rows(bench.plan(now - 1e-9)) == [(decoding, 4, 1), (arriving, 0, expected)]
+
+    def test_the_earliest_deadline_counts(self) -> None:
+        bench, (*_, arriving) = self.bench(0.5, 0.0, 0.7)
+        assert rows(bench.plan(0.8))[-1] == (arriving, 0, 27)
+
+    @pytest.mark.parametrize(
+        "options", [{"times": None}, {"tbt_objective": None}, {"tbt_objective": 100.0}]
+    )
+    def test_the_budget_counts_where_nothing_is_due(self, options: dict[str, Any]) -> None:
+        bench, (*_, arriving) = self.bench(0.0, **options)
+        assert rows(bench.plan(0.5))[-1] == (arriving, 0, 80)
+
+    def test_the_budget_counts_where_nothing_decodes(self) -> None:
+        bench, (arriving,) = self.bench()
+        assert rows(bench.plan(0.5)) == [(arriving, 0, 80)]
+
+    def test_rows_that_are_too_many_are_taken_from_the_last_prompts(self) -> None:
+        bench, (decoding, *_) = self.bench(0.0, budget=60)
+        second = bench.running(30, computed=3)
+        plan = rows(bench.plan(0.8))
+        assert plan[:2] == [(decoding, 4, 1), (second, 3, 27)]
+        assert [row[1:] for row in plan[2:]] == [(0, 2)]
+
+    @settings(max_examples=150, deadline=None)
+    @given(
+        prompts=st.lists(st.integers(2, 40), min_size=1, max_size=4),
+        slack=st.floats(0.1, 3.0),
+        pair=st.sampled_from([0.0, 0.001]),
+    )
+    def test_against_all_chunks(self, prompts: list[int], slack: float, pair: float) -> None:
+        """No chunk that is in time is larger, and none is too late unless it is the least."""
+        times = LinearTimes(step=0.0, layer=0.01, row=0.01, pair=pair)
+        bench = SchedulerBench(times=times, tbt_objective=slack, budget=100, num_blocks=100)
+        decoding = bench.running(4)
+        bench.request(decoding).last_token_at = 0.0
+        for prompt in prompts:
+            bench.waiting(prompt)
+        groups = bench.plan().row_groups
+        chunk = sum(group.token_count for group in groups[1:])
+        taken = times.seconds(StepLoad.of(groups))
+        assert taken <= slack or chunk == min(16, sum(prompts))
+        if chunk < sum(prompts):
+            more = RowGroup("next", 40, 1, 0, NUM_LAYERS, RowKind.PREFILL, samples=False)
+            longest_row = times.seconds(StepLoad.of([more]))
+            assert taken + longest_row > slack
+
+
 class TestRegistry:
     """Policies by name."""
 
-    LIMITS = SchedulerLimits(1, 1, 1, 0)
+    SETUP = SchedulerSetup(SchedulerLimits(1, 1, 1, 0), FirstComeFirstServed(), Aggressive(0))
 
     def test_unknown_policy(self) -> None:
-        with pytest.raises(ConfigError, match=r"--scheduler magic: unknown; .*'chunked'"):
-            create_scheduler("magic", self.LIMITS)
+        with pytest.raises(
+            ConfigError, match=r"--scheduler magic: unknown; choose one of .*'auto', 'chunked'"
+        ):
+            create_scheduler("magic", self.SETUP)
 
     def test_a_name_is_taken_once(self) -> None:
         with pytest.raises(ValueError, match="already registered"):
-            register_scheduler("chunked", lambda limits: create_scheduler("chunked", limits))
+            register_scheduler("chunked", ChunkedScheduler)

@@ -83,6 +83,34 @@ def test_followers_hear_of_the_kv_of_held_sequences_as_rank_0_does() -> None:
         assert list(progress.blocks) == [1, 2, 3]
 
 
+def test_followers_hear_only_of_layers_that_held_sequences_cross() -> None:
+    heard: list[KVProgress] = []
+    with meeting(2) as (leader, followers), ThreadPoolExecutor(1) as pool:
+        loop = FollowerLoop(SumRunner(followers[0].ranks), followers[0], heard.append)
+        end = pool.submit(loop.run)
+        own = SumRunner(leader.ranks)
+        for number, layers in enumerate([(0, 1), (1, 3), (3, 4)], 1):
+            group = SequenceRows([5, 6], 0, [1], False, 2, "r-9/0", *layers, sequence="r-9/0")
+            leader.step(number, [group], 2)
+            own.forward([group])
+        leader.close()
+        assert end.exception(PATIENCE_S) is None
+    assert [(p.first_layer, p.end_layer) for p in heard] == [(0, 2), (2, 4)]
+
+
+def test_followers_forget_what_rank_0_forgets() -> None:
+    with team(2) as made:
+        runner = made.runner
+        assert runner.forget("r/1")
+        assert runner.forget("r/2")
+        runner.forward([rows(1)])
+        runner.forward([rows(1)])
+        made.leader.close()
+        made.outcomes()
+    for one in made.runners:
+        assert one.forgotten == ["r/1", "r/2"]
+
+
 def test_orders_and_reports_travel_beside_the_steps() -> None:
     with team(3) as made:
         reports: dict[int, bytes] = {}

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks.load.records import Shape
-from benchmarks.load.traces import read_trace
 
+from twinflow.cluster.simulator.traces import Shape, read_trace
 from twinflow.protos.errors import ConfigError
 
 

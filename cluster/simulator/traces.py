@@ -7,24 +7,41 @@
 
 Azure LLM inference traces 2023 (Splitwise, ISCA'24, CC-BY-4.0); ShareGPT and arXiv length files as
 published with Sarathi-Serve and Vidur; Mooncake traces (FAST'25). Rows with a length of 0 cannot
-be sent and are left out. Scaling and choosing rows is the workload's business.
+be sent and are left out. Scaling and choosing rows is the business of whoever sends them, for real
+or in a simulation.
 """
 
 import csv
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load.records import Shape
 from twinflow.protos.errors import ConfigError
 
 MOONCAKE_BLOCK_TOKENS = 512
 
 Row = Mapping[str, Any]
 _FRACTION_DIGITS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large a request is, and when it came if a trace says so.
+
+    Attributes:
+        input_tokens: prompt length, at least 1.
+        output_tokens: tokens to generate, at least 1.
+        at_s: arrival after the start of the trace; None where the source has no times.
+        blocks: ids of the prompt's leading blocks; equal ids mean equal tokens.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    at_s: float | None = None
+    blocks: tuple[int, ...] = ()
 
 
 def _azure_time(text: str) -> float:

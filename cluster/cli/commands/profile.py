@@ -1,0 +1,232 @@
+"""`twinflow profile`: measures how long steps of a model take here, and keeps what it learnt.
+
+Measuring and fitting are twinflow.runtime.cost; the file lies beside the model, where
+`twinflow simulate` and schedulers that predict find it.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from twinflow.cluster.cli.parser import Commands, Invocation
+from twinflow.cluster.cli.sources import report
+from twinflow.cluster.quantities import memory
+from twinflow.protos.errors import ConfigError
+from twinflow.runtime.cost.fit import Accuracy, Measurement, fit_model
+from twinflow.runtime.cost.profile import Profile, ProfileKey, profile_path, save_profile
+from twinflow.runtime.cost.shape import ModelShape
+
+DEFAULT_SECONDS = 10.0
+
+EPILOG = """\
+The machine should do nothing else meanwhile: what is measured is what is predicted.
+
+examples:
+  twinflow profile ./smollm2-135m
+  twinflow profile ./smollm2-135m --threads 4 --seconds 30 --output profile.json
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileOptions:
+    """What is measured.
+
+    Attributes:
+        model: directory of the model.
+        device: `cpu` or `cuda`.
+        dtype: as for `twinflow serve`.
+        threads: that compute on a CPU; 0 elsewhere.
+        seconds: to go on measuring.
+        limits: of the engine, by name: rows of a step, sequences, their length, bytes of KV.
+    """
+
+    model: Path
+    device: str
+    dtype: str
+    threads: int
+    seconds: float
+    limits: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What came of it.
+
+    Attributes:
+        key: what it holds for.
+        shape: of the model.
+        fitting: steps to fit to.
+        checking: others.
+    """
+
+    key: ProfileKey
+    shape: ModelShape
+    fitting: list[Measurement]
+    checking: list[Measurement]
+
+
+Measure = Callable[[ProfileOptions, Callable[[float], None]], Steps]
+
+
+def add_to(commands: Commands) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "profile",
+        help="measure a model's step times and fit the cost model to them",
+        description="Run steps of many kinds, fit a cost model to them, check it on others, and "
+        "write it beside the model.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("model", metavar="MODEL", help="directory of the model")
+    parser.add_argument("--device", metavar="{cpu,cuda}", help="where to compute [default: cpu]")
+    parser.add_argument("--dtype", metavar="NAME", help="as for serve [default: auto]")
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        help="on a CPU; half of them, a quarter and so on are measured "
+        "as well [default: all cores]",
+    )
+    parser.add_argument(
+        "--seconds",
+        metavar="S",
+        help=f"to measure [default: {DEFAULT_SECONDS:g}]; every step is "
+        "run three times in any case",
+    )
+    parser.add_argument("--max-num-batched-tokens", metavar="N", help="as for serve")
+    parser.add_argument("--max-num-seqs", metavar="N", help="as for serve")
+    parser.add_argument("--max-model-len", metavar="N", help="as for serve")
+    parser.add_argument("--kv-cache-memory", metavar="SIZE", help="as for serve")
+    parser.add_argument("--output", metavar="FILE", help="[default: a name beside the model]")
+    parser.add_argument("--plot", metavar="FILE", help="[default: beside the profile, as .png]")
+    parser.runs(run)
+
+
+def measure_steps(options: ProfileOptions, progress: Callable[[float], None]) -> Steps:
+    """Load the model and run it."""
+    # Loaded here because it needs torch, which few commands do.
+    from twinflow.runtime.build import EngineOptions  # noqa: PLC0415
+    from twinflow.runtime.cost.device_name import device_name  # noqa: PLC0415
+    from twinflow.runtime.cost.measure import measure  # noqa: PLC0415
+
+    engine = EngineOptions(
+        model=options.model,
+        device=options.device,
+        dtype=options.dtype,
+        enable_prefix_caching=False,
+        **options.limits,  # type: ignore[arg-type]  # by name, all of them int
+    )
+    measured = measure(engine, threads=options.threads, seconds=options.seconds, progress=progress)
+    key = ProfileKey(
+        model=measured.fingerprint,
+        device=device_name(options.device),
+        dtype=measured.dtype,
+        threads=options.threads,
+    )
+    return Steps(key, measured.shape, list(measured.fitting), list(measured.checking))
+
+
+def run(invocation: Invocation, measure: Measure = measure_steps) -> int:
+    """Measure, fit, check, write.
+
+    Raises:
+        ConfigError: an argument is wrong, or there is no room for the file.
+        CheckpointError: the model cannot be served.
+    """
+    options = _options(invocation)
+    output = invocation.given.get("output")
+    folder = options.model if output is None else Path(str(output)).parent
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{folder}: cannot be written to; name another place with --output")
+    with tqdm(total=100, desc="measuring", file=invocation.stdout, disable=None) as bar:
+
+        def show(part: float) -> None:
+            bar.update(round(100 * part) - bar.n)
+
+        steps = measure(options, show)
+    if not steps.checking:
+        raise ConfigError("the limits leave no room for steps to check the fit with: raise them")
+    times = fit_model(steps.shape, steps.fitting)
+    profile = Profile(
+        key=steps.key,
+        times=times,
+        held_out=Accuracy.of(times, steps.checking),
+        fitted=Accuracy.of(times, steps.fitting),
+    )
+    path = profile_path(options.model, steps.key) if output is None else Path(str(output))
+    save_profile(profile, path)
+    lines = [
+        f"profile    {path}",
+        f"device     {steps.key.device}, {steps.key.dtype}, {steps.key.threads} threads",
+        _accuracy("fitted to", profile.fitted),
+        _accuracy("held out", profile.held_out),
+        _draw(invocation, profile, steps, path),
+    ]
+    invocation.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _options(invocation: Invocation) -> ProfileOptions:
+    complaints = list(invocation.complaints)
+    device = invocation.text("device", "cpu")
+    limits: dict[str, int] = {}
+    for name, read in (
+        ("max_num_batched_tokens", int),
+        ("max_num_seqs", int),
+        ("max_model_len", int),
+        ("kv_cache_memory", memory),
+    ):
+        if name in invocation.given:
+            limits[name] = int(_number(invocation, name, read, complaints))
+    cores = os.cpu_count() or 1
+    threads = int(_number(invocation, "threads", int, complaints, cores))
+    seconds = _number(invocation, "seconds", float, complaints, DEFAULT_SECONDS)
+    if complaints:
+        raise ConfigError(report(complaints))
+    return ProfileOptions(
+        model=Path(invocation.text("model", "")),
+        device=device,
+        dtype=invocation.text("dtype", "auto"),
+        threads=threads if device == "cpu" else 0,
+        seconds=seconds,
+        limits=limits,
+    )
+
+
+def _number(
+    invocation: Invocation,
+    name: str,
+    read: Callable[[str], float],
+    complaints: list[str],
+    default: float = 1.0,
+) -> float:
+    """A number above 0; complains otherwise."""
+    text = invocation.text(name, str(default))
+    try:
+        value = read(text)
+    except ValueError:
+        value = 0
+    if not value > 0:
+        complaints.append(f"--{name.replace('_', '-')} {text!r}: must be a number above 0")
+    return value
+
+
+def _accuracy(name: str, accuracy: Accuracy) -> str:
+    return (
+        f"{name:<10} {accuracy.steps} steps, error {accuracy.median:.1%} in the median, "
+        f"{accuracy.p95:.1%} at p95, {accuracy.worst:.1%} at most"
+    )
+
+
+def _draw(invocation: Invocation, profile: Profile, steps: Steps, path: Path) -> str:
+    """Draw the fit; says where, or why not."""
+    picture = Path(invocation.text("plot", str(path.with_suffix(".png"))))
+    try:
+        # Loaded here because it needs matplotlib, which serving does not.
+        from twinflow.runtime.cost.plot import draw_fit  # noqa: PLC0415
+    except ImportError:
+        return "plot       none: pip install matplotlib"
+    draw_fit(profile.times, steps.fitting, steps.checking, picture)
+    return f"plot       {picture}"

@@ -1,0 +1,63 @@
+"""The executor of a simulated engine: tokens at once, and the time they would have taken."""
+
+from collections.abc import Callable, Sequence
+
+from twinflow.runtime.cost.base import StepLoad
+from twinflow.runtime.executor import LayersDone, Work
+from twinflow.runtime.layer_traffic import LayerTraffic
+from twinflow.runtime.outputs import SampledToken
+from twinflow.runtime.request import Request
+
+_TOKEN = SampledToken(0)
+
+
+class VirtualClock:
+    """A clock that is set.
+
+    Attributes:
+        now: seconds.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class VirtualExecutor:
+    """Carries steps out in no time and moves a clock to when they are over.
+
+    Args:
+        clock: of the engine.
+        seconds: how long a step takes that begins now, and which requests are in it.
+    """
+
+    def __init__(
+        self, clock: VirtualClock, seconds: Callable[[StepLoad, frozenset[str]], float]
+    ) -> None:
+        self._clock = clock
+        self._seconds = seconds
+
+    def admit(self, request: Request) -> None:
+        """See `Executor.admit`."""
+
+    def accept(self, request_id: str, token_id: int) -> None:
+        """See `Executor.accept`."""
+
+    def restart(self, request_id: str) -> None:
+        """See `Executor.restart`."""
+
+    def forget(self, request_id: str) -> None:
+        """See `Executor.forget`."""
+
+    def take_traffic(self) -> Sequence[LayerTraffic]:
+        """See `Executor.take_traffic`: nothing is loaded."""
+        return ()
+
+    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledToken]:
+        """See `Executor.execute`."""
+        load = StepLoad.of([item.group for item in work])
+        requests = frozenset(item.request.request_id for item in work)
+        self._clock.now += self._seconds(load, requests)
+        return [_TOKEN] * load.sampled

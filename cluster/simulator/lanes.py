@@ -1,0 +1,167 @@
+"""Two lanes of one simulated worker: who may be scheduled on which, and what a step costs there.
+
+The engine is told of one lane at a time: its policy sees the requests of that lane only, less those
+in the other lane's step. Prompts are admitted and computed on one lane and decode on the other;
+blocks and queues are common.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from twinflow.cluster.simulator.config import Partition
+from twinflow.cluster.simulator.run_ahead import decode_load
+from twinflow.parallel.partition.control import Controller, Decision, Inputs, Mode
+from twinflow.parallel.partition.layout import Layout
+from twinflow.runtime.cost.base import StepLoad
+from twinflow.runtime.cost.forecast import StepForecast
+from twinflow.runtime.cost.lanes import Lane, LaneTimes
+from twinflow.runtime.engine import Engine
+from twinflow.runtime.request import Request
+from twinflow.runtime.schedulers.base import Scheduler, SchedulerState
+from twinflow.runtime.step_plan import StepPlan
+
+_NOTHING = StepLoad((), 0)
+
+
+def decodes(request: Request) -> bool:
+    """Whether a request's next row is that of a generated token."""
+    return request.num_uncomputed == 1 and bool(request.output_token_ids)
+
+
+class LaneScheduler:
+    """Shows a policy the requests of one lane.
+
+    Args:
+        policy: decides.
+
+    Attributes:
+        lane: which one is being scheduled; None for all requests.
+        elsewhere: requests in the other lane's step.
+    """
+
+    def __init__(self, policy: Scheduler) -> None:
+        self._policy = policy
+        self.lane: Mode | None = None
+        self.elsewhere: frozenset[str] = frozenset()
+
+    def plan(self, state: SchedulerState, now: float) -> StepPlan:
+        """See `Scheduler.plan`."""
+        if self.lane is None:
+            return self._policy.plan(state, now)
+        wanted = self.lane is Mode.DECODE
+        running = [
+            request
+            for request in state.running
+            if decodes(request) == wanted and request.request_id not in self.elsewhere
+        ]
+        hidden = len(state.running) - len(running)
+        return self._policy.plan(
+            replace(
+                state,
+                running=running,
+                waiting=() if wanted else state.waiting,
+                num_parked=state.num_parked + hidden,
+            ),
+            now,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStep:
+    """A step that a lane is computing.
+
+    Attributes:
+        load: what it computes.
+        requests: in it.
+        share: of the device.
+    """
+
+    load: StepLoad
+    requests: frozenset[str]
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class LaneDevice:
+    """What the lanes of a worker run on.
+
+    Attributes:
+        partition: layouts, and who decides among them.
+        times: how long steps take.
+        num_layers: of the model.
+    """
+
+    partition: Partition
+    times: LaneTimes
+    num_layers: int
+
+
+class Lanes:
+    """Prices the steps of both lanes of a worker, and divides its device between them.
+
+    Args:
+        device: what they run on.
+        engine: the worker's.
+        on_decision: told every decision.
+
+    Attributes:
+        controller: decides; None for a split that stays.
+        steps: what each lane computes now.
+    """
+
+    def __init__(
+        self, device: LaneDevice, engine: Engine, on_decision: Callable[[Decision], None]
+    ) -> None:
+        grid, control = device.partition.grid, device.partition.control
+        self._fixed = grid.layout(device.partition.split)
+        self._times = device.times
+        self._num_layers = device.num_layers
+        self._engine = engine
+        self.controller = Controller(control, grid, on_decision) if control else None
+        self.steps: dict[Mode, LaneStep] = {}
+
+    @property
+    def share_alone(self) -> float:
+        """Of the device for decoding while no prompt is computed."""
+        return 1.0 if self.controller is not None else self._fixed.decode_share
+
+    def begin(self, lane: Mode, load: StepLoad, requests: frozenset[str]) -> float:
+        """A lane starts a step; returns how long it takes."""
+        other = self.steps.get(Mode.DECODE if lane is Mode.PREFILL else Mode.PREFILL)
+        layout = self._layout(lane, load, other)
+        share = layout.prefill_share if lane is Mode.PREFILL else layout.decode_share
+        neighbour = None
+        if other is not None:
+            neighbour = Lane(other.load, other.share)
+            # A lane that has not adopted the layout yet is still where this one begins.
+            share = share / max(1.0, share + other.share)
+        self.steps[lane] = LaneStep(load, requests, share)
+        return self._times.seconds(Lane(load, share), neighbour)
+
+    def resume(self, load: StepLoad, requests: frozenset[str]) -> None:
+        """The decode lane is in a step that began while there was no other lane."""
+        self.steps[Mode.DECODE] = LaneStep(load, requests, self.share_alone)
+
+    def end(self, lane: Mode) -> LaneStep:
+        """A lane's step is over."""
+        return self.steps.pop(lane)
+
+    def _layout(self, lane: Mode, load: StepLoad, other: LaneStep | None) -> Layout:
+        if self.controller is None:
+            return self._fixed
+        if lane is Mode.PREFILL:
+            prefill, decode = load, other.load if other else self._decodes_to_come()
+        else:
+            prefill, decode = other.load if other else _NOTHING, load
+        inputs = Inputs(bool(prefill.segments), bool(decode.segments), self._kv_use)
+        self.controller.decide(inputs, StepForecast(self._times, prefill, decode))
+        return self.controller.adopt(lane)
+
+    def _decodes_to_come(self) -> StepLoad:
+        requests = [request for request in self._engine.queues.running if decodes(request)]
+        return decode_load(requests, self._num_layers) if requests else _NOTHING
+
+    @property
+    def _kv_use(self) -> float:
+        blocks = self._engine.blocks
+        return 1.0 - blocks.num_idle / blocks.num_blocks

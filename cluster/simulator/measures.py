@@ -1,0 +1,218 @@
+"""What is measured: latencies of requests, gaps between tokens, use of devices.
+
+Gaps are counted in classes 0.5 % wide, because a run of a million requests has hundreds of
+millions of them; everything else is kept value by value.
+"""
+
+import math
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinflow.protos.errors import ConfigError
+from twinflow.workers.role import Role
+
+_WIDTH = math.log(1.005)
+_LOWEST_S, _HIGHEST_S = 1e-6, 1e5
+_CLASSES = int(math.log(_HIGHEST_S / _LOWEST_S) / _WIDTH) + 1
+
+
+@dataclass(slots=True)
+class Progress:
+    """A request on its way.
+
+    Attributes:
+        arrival: when it came.
+        tokens: that it has.
+        first: when the first token came.
+        latest: when the latest one came.
+        worst_gap: longest time between two tokens.
+    """
+
+    arrival: float
+    tokens: int = 0
+    first: float = 0.0
+    latest: float = 0.0
+    worst_gap: float = 0.0
+
+    @property
+    def ttft(self) -> float:
+        """Time to first token."""
+        return self.first - self.arrival
+
+    @property
+    def tpot(self) -> float | None:
+        """Mean time per later token; None for a single token."""
+        return (self.latest - self.first) / (self.tokens - 1) if self.tokens > 1 else None
+
+    @property
+    def e2e(self) -> float:
+        """Time to the last token."""
+        return self.latest - self.arrival
+
+
+_MEASURES: dict[str, Callable[[Progress], float | None]] = {
+    "ttft": lambda request: request.ttft,
+    "tpot": lambda request: request.tpot,
+    "e2e": lambda request: request.e2e,
+    "gap": lambda request: request.worst_gap,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """An upper bound on one measure of a request.
+
+    Attributes:
+        measure: `ttft`, `tpot`, `e2e` or `gap` (the longest gap between tokens).
+        limit_ms: the bound in milliseconds.
+    """
+
+    measure: str
+    limit_ms: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Objective":
+        """Read `measure:milliseconds`.
+
+        Raises:
+            ConfigError: it is written in another way.
+        """
+        measure, _, limit = text.partition(":")
+        try:
+            limit_ms = float(limit)
+        except ValueError:
+            limit_ms = -1.0
+        if measure not in _MEASURES or not limit_ms > 0:
+            raise ConfigError(
+                f"--slo {text!r}: write it like ttft:500, in milliseconds; the measures are "
+                f"{', '.join(_MEASURES)}"
+            )
+        return cls(measure, limit_ms)
+
+    def met_by(self, request: Progress) -> bool:
+        """Whether a finished request stayed within the bound."""
+        value = _MEASURES[self.measure](request)
+        return value is None or value * 1000.0 <= self.limit_ms
+
+
+class GapCounts:
+    """How many gaps between tokens there were of each length."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * _CLASSES
+        # Neighbours in a batch have equal gaps: the class of the latest one is kept.
+        self._latest = (_LOWEST_S, 0)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Gaps in each class."""
+        return np.array(self._counts, dtype=np.int64)
+
+    def add(self, seconds: float, count: int = 1) -> None:
+        """Count gaps of equal length."""
+        if seconds != self._latest[0]:
+            self._latest = (seconds, _class_of(seconds))
+        self._counts[self._latest[1]] += count
+
+    def add_run(self, first: float, last: float, steps: int, batch: int) -> None:
+        """Count the gaps of consecutive steps whose lengths go evenly from first to last."""
+        classes = (_class_of(first), _class_of(last))
+        if abs(classes[1] - classes[0]) <= 1:
+            self.add((first + last) / 2, steps * batch)
+            return
+        for seconds in np.linspace(first, last, steps).tolist():
+            self.add(seconds, batch)
+
+    def percentile(self, q: float) -> float | None:
+        """Middle of the class of the nearest-rank percentile, in seconds; None without gaps."""
+        reached = np.cumsum(self.counts)
+        if not reached[-1]:
+            return None
+        rank = max(math.ceil(round(q / 100 * int(reached[-1]), 9)), 1)
+        return _LOWEST_S * math.exp((int(np.searchsorted(reached, rank)) + 0.5) * _WIDTH)
+
+    def distribution(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Lengths in seconds, and the share of gaps that are at most so long."""
+        counts = self.counts
+        used = np.flatnonzero(counts)
+        lengths = _LOWEST_S * np.exp((used + 0.5) * _WIDTH)
+        return lengths.tolist(), (np.cumsum(counts[used]) / max(int(counts.sum()), 1)).tolist()
+
+
+def _class_of(seconds: float) -> int:
+    clipped = min(max(seconds, _LOWEST_S), _HIGHEST_S)
+    return min(int(math.log(clipped / _LOWEST_S) / _WIDTH), _CLASSES - 1)
+
+
+class Measures:
+    """Everything that a simulation measures.
+
+    Args:
+        objectives: what a good request keeps to.
+
+    Attributes:
+        arrived: when each finished request came; the others go with it, by position.
+        ttft: times to first tokens.
+        tpot: mean times per later token; NaN for single tokens.
+        e2e: times to last tokens.
+        gaps: between tokens.
+        good: finished requests that met all objectives.
+        rejected: requests that found the queue full.
+        failed: requests that ended with an error.
+        output_tokens: generated.
+        kv_transfers: prompts that one worker computed for another one.
+        busy_s: seconds of whole devices in use, by role.
+        end_s: when the last token came.
+    """
+
+    def __init__(self, objectives: Sequence[Objective] = ()) -> None:
+        self._objectives = tuple(objectives)
+        self.arrived, self.ttft = array("d"), array("d")
+        self.tpot, self.e2e = array("d"), array("d")
+        self.gaps = GapCounts()
+        self.good = 0
+        self.rejected = 0
+        self.failed = 0
+        self.output_tokens = 0
+        self.kv_transfers = 0
+        self.busy_s: dict[Role, float] = {}
+        self.end_s = 0.0
+
+    @property
+    def finished(self) -> int:
+        """Requests that ended well."""
+        return len(self.ttft)
+
+    def busy(self, role: Role, seconds: float) -> None:
+        """A worker's device was in use."""
+        self.busy_s[role] = self.busy_s.get(role, 0.0) + seconds
+
+    def token(self, request: Progress, now: float) -> None:
+        """A request got a token."""
+        if request.tokens:
+            gap = now - request.latest
+            self.gaps.add(gap)
+            request.worst_gap = max(request.worst_gap, gap)
+        else:
+            request.first = now
+        request.tokens += 1
+        request.latest = now
+
+    def finish(self, request: Progress) -> None:
+        """A request has its last token."""
+        self.arrived.append(request.arrival)
+        self.ttft.append(request.ttft)
+        self.tpot.append(math.nan if request.tpot is None else request.tpot)
+        self.e2e.append(request.e2e)
+        self.output_tokens += request.tokens
+        self.end_s = max(self.end_s, request.latest)
+        self.good += all(objective.met_by(request) for objective in self._objectives)
+
+    def latencies(self) -> Mapping[str, Sequence[float]]:
+        """Values of finished requests by measure, in seconds."""
+        tpot = [value for value in self.tpot if not math.isnan(value)]
+        return {"ttft": self.ttft, "tpot": tpot, "e2e": self.e2e}

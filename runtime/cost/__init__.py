@@ -1,0 +1,1 @@
+"""How long steps take: what decides it, and models of it."""

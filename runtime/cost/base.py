@@ -1,0 +1,110 @@
+"""What decides how long a step takes, and what can be asked about it.
+
+A step is summed up by the layers it crosses: all rows of a plan that cross the same layers form
+one segment. Schedulers, the partition of a device and simulations ask the same `StepTimes`; none
+of them knows how it comes to its answer.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+from twinflow.runtime.step_plan import RowGroup, RowKind
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseLoad:
+    """Rows of one phase.
+
+    Attributes:
+        rows: tokens that are computed.
+        pairs: of a row and a token that it attends to, summed over the rows; the row's own token
+            counts.
+        context: tokens of KV that are read: of each sequence once, whatever its rows.
+    """
+
+    rows: int = 0
+    pairs: int = 0
+    context: int = 0
+
+    def __add__(self, other: "PhaseLoad") -> "PhaseLoad":
+        return PhaseLoad(
+            self.rows + other.rows, self.pairs + other.pairs, self.context + other.context
+        )
+
+    @classmethod
+    def of(cls, start: int, count: int) -> "PhaseLoad":
+        """Tokens [start, start + count) of one sequence."""
+        return cls(count, count * start + count * (count + 1) // 2, start + count)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentLoad:
+    """Consecutive layers that the same rows cross.
+
+    Attributes:
+        layers: how many.
+        prefill: prompt rows.
+        decode: rows of generated tokens.
+    """
+
+    layers: int
+    prefill: PhaseLoad
+    decode: PhaseLoad
+
+    @property
+    def rows(self) -> int:
+        """All rows."""
+        return self.prefill.rows + self.decode.rows
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoad:
+    """A step, from the first layer to the last.
+
+    Attributes:
+        segments: in order of layers; layers that nothing crosses are left out.
+        sampled: rows whose logits are computed.
+    """
+
+    segments: tuple[SegmentLoad, ...]
+    sampled: int
+
+    @classmethod
+    def of(cls, groups: Iterable[RowGroup]) -> "StepLoad":
+        """Sum up the row groups of a plan."""
+        groups = tuple(groups)
+        borders = sorted({edge for g in groups for edge in (g.layer_start, g.layer_end)})
+        segments = []
+        for first, end in pairwise(borders):
+            crossing = [g for g in groups if g.layer_start <= first and end <= g.layer_end]
+            if crossing:
+                loads = [_phase(crossing, decode) for decode in (False, True)]
+                segments.append(SegmentLoad(end - first, *loads))
+        return cls(tuple(segments), sum(group.samples for group in groups))
+
+
+class StepTimes(Protocol):
+    """Predicts durations."""
+
+    def seconds(self, load: StepLoad, share: float = 1.0) -> float:
+        """How long a step takes.
+
+        Args:
+            load: what is computed; never decreasing in any of its numbers.
+            share: of the device's processors that compute it, above 0 and at most 1.
+        """
+        ...
+
+
+def _phase(groups: Iterable[RowGroup], decode: bool) -> PhaseLoad:
+    # Numbers, not sums of `PhaseLoad.of`: simulations come by here millions of times.
+    rows = pairs = context = 0
+    for group in groups:
+        if (group.kind is RowKind.DECODE) == decode:
+            start, count = group.token_start, group.token_count
+            rows += count
+            pairs += count * start + count * (count + 1) // 2
+            context += start + count
+    return PhaseLoad(rows, pairs, context)

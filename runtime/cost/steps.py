@@ -1,0 +1,92 @@
+"""Which steps are run to learn what steps cost, and which to check what was learnt.
+
+Sizes only; running them is `twinflow.runtime.cost.measure`'s.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """A batch, and how it is computed.
+
+    Attributes:
+        rows: of the prompt that is computed; 0 for none.
+        start: tokens of the prompt that were computed before.
+        batch: sequences that decode.
+        context: tokens of each of them.
+        layered: the prompt crosses half of the layers in one step and the rest in a second one,
+            and each step is a measurement.
+    """
+
+    rows: int = 0
+    start: int = 0
+    batch: int = 0
+    context: int = 0
+    layered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What an engine can do.
+
+    Attributes:
+        rows: of a step.
+        batch: sequences at the same time.
+        context: tokens of a sequence.
+        kv_tokens: of all sequences together.
+    """
+
+    rows: int
+    batch: int
+    context: int
+    kv_tokens: int
+
+    def allow(self, steps: Steps) -> bool:
+        """Whether a batch can be computed, twenty times in a row."""
+        room = 20
+        prompt, decode = steps.start + steps.rows, steps.context + room
+        return (
+            steps.rows + steps.batch <= self.rows
+            and steps.batch + (steps.rows > 0) <= self.batch
+            and max(prompt + 1, decode) <= self.context
+            and prompt + steps.batch * decode <= self.kv_tokens * 3 // 4
+        )
+
+
+def fitting_steps(bounds: Bounds) -> list[Steps]:
+    """Steps of all kinds and sizes, small ones first."""
+    return [steps for steps in _fitting(bounds) if bounds.allow(steps)]
+
+
+def checking_steps(bounds: Bounds) -> list[Steps]:
+    """Others, in between; none of them is among those that are fitted to."""
+    return [steps for steps in _checking(bounds) if bounds.allow(steps)]
+
+
+def _powers(most: int) -> list[int]:
+    return [1 << power for power in range(most.bit_length()) if 1 << power <= most]
+
+
+def _fitting(bounds: Bounds) -> Iterator[Steps]:
+    sizes, long = _powers(bounds.rows - 1), bounds.context // 2
+    yield from (Steps(rows=rows) for rows in sizes)
+    yield from (Steps(rows=rows, start=long) for rows in sizes[::2])
+    for batch in _powers(min(bounds.batch, bounds.rows)):
+        yield from (Steps(batch=batch, context=length) for length in (16, long // 4, long))
+    for batch in (1, 4, 16):
+        yield from (Steps(rows=rows, batch=batch, context=64) for rows in sizes[3::2])
+    yield from (Steps(rows=rows, batch=4, context=64, layered=True) for rows in sizes[4::2])
+
+
+def _checking(bounds: Bounds) -> Iterator[Steps]:
+    # Three quarters of a power of two lie in the middle between two of them.
+    sizes, long = [3 * size // 4 for size in _powers(bounds.rows - 1)[2:]], bounds.context // 3
+    yield from (Steps(rows=rows) for rows in sizes)
+    yield from (Steps(rows=rows, start=long // 2) for rows in sizes[1::2])
+    for batch in (3, 6, 12, 24, 48):
+        yield from (Steps(batch=batch, context=length) for length in (long // 8, long))
+    for batch in (2, 8):
+        yield from (Steps(rows=rows, batch=batch, context=100) for rows in sizes[2::2])
+    yield from (Steps(rows=rows, batch=2, context=100, layered=True) for rows in sizes[3::2])

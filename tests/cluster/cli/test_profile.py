@@ -1,0 +1,90 @@
+"""`twinflow profile`: a real measurement of a tiny model, what is written, what is refused."""
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from tests.support.command_line import run_command
+from tests.support.cost import CURVES, LLAMA_8B, PRICES, loads
+from tests.support.served_models import write_tiny_model
+
+from twinflow.cluster.cli.commands.profile import ProfileOptions, Steps, run
+from twinflow.cluster.cli.parser import Invocation
+from twinflow.protos.errors import ConfigError
+from twinflow.runtime.cost.fit import Measurement
+from twinflow.runtime.cost.model import CostModel
+from twinflow.runtime.cost.profile import ProfileKey, load_profile
+
+LIMITS = ("--max-num-batched-tokens", "32", "--max-num-seqs", "4", "--max-model-len", "256")
+
+
+@pytest.mark.slow
+def test_a_model_is_measured_and_the_profile_predicts(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    words = ("profile", str(model), "--threads", "2", "--seconds", "0.1", *LIMITS)
+    ran = run_command(*words, "--kv-cache-memory", "16MiB")
+    assert (ran.status, ran.err) == (0, "")
+    (path,) = model.glob("twinflow-profile-*.json")
+    assert str(path) in ran.out and "held out" in ran.out
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    profile = load_profile(path)
+    assert profile.key.threads == 2 and profile.key.dtype == "float32"
+    assert profile.held_out.steps > 10 and profile.fitted.steps > 20
+    assert all(profile.times.seconds(load, share) > 0 for load in loads(3) for share in (0.5, 1.0))
+    simulated = run_command(
+        *("simulate", "--profile", str(path), "--rate", "1", "--requests", "3"),
+        *("--input-tokens", "fixed:20", "--output-tokens", "fixed:5"),
+    )
+    assert "3 finished" in simulated.out
+
+
+def planted(options: ProfileOptions, progress: Callable[[float], None]) -> Steps:
+    """A machine that takes exactly what a cost model says."""
+    progress(1.0)
+    truth = CostModel(LLAMA_8B, PRICES, CURVES)
+    steps = [Measurement(load, truth.seconds(load, s), s) for s in (0.5, 1.0) for load in loads()]
+    key = ProfileKey(model="m", device="d", dtype=options.dtype, threads=options.threads)
+    return Steps(key, LLAMA_8B, steps[::2], steps[1::2])
+
+
+def test_what_was_measured_is_fitted_checked_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    given = {"model": str(tmp_path), "output": str(path), "threads": "3", "dtype": "float32"}
+    invocation = invocation_of(given)
+    assert run(invocation, planted) == 0
+    profile = load_profile(path)
+    assert profile.key == ProfileKey(model="m", device="d", dtype="float32", threads=3)
+    assert profile.held_out.p95 < 0.02
+    assert path.with_suffix(".png").exists()
+
+
+def invocation_of(given: Mapping[str, object]) -> Invocation:
+    return Invocation(given, [], {}, io.StringIO(), io.StringIO())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--threads", "0"), "--threads '0'"),
+        (("--seconds", "soon"), "--seconds 'soon'"),
+        (("--kv-cache-memory", "lots"), "--kv-cache-memory 'lots'"),
+        (("--outptu", "x"), "did you mean --output"),
+        (("--output", "/none/p.json"), "--output"),
+    ],
+)
+def test_wrong_arguments_name_themselves(
+    tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    ran = run_command("profile", str(tmp_path), *words)
+    assert ran.status == 2
+    assert message in ran.err
+
+
+def test_limits_that_leave_nothing_to_check_are_refused(tmp_path: Path) -> None:
+    def nothing(options: ProfileOptions, progress: Callable[[float], None]) -> Steps:
+        found = planted(options, progress)
+        return Steps(found.key, found.shape, found.fitting, [])
+
+    with pytest.raises(ConfigError, match="raise them"):
+        run(invocation_of({"model": str(tmp_path)}), nothing)

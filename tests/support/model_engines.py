@@ -1,0 +1,102 @@
+"""Engines over tiny models, fed with random requests, with preemptions and aborts."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tests.support.engines import Collected, ManualClock
+from tests.support.request_mixes import Ask
+from tests.support.runners import make_runner
+
+from twinflow.runtime.config import EngineConfig
+from twinflow.runtime.cost.base import StepTimes
+from twinflow.runtime.engine import Engine
+from twinflow.runtime.kv.block_manager import BlockManager
+from twinflow.runtime.model_executor import ModelExecutor
+from twinflow.runtime.model_runner import ModelRunner
+from twinflow.runtime.models.base import Model
+from twinflow.runtime.request import Request
+from twinflow.runtime.sampling import Sampler
+from twinflow.runtime.schedulers import create_scheduler
+from twinflow.runtime.schedulers.setup import SchedulerSetup
+
+
+@dataclass
+class ModelEngine:
+    """An engine, its model runner, and a clock that moves with every step.
+
+    Attributes:
+        waves: steps after which rows had crossed some of the layers only.
+    """
+
+    engine: Engine
+    runner: ModelRunner
+    clock: ManualClock
+    done: Collected = field(default_factory=Collected)
+    waves: int = 0
+
+    @classmethod
+    def build(
+        cls, model: Model, config: EngineConfig, times: StepTimes | None = None
+    ) -> "ModelEngine":
+        """An engine over a model, which may be shared with others."""
+        runner = make_runner(
+            model, config.num_blocks, config.block_size, config.max_num_batched_tokens
+        )
+        vocab_size, num_layers = model.config.vocab_size, model.config.num_layers
+        executor = ModelExecutor(
+            runner, Sampler(vocab_size, "cpu"), vocab_size=vocab_size, layers_per_unit=2
+        )
+        blocks = BlockManager(
+            config.num_blocks,
+            config.block_size,
+            model_fingerprint="model",
+            layout_digest="layout",
+            enable_prefix_caching=config.enable_prefix_caching,
+        )
+        clock = ManualClock()
+        setup = SchedulerSetup.of(config, num_layers, times)
+        scheduler = create_scheduler(config.scheduler, setup)
+        engine = Engine(config, executor, blocks, scheduler, num_layers=num_layers, clock=clock)
+        return cls(engine, runner, clock)
+
+    def play(self, asks: Sequence[Ask], *, seed: int, abort: float = 0.0) -> dict[int, list[int]]:
+        """Submit requests over some steps and run to the end.
+
+        Args:
+            asks: the requests.
+            seed: of arrivals and aborts.
+            abort: chance, in every step, that somebody is aborted.
+
+        Returns:
+            Tokens by the number of the request, without those that were aborted.
+        """
+        source = random.Random(seed)
+        waiting = list(enumerate(asks))
+        aborted: set[str] = set()
+        while waiting or self.engine.runnable:
+            while waiting and source.random() < 0.6:
+                number, ask = waiting.pop(0)
+                self._submit(str(number), ask)
+            if source.random() < abort and len(self.engine.queues):
+                victim = source.choice(list(self.engine.queues)).request_id
+                self.engine.abort(victim)
+                aborted.add(victim)
+            self.engine.step()
+            self.waves += self.runner.num_unfinished > 0
+            self.clock.advance(source.random())
+            self.done.take(self.engine)
+            self.engine.check_integrity()
+        self._check_returned()
+        assert self.done.failures == {}
+        names = map(str, range(len(asks)))
+        return {int(n): self.done.tokens[n] for n in names if n not in aborted}
+
+    def _submit(self, name: str, ask: Ask) -> None:
+        request = Request(request_id=name, prompt_token_ids=ask.prompt, params=ask.params)
+        self.engine.add_request(request)
+
+    def _check_returned(self) -> None:
+        """Blocks and hidden states are given back."""
+        assert self.engine.blocks.num_idle == self.engine.blocks.num_blocks
+        assert self.runner.num_unfinished == 0
