@@ -8,7 +8,7 @@ import pytest
 
 from twinflow.parallel.links.deadline import Deadline
 from twinflow.workers.ranks.connection import Connection, ConnectionBroken
-from twinflow.workers.ranks.frames import Admitted, Answer, Beat, Challenge, Order
+from twinflow.workers.ranks.frames import PROTOCOL_VERSION, Admitted, Answer, Beat, Challenge, Order
 from twinflow.workers.ranks.handshake import HandshakeRefused, admit, enter, expect
 
 Half = Callable[[Connection], object]
@@ -61,7 +61,7 @@ def test_who_does_not_know_it_is_refused_and_told_why(token: str) -> None:
 
 def test_a_leader_has_to_know_it_too() -> None:
     def impostor(end: Connection) -> None:
-        end.send(Challenge(1, bytes(32)))
+        end.send(Challenge(PROTOCOL_VERSION, bytes(32)))
         answer = expect(end, Answer, soon())
         end.send(Admitted(answer.proof))  # the only proof that it has seen
 
@@ -74,7 +74,7 @@ def test_a_proof_is_of_no_use_a_second_time() -> None:
     seen: list[Answer] = []
 
     def eavesdropper(end: Connection) -> None:
-        end.send(Challenge(1, b"a" * 32))
+        end.send(Challenge(PROTOCOL_VERSION, b"a" * 32))
         seen.append(expect(end, Answer, soon()))
         end.close()
 
@@ -89,8 +89,11 @@ def test_a_proof_is_of_no_use_a_second_time() -> None:
 
 
 def test_another_version_is_refused() -> None:
-    _, outcome = meet(lambda end: end.send(Challenge(2, b"")), entering("secret"))
-    assert str(outcome) == "it speaks version 2 of the ranks' protocol, this rank 1"
+    _, outcome = meet(
+        lambda end: end.send(Challenge(PROTOCOL_VERSION + 1, b"")), entering("secret")
+    )
+    ours, theirs = PROTOCOL_VERSION, PROTOCOL_VERSION + 1
+    assert str(outcome) == f"it speaks version {theirs} of the ranks' protocol, this rank {ours}"
 
 
 def test_who_is_silent_or_speaks_out_of_turn_is_not_waited_for() -> None:
