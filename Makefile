@@ -13,6 +13,7 @@ GRPC_PORT ?= 50051
 PREFILL ?=
 DECODE ?=
 MIXED ?=
+TP ?=
 ARGS ?=
 
 VENV := .venv
@@ -35,7 +36,7 @@ SHELL := /bin/bash
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  make serve MODEL=DIR DTYPE=bfloat16 PORT=8000 GRPC_PORT=50051 PREFILL=1 DECODE=1 MIXED=0"
+	@echo "  make serve MODEL=DIR DTYPE=bfloat16 PORT=8000 GRPC_PORT=50051 PREFILL=1 DECODE=1 MIXED=0 TP=1"
 	@echo "  ARGS=... takes any other flag of 'twinflow serve'; TORCH=... the build of torch."
 
 .PHONY: serve
@@ -43,7 +44,7 @@ serve: $(DONE)/package $(if $(MODEL),,$(SMALL_MODEL)) ## serve a model, by defau
 	@exec $(BIN)/twinflow serve $(or $(OWN_MODEL),$(MODEL),$(SMALL_MODEL)) --dtype $(DTYPE) \
 		--port $(PORT) --grpc-port $(GRPC_PORT) \
 		$(addprefix --prefill ,$(PREFILL)) $(addprefix --decode ,$(DECODE)) \
-		$(addprefix --mixed ,$(MIXED)) $(ARGS)
+		$(addprefix --mixed ,$(MIXED)) $(addprefix --tensor-parallel-size ,$(TP)) $(ARGS)
 
 .PHONY: test
 test: check $(SMALL_MODEL) ## check, then run the test suite (ARGS go to pytest)

@@ -10,12 +10,9 @@ is why twinflow does not use it, whatever this table says.
 """
 
 import argparse
-import multiprocessing
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -24,45 +21,14 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]  # not in 
 
 from benchmarks.load.machine import machine_facts
 from benchmarks.load.stats import median, percentile
+from benchmarks.rank_processes import connect, run_ranks
 from twinflow.parallel.links.deadline import Deadline
 from twinflow.parallel.links.groups.gloo import connect_gloo
-from twinflow.parallel.ranks.config import RanksConfig
-from twinflow.parallel.ranks.distributed import DistributedRanks
 
 ARMS = ("gloo", "direct", "sliced")
 _NEVER = 1 << 60
 _PATIENCE_S = 60.0
 _WARM_UP = 5
-
-
-class FileBackend:
-    """A `StoreBackend` in a file that all ranks can open."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self._store = FileStore(str(path), size)
-
-    def set(self, key: str, value: bytes) -> None:
-        # Values are text to the stubs of torch, and empty ones are no values to the store.
-        self._store.set(key, "=" + value.hex())
-
-    def get(self, key: str, timeout_s: float) -> bytes | None:
-        try:
-            self._store.wait([key], timedelta(seconds=timeout_s))
-        except dist.DistStoreError:
-            return None
-        return bytes.fromhex(self._store.get(key)[1:].decode())
-
-    def add(self, key: str, amount: int) -> int:
-        return int(self._store.add(key, amount))
-
-    def compare_set(self, key: str, expected: bytes, desired: bytes) -> bytes:
-        raise NotImplementedError("gloo does not compare")
-
-    def check(self, keys: Sequence[str]) -> bool:
-        return bool(self._store.check(list(keys)))
-
-    def delete(self, key: str) -> bool:
-        return bool(self._store.delete_key(key))
 
 
 def main() -> int:
@@ -86,18 +52,7 @@ def main() -> int:
 
 def _measure(size: int, kibs: Sequence[int], rounds: int) -> dict[int, dict[str, list[float]]]:
     """Seconds of every round, by KiB and arm."""
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        queue = context.Queue()
-        ranks = [
-            context.Process(target=_rank, args=(rank, size, Path(folder), kibs, rounds, queue))
-            for rank in range(size)
-        ]
-        for process in ranks:
-            process.start()
-        found = [queue.get() for _ in ranks]
-        for process in ranks:
-            process.join()
+    found = run_ranks(size, _rank, kibs, rounds)
     return {
         kib: {
             arm: [max(rounds) for rounds in zip(*(one[kib, arm] for one in found), strict=True)]
@@ -109,12 +64,12 @@ def _measure(size: int, kibs: Sequence[int], rounds: int) -> dict[int, dict[str,
 
 
 def _rank(
-    rank: int, size: int, folder: Path, kibs: Sequence[int], rounds: int, queue: "object"
-) -> None:
+    rank: int, size: int, folder: Path, kibs: Sequence[int], rounds: int
+) -> dict[tuple[int, str], list[float]]:
     torch.set_num_threads(1)
     arms = _arms(rank, size, folder)
     # Ranks that began at different times would measure each other's delay.
-    apart = _connect(rank, size, folder / "apart", _NEVER)
+    apart = connect(rank, size, folder / "apart", _NEVER)
     found: dict[tuple[int, str], list[float]] = {}
     for kib in kibs:
         part = torch.ones(1, kib * 256)
@@ -126,8 +81,8 @@ def _rank(
                 if number >= _WARM_UP:
                     found.setdefault((kib, name), []).append(time.perf_counter() - start)
                 part.fill_(1.0)
-    queue.put(found)  # type: ignore[attr-defined]  # a queue of multiprocessing has no public type
     apart.all_reduce(torch.ones(1, 1))
+    return found
 
 
 def _arms(rank: int, size: int, folder: Path) -> dict[str, Callable[[torch.Tensor], object]]:
@@ -135,19 +90,14 @@ def _arms(rank: int, size: int, folder: Path) -> dict[str, Callable[[torch.Tenso
     gloo: dist.ProcessGroup = connect_gloo(  # type: ignore[assignment]  # typed as what links use
         store, rank, size, "127.0.0.1", Deadline.after(_PATIENCE_S)
     )
-    direct = _connect(rank, size, folder / "direct", _NEVER)
+    direct = connect(rank, size, folder / "direct", _NEVER)
     arms: dict[str, Callable[[torch.Tensor], object]] = {
         "gloo": lambda part: gloo.allreduce([part]).wait(),
         "direct": direct.all_reduce,
     }
     if size > 2:  # parts of two ranks are never sliced
-        arms["sliced"] = _connect(rank, size, folder / "sliced", 0).all_reduce
+        arms["sliced"] = connect(rank, size, folder / "sliced", 0).all_reduce
     return arms
-
-
-def _connect(rank: int, size: int, store: Path, sliced_from_bytes: int) -> DistributedRanks:
-    config = RanksConfig(worker="benchmark", rank=rank, size=size, deadline_s=_PATIENCE_S)
-    return DistributedRanks.connect(config, FileBackend(store, size), sliced_from_bytes)
 
 
 def _row(size: int, kib: int, times: dict[str, list[float]]) -> str:

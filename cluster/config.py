@@ -29,6 +29,9 @@ from pydantic import (
 
 from twinflow.cluster.dispatch.admission import AdmissionLimits
 from twinflow.cluster.quantities import count, memory, whole
+from twinflow.parallel.latent.kind import LatentKind
+from twinflow.parallel.latent.transforms.name import TransformName
+from twinflow.protos.errors import ConfigError
 from twinflow.runtime.config import EngineConfig
 from twinflow.workers.role import Role
 
@@ -43,6 +46,7 @@ class Group(Enum):
     DOORS = "Front doors"
     ENGINE = "Engine"
     SCHEDULING = "Scheduling"
+    LATENTS = "Latent attention (MLA)"
     MEMORY = "KV cache"
     LIMITS = "Queues and deadlines"
     PROCESS = "Processes"
@@ -101,6 +105,15 @@ def _api_key(value: SecretStr) -> SecretStr:
     return value
 
 
+def _transform(value: str) -> str:
+    if not value.endswith(".safetensors"):
+        try:
+            TransformName.parse(value)
+        except ConfigError as error:
+            raise ValueError(error.message) from None
+    return value
+
+
 def _model_name(value: str) -> str:
     if not 0 < len(value) <= 256 or not value.isprintable():
         raise ValueError("a name has 1 to 256 printable characters")
@@ -111,6 +124,7 @@ Whole = Annotated[int, BeforeValidator(whole)]
 Count = Annotated[int, BeforeValidator(count), Field(ge=1, le=2**40)]
 Memory = Annotated[int, BeforeValidator(memory), Field(ge=1)]
 PoolSize = Annotated[Whole, Field(ge=0, le=1024)]
+Ranks = Annotated[Whole, Field(ge=1, le=64)]
 Port = Annotated[Whole, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(gt=0, le=86400_000, allow_inf_nan=False)]
@@ -149,8 +163,8 @@ class ServeConfig(BaseModel):
     it and the processor can compute with it, else float32."""
 
     device: Annotated[Literal["auto", "cpu", "cuda"], Group.MODEL] = "auto"
-    """What the workers compute on, cuda giving each a GPU of its own; auto takes cuda if torch sees
-    a GPU."""
+    """What the workers compute on, cuda giving each rank a GPU of its own; auto takes cuda if torch
+    sees a GPU."""
 
     max_model_len: Annotated[Count | None, Group.MODEL] = None
     """Longest sequence in tokens, prompt and output together, such as 4096 or 32k; by default what
@@ -164,6 +178,19 @@ class ServeConfig(BaseModel):
 
     mixed: Annotated[PoolSize, Group.POOLS] = 0
     """Workers that do both; when given, the two other pools are empty unless given too."""
+
+    tensor_parallel_size: Annotated[Ranks, Group.POOLS] = 1
+    """Ranks that compute the model of a worker together, each in a process, and on a GPU, of its
+    own."""
+
+    prefill_tensor_parallel_size: Annotated[Ranks | None, Group.POOLS] = None
+    """Ranks of a prefill worker; by default --tensor-parallel-size."""
+
+    decode_tensor_parallel_size: Annotated[Ranks | None, Group.POOLS] = None
+    """Ranks of a decode worker; by default --tensor-parallel-size."""
+
+    enable_expert_parallel: Annotated[bool, Group.POOLS] = False
+    """Give each rank whole experts of a mixture, instead of a part of every expert."""
 
     api_key: Annotated[Keys, Group.DOORS] = ()
     """Keys of which HTTP and gRPC requests must carry one; better given as TWINFLOW_API_KEY
@@ -222,17 +249,32 @@ class ServeConfig(BaseModel):
     """Number from which the seeds of requests without one are drawn; by default they differ from
     run to run."""
 
+    mla_parallel: Annotated[LatentKind, Group.LATENTS] = "replicated"
+    """How the ranks of a decode worker share latents: replicated, every rank caches all; dcp, each
+    caches some blocks, exactly; tpla, each caches some columns, which approximates attention."""
+
+    mla_shards: Annotated[Annotated[Whole, Field(ge=1, le=1024)] | None, Group.LATENTS] = None
+    """Ranks that share one cache with dcp and tpla; divides the ranks of a worker."""
+
+    tpla_transform: Annotated[str, AfterValidator(_transform), Group.LATENTS] = "joint"
+    """Basis in which tpla slices latents: what twinflow calibrate tpla has measured, such as none,
+    hadamard, pca, joint or joint+64, or the file of a transform."""
+
+    force: Annotated[bool, Group.LATENTS] = False
+    """Serve with tpla although nobody has measured what it costs on this model."""
+
     block_size: Annotated[
         Whole, Field(ge=1, le=1024), AfterValidator(_power_of_two), Group.MEMORY
     ] = default_of(EngineConfig, "block_size")
     """Token slots of a KV block, a power of two; the same in all pools."""
 
     num_kv_blocks: Annotated[Count | None, Group.MEMORY] = None
-    """KV blocks of each worker, instead of an amount of memory."""
+    """KV blocks of each worker, of which every rank holds its part, instead of an amount of
+    memory."""
 
     kv_cache_memory: Annotated[Memory | None, Group.MEMORY] = None
-    """Memory for each worker's KV cache, such as 4GiB; by default 40 % of the memory that is free,
-    shared among the workers and at most 1GiB each on a CPU."""
+    """Memory for the KV cache of each rank of a worker, such as 4GiB; by default 40 % of the memory
+    that is free, shared among all ranks and at most 1GiB each on a CPU."""
 
     max_num_queued_reqs: Annotated[Count, Group.LIMITS] = default_of(
         AdmissionLimits, "max_requests"
@@ -258,7 +300,7 @@ class ServeConfig(BaseModel):
     threads_per_worker: Annotated[Annotated[Whole, Field(ge=1, le=1024)] | None, Group.PROCESS] = (
         None
     )
-    """CPU threads of each worker; by default the cores are shared out evenly."""
+    """CPU threads of each rank of a worker; by default the cores are shared out evenly."""
 
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], BeforeValidator(_lower), Group.PROCESS
@@ -274,6 +316,14 @@ class ServeConfig(BaseModel):
         """The scheduler of the workers of a pool."""
         own = {"prefill": self.prefill_scheduler, "decode": self.decode_scheduler}
         return own.get(role) or self.scheduler
+
+    def ranks(self, role: Role) -> int:
+        """How many ranks a worker of a pool has."""
+        own = {
+            "prefill": self.prefill_tensor_parallel_size,
+            "decode": self.decode_tensor_parallel_size,
+        }
+        return own.get(role) or self.tensor_parallel_size
 
     @property
     def api_keys(self) -> tuple[str, ...]:
@@ -308,12 +358,32 @@ class ServeConfig(BaseModel):
             raise ValueError(f"there is no {pool} worker: give --{pool} N too, or leave it out")
         return name
 
+    @field_validator("prefill_tensor_parallel_size", "decode_tensor_parallel_size")
+    @classmethod
+    def _ranks_of_a_pool_that_is_there(cls, size: int | None, info: ValidationInfo) -> int | None:
+        pool = str(info.field_name).partition("_")[0]
+        if size is not None and info.data.get(pool) == 0:
+            raise ValueError(f"there is no {pool} worker: give --{pool} N too, or leave it out")
+        return size
+
     @field_validator("served_model_name")
     @classmethod
     def _names_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) < len(names):
             raise ValueError("names a model twice")
         return names
+
+    @field_validator("mla_shards")
+    @classmethod
+    def _only_caches_that_are_shared_have_shards(
+        cls, shards: int | None, info: ValidationInfo
+    ) -> int | None:
+        kind = info.data.get("mla_parallel", "replicated")
+        if kind != "replicated" and shards is None:
+            raise ValueError(f"--mla-parallel {kind} needs a number of ranks, such as 2")
+        if kind == "replicated" and (shards or 1) > 1:
+            raise ValueError("only --mla-parallel dcp and tpla have shards")
+        return shards
 
     @field_validator("host")
     @classmethod

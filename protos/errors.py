@@ -213,6 +213,12 @@ class LinkError(HandoffError):
     code = "link_error"
 
 
+class StaleLink(LinkError):
+    """A connection that was kept from an earlier hand-off is dead; a new one may do."""
+
+    code = "stale_link"
+
+
 # Never raised: each shares its code with the class below it that is.
 _ROOTS: frozenset[type[TwinflowError]] = frozenset({TwinflowError, ClientError})
 

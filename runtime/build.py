@@ -10,13 +10,15 @@ socket.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
 import torch
 
 from twinflow.parallel.kv_layout import KVLayout
+from twinflow.parallel.latent.block_share import BlockShare
+from twinflow.parallel.latent.sharing.base import LatentSharing
 from twinflow.parallel.links.manifest import choose_layers_per_unit
 from twinflow.parallel.ranks.base import OneRank, RankGroup
 from twinflow.protos.errors import ConfigError
@@ -31,6 +33,7 @@ from twinflow.runtime.host_memory import MemoryShare, available_memory, taken_me
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.kv.layouts import model_layout, rank_layout
+from twinflow.runtime.latent_setup import LatentOptions, LatentSetup, settle_latents
 from twinflow.runtime.model_executor import ModelExecutor
 from twinflow.runtime.model_runner import ModelRunner
 from twinflow.runtime.models.base import Placement
@@ -73,6 +76,9 @@ class EngineOptions:
         tbt_objective: longest wanted time between two tokens, in seconds; None for none.
         ttft_objective: longest wanted time to a first token, in seconds; None for none.
         expert_parallel: each rank holds whole experts, not a part of every expert.
+        kv_parts: parts that the deployment cuts the KV of a token into; this engine makes no fewer
+            than it has ranks, and no model more than it has KV heads.
+        latents: how latent attention is shared by ranks.
         host_memory: of the host's memory, what a CPU engine may take; None for all that is free.
     """
 
@@ -92,6 +98,8 @@ class EngineOptions:
     tbt_objective: float | None = None
     ttft_objective: float | None = None
     expert_parallel: bool = False
+    kv_parts: int = 1
+    latents: LatentOptions = field(default_factory=LatentOptions)
     host_memory: MemoryShare | None = None
 
 
@@ -105,6 +113,8 @@ class EnginePlan:
         model: shape of the whole model.
         layout: of the KV blocks of all ranks together.
         rank_layout: of those of this rank.
+        share: which blocks of a sequence this rank holds.
+        latents: the worker's part in latent attention; None if the model has none.
         config: limits of the engine.
     """
 
@@ -113,6 +123,8 @@ class EnginePlan:
     model: ModelConfig
     layout: KVLayout
     rank_layout: KVLayout
+    share: BlockShare
+    latents: LatentSetup | None
     config: EngineConfig
 
     @property
@@ -128,7 +140,7 @@ class EnginePlan:
             ConfigError: they are too few for the context length that was asked for.
         """
         options = replace(self.options, num_kv_blocks=num_blocks)
-        config = _engine_config(options, self.model, self.rank_layout)
+        config = _engine_config(options, self.model, self.rank_layout, self.share)
         return replace(self, options=options, config=config)
 
 
@@ -140,6 +152,7 @@ class BuiltEngine:
         engine: ready to step.
         cache: its KV memory.
         layout: of its KV blocks, those of all ranks together.
+        share: which blocks of a sequence are in `cache`.
         layers_per_unit: layers whose KV is handed over together.
         model: shape of the model.
         config: limits of the engine.
@@ -150,6 +163,7 @@ class BuiltEngine:
     engine: Engine
     cache: KVCache
     layout: KVLayout
+    share: BlockShare
     layers_per_unit: int
     model: ModelConfig
     config: EngineConfig
@@ -199,15 +213,19 @@ def plan_engine(options: EngineOptions, ranks: RankGroup) -> EnginePlan:
     model = load_model_config(options.model)
     check_tokenizer(options.model, model)
     dtype = resolve_dtype(options.dtype, model.dtype, options.device)
-    parts = min(ranks.size, model.num_kv_heads)
-    layout = model_layout(model, options.block_size, dtype, parts)
-    held = rank_layout(layout, ranks)
-    config = _engine_config(options, model, held)
+    parts = min(max(options.kv_parts, ranks.size), model.num_kv_heads)
+    latents = settle_latents(options.latents, model)
+    sharing = None if latents is None else latents.plan(ranks).sharing
+    scheme = None if latents is None else latents.scheme
+    share = _block_share(options.block_size, sharing)
+    layout = model_layout(model, options.block_size, dtype, parts, scheme)
+    held = rank_layout(layout, ranks, sharing)
+    config = _engine_config(options, model, held, share)
     checkpoint = Checkpoint.open(options.model)
     others = checkpoint.check_shapes(checkpoint_shapes(model))
     for name in unused_tensors(model, others):
         structlog.get_logger().warning("the model does not use a tensor", tensor=name)
-    plan = EnginePlan(options, checkpoint, model, layout, held, config)
+    plan = EnginePlan(options, checkpoint, model, layout, held, share, latents, config)
     check_policies(config)
     name, reason = resolve_scheduler(options.scheduler, has_experts=model.moe is not None)
     if reason:
@@ -229,6 +247,7 @@ def load_runner(
 
     Raises:
         CheckpointError: the weights cannot be read.
+        ConfigError: the transform of the latents was made from other weights.
         RankLost: another rank is gone.
     """
 
@@ -243,6 +262,8 @@ def load_runner(
         plan.checkpoint.tensors(loaded),
         on_warning=lambda text: structlog.get_logger().warning(text),
     )
+    if plan.latents is not None:
+        plan.latents.check_model(plan.checkpoint.fingerprint)
     config = plan.config
     runner = ModelRunner(
         model,
@@ -298,6 +319,7 @@ def assemble_engine(
         ),
         cache=runner.kv_cache,
         layout=plan.layout,
+        share=plan.share,
         layers_per_unit=layers_per_unit,
         model=plan.model,
         config=plan.config,
@@ -335,19 +357,27 @@ def resolve_dtype(requested: str, checkpoint_dtype: str, device: str) -> str:
     return "bfloat16" if checkpoint_dtype == "bfloat16" and native else "float32"
 
 
+def _block_share(block_size: int, sharing: LatentSharing | None) -> BlockShare:
+    """Which blocks of a sequence a rank holds: all, unless latents are shared in another way."""
+    try:
+        check_block_size(block_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return BlockShare(block_size) if sharing is None else sharing.block_share(block_size)
+
+
 def _engine_config(
-    options: EngineOptions, model_config: ModelConfig, layout: KVLayout
+    options: EngineOptions, model_config: ModelConfig, layout: KVLayout, share: BlockShare
 ) -> EngineConfig:
     """Settle block count and context length; a wanted context length must fit the KV memory."""
     max_model_len = resolve_max_model_len(options.max_model_len, model_config)
     has_experts = model_config.moe is not None
     scheduler, _ = resolve_scheduler(options.scheduler, has_experts=has_experts)
     try:
-        check_block_size(options.block_size)
         num_blocks = options.num_kv_blocks
         if num_blocks is None:
             num_blocks = options.kv_cache_memory // layout.block_bytes
-        capacity = (num_blocks - 1) * options.block_size
+        capacity = (num_blocks - 1) * share.tokens_per_entry
         if options.max_model_len is None and max_model_len > capacity > 0:
             structlog.get_logger().warning(
                 "KV memory bounds the context", max_model_len=capacity, model=max_model_len
@@ -357,6 +387,7 @@ def _engine_config(
             max_model_len=max_model_len,
             num_blocks=num_blocks,
             block_size=options.block_size,
+            block_shards=share.size,
             max_num_seqs=options.max_num_seqs,
             max_num_batched_tokens=options.max_num_batched_tokens,
             enable_prefix_caching=options.enable_prefix_caching,
@@ -376,16 +407,20 @@ def _placement(plan: EnginePlan, ranks: RankGroup) -> Placement:
         device=torch.device(plan.options.device),
         ranks=ranks,
         expert_parallel=plan.options.expert_parallel,
+        latents=None if plan.latents is None else plan.latents.plan(ranks),
     )
 
 
 def _block_manager(plan: EnginePlan, fingerprint: str) -> BlockManager:
+    config = plan.config
     return BlockManager(
-        plan.config.num_blocks,
-        plan.config.block_size,
+        config.num_blocks,
+        config.entry_tokens,
         model_fingerprint=fingerprint,
         layout_digest=plan.layout.digest(),
-        enable_prefix_caching=plan.config.enable_prefix_caching,
+        enable_prefix_caching=config.enable_prefix_caching,
+        # Prompt and generated tokens take different forms of latent attention.
+        share_generated=plan.latents is None,
     )
 
 

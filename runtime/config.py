@@ -14,6 +14,8 @@ class EngineConfig:
         max_model_len: longest sequence, prompt and output together.
         num_blocks: blocks of the KV cache, the null block included.
         block_size: token slots of a block, a power of two.
+        block_shards: ranks that share the blocks of a sequence; an entry of a block table then is
+            a block on each of them.
         max_num_seqs: requests that hold blocks at the same time.
         max_num_batched_tokens: rows of a step: decode rows first, prefill chunks fill the rest.
         enable_prefix_caching: reuse the KV of prompts that begin alike.
@@ -31,6 +33,7 @@ class EngineConfig:
     max_model_len: int
     num_blocks: int
     block_size: int = 16
+    block_shards: int = 1
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 1024
     enable_prefix_caching: bool = True
@@ -43,7 +46,7 @@ class EngineConfig:
     max_step_failures: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_step_failures"):
+        for name in ("max_model_len", "block_shards", "max_num_seqs", "max_step_failures"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("tbt_objective", "ttft_objective"):
@@ -59,13 +62,18 @@ class EngineConfig:
                 f"max_num_seqs ({self.max_num_seqs}): every running request decodes in every step"
             )
         usable = max(0, self.num_blocks - 1)
-        capacity = usable * self.block_size
+        capacity = usable * self.entry_tokens
         if capacity < self.max_model_len:
             raise ValueError(
-                f"{usable} KV blocks of {self.block_size} tokens hold {capacity} "
+                f"{usable} KV blocks of {self.entry_tokens} tokens hold {capacity} "
                 f"tokens, less than max_model_len ({self.max_model_len}): lower --max-model-len "
                 f"or raise the KV memory"
             )
+
+    @property
+    def entry_tokens(self) -> int:
+        """Tokens that an entry of a block table stands for."""
+        return self.block_size * self.block_shards
 
 
 def check_block_size(block_size: int) -> None:

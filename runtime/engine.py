@@ -18,6 +18,7 @@ from twinflow.protos.errors import (
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.executor import Executor, LayersDone, Work
 from twinflow.runtime.kv.block_manager import BlockManager
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.lifecycle import EngineCounters, EngineOutputs, RequestLifecycle
 from twinflow.runtime.outputs import NumericalFault, PhaseTime, SampledToken
 from twinflow.runtime.queues import RequestQueues
@@ -58,6 +59,10 @@ class Engine:
         num_layers: layers of the model.
         clock: seconds, monotonic; only durations are ever used.
         on_kv: told, from inside a step, about every finished layer range of held requests.
+
+    Attributes:
+        blocks: see above.
+        traffic: what experts did in the last step, by layer; of this rank, if there are several.
     """
 
     def __init__(
@@ -83,6 +88,12 @@ class Engine:
             executor, blocks, max_model_len=config.max_model_len, clock=clock
         )
         self.blocks = blocks
+        self.traffic: tuple[LayerTraffic, ...] = ()
+
+    @property
+    def config(self) -> EngineConfig:
+        """The limits."""
+        return self._config
 
     @property
     def queues(self) -> RequestQueues:
@@ -191,6 +202,8 @@ class Engine:
                 self._life.fail(item.request, EngineError(reason))
             return ()
         self._failed_steps = 0
+        self.traffic = tuple(self._executor.take_traffic())
+        self.counters.note_experts(self.traffic)
         return results
 
     def _kv_listener(self, work: Sequence[Work]) -> LayersDone | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.outputs import NumericalFault, SampledToken
 from twinflow.runtime.request import Request
 from twinflow.runtime.step_plan import RowGroup
@@ -59,4 +60,8 @@ class Executor(Protocol):
         Returns:
             One result for each work whose group samples, in order.
         """
+        ...
+
+    def take_traffic(self) -> Sequence[LayerTraffic]:
+        """What experts did since the last call, by layer; nothing without experts."""
         ...

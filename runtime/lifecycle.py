@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from twinflow.protos.errors import EngineError, TwinflowError
 from twinflow.runtime.executor import Executor
 from twinflow.runtime.kv.block_manager import BlockManager
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.output_history import OutputHistory
 from twinflow.runtime.outputs import FinishReason, PhaseTime, SampledToken, TokenDelta
 from twinflow.runtime.queues import RequestQueues
@@ -51,12 +52,21 @@ class EngineOutputs:
 
 @dataclass(slots=True)
 class EngineCounters:
-    """Totals since the engine started."""
+    """Totals since the engine started; see `EngineSnapshot`."""
 
     steps: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
+    expert_layers: int = 0
+    distinct_experts: int = 0
+    expert_bytes: int = 0
+
+    def note_experts(self, traffic: Sequence[LayerTraffic]) -> None:
+        """Add the traffic of a step."""
+        self.expert_layers += len(traffic)
+        self.distinct_experts += sum(layer.distinct for layer in traffic)
+        self.expert_bytes += sum(layer.loaded_bytes for layer in traffic)
 
 
 class RequestLifecycle:

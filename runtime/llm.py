@@ -5,8 +5,8 @@
     for output in llm.generate(["Once upon a time"], SamplingParams(max_tokens=32)):
         print(output.outputs[0].text)
 
-One engine, no network, no other process, one caller at a time. Tokens are the same as when the
-model is served.
+One engine, no network, no other process and so no other rank, one caller at a time. Tokens are the
+same as when the model is served.
 """
 
 import itertools
@@ -78,10 +78,15 @@ class LLM:
 
     Raises:
         CheckpointError: the directory cannot be served.
-        ConfigError: an option is unknown or does not fit.
+        ConfigError: an option is unknown or does not fit; `tensor_parallel_size` above 1 is one.
     """
 
     def __init__(self, model: str | Path, **options: object) -> None:
+        if options.pop("tensor_parallel_size", 1) != 1:
+            raise ConfigError(
+                "tensor_parallel_size: LLM computes in this process alone; serve the model with "
+                "`twinflow serve MODEL --mixed 1 --tensor-parallel-size N` and use twinflow.Client"
+            )
         known = EngineOptions.__dataclass_fields__
         unknown = sorted(options.keys() - known.keys())
         if unknown:

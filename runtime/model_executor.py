@@ -6,6 +6,7 @@ Keeps one sampling state per request. Knows no queues and frees no blocks.
 from collections.abc import Sequence
 
 from twinflow.runtime.executor import LayersDone, Work
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.model_runner import SequenceRows
 from twinflow.runtime.outputs import NumericalFault, SampledToken
 from twinflow.runtime.request import Request
@@ -79,3 +80,7 @@ class ModelExecutor:
         logits = self._runner.forward(rows, on_layers, self._layers_per_unit)
         states = [self._states[w.request.request_id] for w in work if w.group.samples]
         return self._sampler.sample(logits, states)
+
+    def take_traffic(self) -> Sequence[LayerTraffic]:
+        """See `Executor.take_traffic`."""
+        return self._runner.take_traffic()

@@ -14,11 +14,18 @@ from torch import Tensor
 
 from twinflow.parallel.kv_layout import KVLayout
 from twinflow.parallel.latent.block_share import IntArray
+from twinflow.runtime.attention.base import Attention
+from twinflow.runtime.attention.latent.registry import (
+    create_latent_attention,
+    latent_attention_for,
+)
 from twinflow.runtime.attention.registry import create_attention
 from twinflow.runtime.attention.rows import FlatRows
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.layer_ranges import Frontier, FrontierPlace, layer_segments
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.models.base import ForwardPass, Model, RowBatch
+from twinflow.runtime.models.latent_weights import latent_heads
 from twinflow.runtime.models.sharding import HeadCut
 
 
@@ -85,7 +92,7 @@ class ModelRunner:
         self._model = model
         self._max_num_tokens = max_num_tokens
         self._device = device
-        self._attention = create_attention("tiled", self.kv_cache, model.num_heads)
+        self._attention = _attention(model, self.kv_cache)
         self._frontier = Frontier()
         self._row_tile = model.row_tile
         self.batch_invariant = self._row_tile.batch_invariant and self._attention.batch_invariant
@@ -205,6 +212,11 @@ class ModelRunner:
             ranges.append((group.layer_start, end))
         return ranges
 
+    def take_traffic(self) -> tuple[LayerTraffic, ...]:
+        """What this rank's experts did since the last call, by layer; nothing without experts."""
+        traffic = self._model.expert_traffic
+        return () if traffic is None else traffic.take()
+
     def _lay_out(self, rows: Sequence[SequenceRows]) -> FlatRows:
         if not rows:
             raise ValueError("a step needs at least one row group")
@@ -240,6 +252,15 @@ class ModelRunner:
             return forward_pass.logits(index)[: len(rows)]
 
 
+def _attention(model: Model, cache: KVCache) -> Attention:
+    """The kernel for what the model caches."""
+    if model.config.latent is None:
+        return create_attention("tiled", cache, model.num_heads)
+    sharing = model.placement.latent_plan.sharing
+    name = latent_attention_for(cache.data.device)
+    return create_latent_attention(name, cache, latent_heads(model.config), sharing)
+
+
 def _front(rows: SequenceRows, layer: int) -> tuple[str, FrontierPlace]:
     return rows.sequence, FrontierPlace(rows.start, len(rows.token_ids), layer)
 
@@ -252,12 +273,21 @@ def _sampled_rows(rows: Sequence[SequenceRows], flat: FlatRows) -> IntArray:
 
 
 def _check_layout(model: Model, layout: KVLayout) -> None:
-    config, ranks = model.config, model.placement.ranks
-    heads = HeadCut.of(config.num_heads, config.num_kv_heads, ranks).keys.size
-    expected = (config.num_layers, 2 * heads * config.head_dim, model.dtype)
+    expected = (model.config.num_layers, _token_elements(model), model.dtype)
     width = sum(part.planes * part.width for part in layout.parts)
     found = (layout.num_layers, width, layout.torch_dtype)
     if found != expected:
         raise ValueError(
             f"the KV layout has (layers, elements of a token, dtype) {found}, the model {expected}"
         )
+
+
+def _token_elements(model: Model) -> int:
+    """What a rank caches of a token in one layer."""
+    config, latent = model.config, model.config.latent
+    if latent is None:
+        ranks = model.placement.ranks
+        heads = HeadCut.of(config.num_heads, config.num_kv_heads, ranks).keys.size
+        return 2 * heads * config.head_dim
+    columns = model.placement.latent_plan.sharing.columns(latent.kv_rank)
+    return sum(map(len, columns)) + latent.rope_dim

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from twinflow.runtime.executor import LayersDone
 from twinflow.runtime.kv.cache import KVCache
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.model_runner import SequenceRows
 
 
@@ -33,4 +34,8 @@ class Runner(Protocol):
 
     def forget(self, sequence: str) -> bool:
         """See `ModelRunner.forget`."""
+        ...
+
+    def take_traffic(self) -> Sequence[LayerTraffic]:
+        """See `ModelRunner.take_traffic`."""
         ...

@@ -8,7 +8,7 @@ from twinflow.runtime.request import RequestStatus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSnapshot:
-    """Figures of one engine between two steps.
+    """Figures of one engine between two steps; blocks are those of all ranks that share them.
 
     Attributes:
         num_running: requests whose rows are scheduled.
@@ -26,6 +26,10 @@ class EngineSnapshot:
             that another worker computes is counted there.
         prefix_hits: those of them that were in the prefix cache.
         steps: since the start.
+        expert_layers: layers with experts that rows went through, added up over the steps.
+        distinct_experts: experts that a step needed in a layer, added up over all of these; their
+            quotient is how many a layer needs in a step.
+        expert_bytes: bytes of experts' weights that rank 0 read for them.
     """
 
     num_running: int = 0
@@ -42,11 +46,15 @@ class EngineSnapshot:
     prefix_queries: int = 0
     prefix_hits: int = 0
     steps: int = 0
+    expert_layers: int = 0
+    distinct_experts: int = 0
+    expert_bytes: int = 0
 
 
 def take_snapshot(engine: Engine) -> EngineSnapshot:
     """The figures of an engine now; call it on the engine's thread."""
     queues, blocks, counters = engine.queues, engine.blocks, engine.counters
+    shards = engine.config.block_shards
     held = [request for request in queues if request.status is RequestStatus.HELD]
     receiving = sum(request.status is RequestStatus.RECEIVING for request in queues)
     scheduled = (*queues.waiting, *queues.running)
@@ -56,13 +64,16 @@ def take_snapshot(engine: Engine) -> EngineSnapshot:
         num_receiving=receiving,
         num_held=len(held),
         waiting_tokens=sum(r.num_uncomputed for r in scheduled if not r.fetch),
-        free_blocks=blocks.num_idle,
-        total_blocks=blocks.num_blocks,
-        leased_blocks=sum(blocks.num_held(request.request_id) for request in held),
+        free_blocks=blocks.num_idle * shards,
+        total_blocks=blocks.num_blocks * shards,
+        leased_blocks=sum(blocks.num_held(request.request_id) for request in held) * shards,
         prompt_tokens=counters.prompt_tokens,
         generation_tokens=counters.generation_tokens,
         preemptions=counters.preemptions,
         prefix_queries=blocks.counters.queries,
         prefix_hits=blocks.counters.hits,
         steps=counters.steps,
+        expert_layers=counters.expert_layers,
+        distinct_experts=counters.distinct_experts,
+        expert_bytes=counters.expert_bytes,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from twinflow.parallel.latent.kind import LatentKind
 from twinflow.runtime.host_memory import MemoryShare
 from twinflow.workers.role import Role
 
@@ -35,7 +36,13 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tbt_objective: longest wanted time between two tokens, in seconds; None for none.
         ttft_objective: longest wanted time to a first token, in seconds; None for none.
         tensor_parallel_size: ranks that compute the model together, each in a process.
+        expert_parallel: each rank holds whole experts, not a part of every expert.
         rank: which of them this is; rank 0 serves, the others follow it.
+        kv_parts: parts that the deployment cuts the KV of a token into, so that its workers can
+            hand it over: the ranks of its largest worker.
+        mla_parallel: how the ranks of the deployment's decode workers share latents.
+        mla_shards: ranks that share one cache of latents.
+        tpla_transform: basis of the latents: `none`, `hadamard` or the file of a transform.
         leader_address: Unix socket on which rank 0 meets the others, new in every life of the
             worker; unused where there is one rank.
         threads: torch threads; None leaves torch's choice.
@@ -67,7 +74,12 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tbt_objective: float | None = None
     ttft_objective: float | None = None
     tensor_parallel_size: int = 1
+    expert_parallel: bool = False
     rank: int = 0
+    kv_parts: int = 1
+    mla_parallel: LatentKind = "replicated"
+    mla_shards: int = 1
+    tpla_transform: str = "none"
     leader_address: str = ""
     threads: int | None = None
     host: str = "127.0.0.1"

@@ -77,6 +77,7 @@ class WorkerCore:
         self.state = WorkerState()
         self._vocab_size = vocab_size
         self._fetcher: KVFetcher | None = None
+        self._died = asyncio.Event()
         self.outputs = OutputRouter(self._receive)
         self.loop = EngineLoop(engine, publish=self.outputs.publish, on_death=self._die)
 
@@ -130,6 +131,12 @@ class WorkerCore:
         if self._fetcher is not None:
             self._fetcher.cancel(engine_id)
         self.loop.post(lambda engine: engine.abort(engine_id))
+
+    async def wait_death(self) -> WorkerLost:
+        """Wait until the engine has failed for good; returns what its requests were told."""
+        while self.state.death is None:
+            await self._died.wait()
+        return self.state.death
 
     async def drain(self, timeout_s: float) -> int:
         """Take no new requests and wait for the running ones; returns how many are left.
@@ -191,6 +198,7 @@ class WorkerCore:
         structlog.get_logger().error("the engine failed for good", error=str(error))
         lost = WorkerLost(f"the engine of worker {self.config.worker_id} failed for good: {error}")
         self.state.death = lost
+        self._died.set()
         for engine_id in self.outputs:
             if self._fetcher is not None:
                 self._fetcher.cancel(engine_id)

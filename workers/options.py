@@ -1,6 +1,7 @@
 """What a worker's configuration asks of its engine."""
 
 from twinflow.runtime.build import EngineOptions
+from twinflow.runtime.latent_setup import LatentOptions
 from twinflow.workers.config import WorkerConfig
 
 
@@ -22,5 +23,13 @@ def engine_options(config: WorkerConfig) -> EngineOptions:
         admission=config.admission,
         tbt_objective=config.tbt_objective,
         ttft_objective=config.ttft_objective,
+        expert_parallel=config.expert_parallel,
+        kv_parts=config.kv_parts,
+        latents=LatentOptions(
+            parallel=config.mla_parallel,
+            shards=config.mla_shards,
+            transform=config.tpla_transform,
+            hold_all=config.role == "prefill",
+        ),
         host_memory=config.host_memory,
     )

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import grpc
 
-from twinflow.protos.errors import ServerError, TwinflowError, subclasses_by_code
+from twinflow.protos.errors import ConfigError, ServerError, TwinflowError, subclasses_by_code
 
 # Both ends send an HTTP/2 ping after so long without a word from the other. A frozen peer answers
 # none: every call with it fails when the ping has not come back in time.
@@ -111,6 +111,19 @@ def error_of_call(problem: grpc.aio.AioRpcError) -> TwinflowError:
     if known is not None:
         return known(message)
     return ServerError(f"{problem.code().name.lower()}: {details}")
+
+
+def listen_on(server: grpc.aio.Server, host: str, worker_id: str) -> str:
+    """Take a port for a worker's server; returns the address.
+
+    Raises:
+        ConfigError: there is none to be had.
+    """
+    try:
+        port = server.add_insecure_port(f"{host}:0")
+    except RuntimeError as error:
+        raise ConfigError(f"worker {worker_id} cannot listen on {host}: {error}") from error
+    return f"{host}:{port}"
 
 
 def create_server(token: str) -> grpc.aio.Server:

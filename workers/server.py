@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 import torch
 
-from twinflow.protos.errors import ConfigError
+from twinflow.protos.errors import ConfigError, RankLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
 from twinflow.runtime.build import BuiltEngine, LoadProgress, build_engine
@@ -21,6 +21,8 @@ from twinflow.workers.config import WorkerConfig
 from twinflow.workers.core import WorkerCore
 from twinflow.workers.handoff.end import HandoffEnd
 from twinflow.workers.handoff.links import PeerLinks
+from twinflow.workers.handoff.others import OtherRanks
+from twinflow.workers.handoff.prompts import HeldPrompts
 from twinflow.workers.handoff.receiver import KVReceiver
 from twinflow.workers.handoff.sender import KVSender
 from twinflow.workers.handoff.store_calls import StoreCalls
@@ -29,7 +31,7 @@ from twinflow.workers.ranks.build import build_leader
 from twinflow.workers.ranks.config import TeamConfig
 from twinflow.workers.ranks.leader import Leader
 from twinflow.workers.role import ROLES
-from twinflow.workers.rpc import PROTOCOL_VERSION, create_server
+from twinflow.workers.rpc import PROTOCOL_VERSION, create_server, listen_on
 from twinflow.workers.service import WorkerService
 
 _STOP_S = 10.0
@@ -46,6 +48,7 @@ class WorkerParts:
         built: the engine's model and KV memory.
         links: to other workers.
         store_calls: how its peers reach the rendezvous of links.
+        others: its other ranks, as hand-offs see them.
         receiver: hand-offs to this worker.
         sender: hand-offs from this worker.
         service: its gRPC face.
@@ -55,6 +58,7 @@ class WorkerParts:
     built: BuiltEngine
     links: PeerLinks
     store_calls: StoreCalls
+    others: OtherRanks
     receiver: KVReceiver
     sender: KVSender
     service: WorkerService
@@ -97,26 +101,16 @@ class WorkerServer:
                 "anybody could use it"
             )
         built = await asyncio.to_thread(self._build, progress)
-        self.description = self._describe(built, self._listen())
+        address = listen_on(self._grpc, self.config.host, self.config.worker_id)
+        self.description = self._describe(built, address)
         self._parts = self._assemble(built)
         self._on_kv = self._parts.sender.on_kv
         rpc.add_WorkerServicer_to_server(self._parts.service, self._grpc)
         self._parts.core.start(self._parts.receiver)
         if self._leader is not None:
-            self._leader.on_lost(self._parts.core.loop.fail)
+            self._leader.on_lost(self._lose)
         await self._grpc.start()
         return self.description.address
-
-    def _listen(self) -> str:
-        """Take a port; returns the address."""
-        host = self.config.host
-        try:
-            port = self._grpc.add_insecure_port(f"{host}:0")
-        except RuntimeError as error:
-            raise ConfigError(
-                f"worker {self.config.worker_id} cannot listen on {host}: {error}"
-            ) from error
-        return f"{host}:{port}"
 
     def _build(self, progress: LoadProgress | None) -> BuiltEngine:
         config = self.config
@@ -125,11 +119,6 @@ class WorkerServer:
         options, clock = engine_options(config), self._clock
         if config.tensor_parallel_size == 1:
             return build_engine(options, clock=clock, on_kv=self._tell_kv, progress=progress)
-        if config.role != "mixed":
-            raise ConfigError(
-                f"worker {config.worker_id} of {config.tensor_parallel_size} ranks cannot be in "
-                f"the {config.role} pool: several ranks do not hand KV over yet; use the mixed pool"
-            )
         team = TeamConfig.of(config)
         made = build_leader(options, team, clock=clock, on_kv=self._tell_kv, progress=progress)
         self._leader = made.leader
@@ -142,10 +131,19 @@ class WorkerServer:
         core = WorkerCore(self.config, built.engine, built.model.vocab_size)
         links = PeerLinks(self.config, built.cache.data.device)
         store_calls = StoreCalls(links.stores, links.max_sending)
-        end = HandoffEnd(core, built, links, self.description)
-        receiver, sender = KVReceiver(end), KVSender(end)
+        end = HandoffEnd(
+            config=self.config,
+            fingerprint=built.fingerprint,
+            cache=built.cache,
+            layers_per_unit=built.layers_per_unit,
+            links=links,
+            share=built.share,
+        )
+        others = OtherRanks(self._leader, end.patience_s)
+        receiver = KVReceiver(end, core, others)
+        sender = KVSender(end, HeldPrompts(core, others))
         service = WorkerService(core, sender, store_calls, self.description)
-        return WorkerParts(core, built, links, store_calls, receiver, sender, service)
+        return WorkerParts(core, built, links, store_calls, others, receiver, sender, service)
 
     def _describe(self, built: BuiltEngine, address: str) -> pb.DescribeResponse:
         return pb.DescribeResponse(
@@ -157,13 +155,25 @@ class WorkerServer:
             model_fingerprint=built.fingerprint,
             kv_layout=built.layout.digest(),
             block_size=built.config.block_size,
-            num_blocks=built.engine.blocks.num_blocks,
+            num_blocks=built.engine.blocks.num_blocks * built.config.block_shards,
             max_model_len=built.config.max_model_len,
             max_num_seqs=built.config.max_num_seqs,
             vocab_size=built.model.vocab_size,
             dtype=built.dtype,
             pid=os.getpid(),
+            ranks=self._ranks(built, address),
         )
+
+    def _ranks(self, built: BuiltEngine, address: str) -> list[pb.KVRank]:
+        """Who hands over which KV."""
+        own = pb.KVRank(address=address, parts=[part.name for part in built.cache.layout.parts])
+        others = () if self._leader is None else self._leader.others
+        return [own, *(pb.KVRank(address=rank.address, parts=rank.parts) for rank in others)]
+
+    def _lose(self, error: RankLost) -> None:
+        """A rank is lost; called on any thread."""
+        self.parts.others.lose(error)
+        self.parts.core.loop.fail(error)
 
     async def check_integrity(self) -> None:
         """Recount everything that requests and hand-offs hold.

@@ -1,4 +1,4 @@
-"""The gRPC face of a worker: `twinflow.internal.v1.Worker`.
+"""The gRPC face of a worker: `twinflow.internal.v1.Worker`, and what of it every rank serves.
 
 Turns calls into calls of the core and of the hand-off, errors into status codes, and nothing else.
 """
@@ -20,8 +20,45 @@ from twinflow.workers.rpc import abort_call
 from twinflow.workers.session import Session
 
 
-class WorkerService(rpc.WorkerServicer):
-    """Serves one worker.
+class HandoffService(rpc.WorkerServicer):
+    """Serves the hand-offs of one rank.
+
+    Args:
+        sender: outgoing hand-offs.
+        stores: rendezvous of links.
+    """
+
+    def __init__(self, sender: KVSender, stores: StoreCalls) -> None:
+        self._sender = sender
+        self._stores = stores
+
+    async def Transfer(
+        self,
+        request_iterator: AsyncIterator[pb.TransferRequest],
+        context: "grpc.aio.ServicerContext[pb.TransferRequest, pb.TransferResponse]",
+    ) -> AsyncIterator[pb.TransferResponse]:
+        """See the proto."""
+        try:
+            async with contextlib.aclosing(self._sender.serve(request_iterator)) as responses:
+                async for response in responses:
+                    yield response
+        except TwinflowError as error:
+            await abort_call(context, error)
+
+    async def LinkStore(
+        self,
+        request: pb.LinkStoreRequest,
+        context: "grpc.aio.ServicerContext[pb.LinkStoreRequest, pb.LinkStoreResponse]",
+    ) -> pb.LinkStoreResponse:
+        """See the proto."""
+        try:
+            return await self._stores.answer(request)
+        except TwinflowError as error:
+            await abort_call(context, error)
+
+
+class WorkerService(HandoffService):
+    """Serves one worker, at its rank 0.
 
     Args:
         core: engine and requests.
@@ -37,9 +74,8 @@ class WorkerService(rpc.WorkerServicer):
         stores: StoreCalls,
         description: pb.DescribeResponse,
     ) -> None:
+        super().__init__(sender, stores)
         self._core = core
-        self._sender = sender
-        self._stores = stores
         self._description = description
         self._sessions: set[Session] = set()
 
@@ -77,30 +113,6 @@ class WorkerService(rpc.WorkerServicer):
             session.close()
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
-
-    async def Transfer(
-        self,
-        request_iterator: AsyncIterator[pb.TransferRequest],
-        context: "grpc.aio.ServicerContext[pb.TransferRequest, pb.TransferResponse]",
-    ) -> AsyncIterator[pb.TransferResponse]:
-        """See the proto."""
-        try:
-            async with contextlib.aclosing(self._sender.serve(request_iterator)) as responses:
-                async for response in responses:
-                    yield response
-        except TwinflowError as error:
-            await abort_call(context, error)
-
-    async def LinkStore(
-        self,
-        request: pb.LinkStoreRequest,
-        context: "grpc.aio.ServicerContext[pb.LinkStoreRequest, pb.LinkStoreResponse]",
-    ) -> pb.LinkStoreResponse:
-        """See the proto."""
-        try:
-            return await self._stores.answer(request)
-        except TwinflowError as error:
-            await abort_call(context, error)
 
     async def Drain(
         self,

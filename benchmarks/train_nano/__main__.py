@@ -65,6 +65,7 @@ def _data(work: Path) -> None:
     for split in SPLITS:
         chosen = [d for d in found if corpus.is_held_out(d.path) == (split == "held-out")]
         corpus.write_documents(work / f"{split}.jsonl", chosen)
+        corpus.write_text(work / f"{split}.txt", chosen)
         _say(f"{split}: {len(chosen)} files, {sum(len(d.text.encode()) for d in chosen):,} bytes")
 
 

@@ -66,6 +66,11 @@ def write_documents(target: Path, chosen: Iterable[Document]) -> None:
             file.write(json.dumps(asdict(document)) + "\n")
 
 
+def write_text(target: Path, chosen: Iterable[Document]) -> None:
+    """The documents one after another, as one text, for what takes a text."""
+    target.write_text("\n\n".join(document.text for document in chosen), encoding="utf-8")
+
+
 def read_documents(source: Path) -> Iterator[Document]:
     """What `write_documents` wrote."""
     with source.open(encoding="utf-8") as file:

@@ -26,7 +26,11 @@ PEER_FLAGS = {
     "--page-size": "it is --block-size here",
     "--disable-radix-cache": "it is --no-enable-prefix-caching here",
     "--disaggregation-mode": "one command starts all pools: --prefill N --decode N --mixed N",
-    "--tensor-parallel-size": "a worker is one device in this version; give the pools more workers",
+    "--tp": "it is --tensor-parallel-size here",
+    "--tp-size": "it is --tensor-parallel-size here",
+    "--ep-size": "it is --enable-expert-parallel here, over all ranks of a worker",
+    "--data-parallel-size": "give the pools more workers: --prefill N --decode N --mixed N",
+    "--pipeline-parallel-size": "layers are not spread over ranks; use --tensor-parallel-size",
     "--gpu-memory-utilization": "give each worker's share as --kv-cache-memory",
     "--trust-remote-code": "twinflow never runs code from a model directory",
 }

@@ -9,7 +9,7 @@ from typing import TextIO, cast
 
 import twinflow
 from twinflow.cluster.cli import environment
-from twinflow.cluster.cli.commands import chat, models, serve, simulate, status
+from twinflow.cluster.cli.commands import calibrate, chat, models, serve, simulate, status
 from twinflow.cluster.cli.parser import Invocation, Parser, Run
 from twinflow.protos.errors import SetupError, TwinflowError
 
@@ -64,6 +64,6 @@ def build_parser() -> Parser:
     parser = Parser(prog="twinflow", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--version", action="version", version=f"twinflow {twinflow.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (serve, chat, status, models, simulate):
+    for module in (serve, chat, status, models, simulate, calibrate):
         module.add_to(commands)
     return parser

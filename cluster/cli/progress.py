@@ -8,7 +8,7 @@ rewritten in place, for progress within a phase.
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
 _QUESTION = "What is the capital of France?"
@@ -23,6 +23,7 @@ class ReadySummary:
         http_url: `http://127.0.0.1:8000`, with the port that was really bound.
         grpc_target: `127.0.0.1:50051`, likewise.
         pools: worker names by role, as `{"prefill": ("prefill-0",), "decode": ("decode-0",)}`.
+        ranks: how many ranks the workers of a role have, where that is more than one.
         needs_key: whether requests must carry an API key.
     """
 
@@ -30,6 +31,7 @@ class ReadySummary:
     http_url: str
     grpc_target: str
     pools: Mapping[str, tuple[str, ...]]
+    ranks: Mapping[str, int] = field(default_factory=dict)
     needs_key: bool = False
 
 
@@ -102,7 +104,7 @@ class TerminalUI:
 def describe(summary: ReadySummary) -> str:
     """Endpoints and pools, and one command each to try HTTP and gRPC."""
     pools = [
-        f"  {role:<9}{len(names)} worker{'s' if len(names) > 1 else ''}: {', '.join(names)}"
+        f"  {role:<9}{_crowd(len(names), summary.ranks.get(role, 1))}: {', '.join(names)}"
         for role, names in summary.pools.items()
         if names
     ]
@@ -121,6 +123,11 @@ def describe(summary: ReadySummary) -> str:
             "Ctrl-C finishes running requests and stops.",
         ]
     )
+
+
+def _crowd(workers: int, ranks: int) -> str:
+    count = f"{workers} worker{'s' if workers > 1 else ''}"
+    return f"{count} of {ranks} ranks" if ranks > 1 else count
 
 
 def _curl(summary: ReadySummary) -> str:

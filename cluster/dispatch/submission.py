@@ -48,4 +48,6 @@ def build_submission(
         submission.prefill.worker_id = route.prefill.worker_id
         submission.prefill.epoch = route.prefill.epoch
         submission.prefill.address = route.prefill.address
+        for rank in route.prefill.ranks:
+            submission.prefill.ranks.add(address=rank.address, parts=rank.parts)
     return submission

@@ -14,7 +14,7 @@ import structlog
 
 from twinflow.cluster.dispatch.backlog import Backlog
 from twinflow.cluster.dispatch.config import DispatchConfig
-from twinflow.cluster.router.snapshot import WorkerView
+from twinflow.cluster.router.snapshot import RankView, WorkerView
 from twinflow.protos.errors import DeadlineExceeded, TwinflowError, Unavailable, WorkerLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
@@ -70,6 +70,7 @@ class WorkerClient:
     ) -> None:
         self.where = where
         self.description: pb.DescribeResponse | None = None
+        self._ranks: tuple[RankView, ...] = ()
         self.computing = Backlog()
         self.promised = Backlog()
         self._config = config or DispatchConfig()
@@ -125,6 +126,7 @@ class WorkerClient:
             worker_id=self.where.worker_id,
             epoch=description.epoch,
             address=self.where.address,
+            ranks=self._ranks,
             role=self.role,
             up=self._up,
             draining=stats.draining,
@@ -201,6 +203,7 @@ class WorkerClient:
         )
         self._check_identity(description)
         self.description = description
+        self._ranks = tuple(RankView(rank.address, tuple(rank.parts)) for rank in description.ranks)
         self._outgoing = asyncio.Queue()
         call = stub.Attach(metadata=self._metadata)
         parts = [

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import msgspec
 
+from twinflow.runtime.calibration.report import QualityRow
+
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything a gateway needs to know before it starts.
@@ -19,6 +21,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         workers: address of each worker by id.
         max_queued_requests: sequences that wait for their first token.
         max_queued_tokens: their prompt tokens.
+        loss: measured of the attention that workers approximate; None if they do not, or if nobody
+            has measured it.
         seed: draws the seeds of requests without one; None for unpredictable ones.
     """
 
@@ -32,6 +36,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     port: int = 8000
     grpc_port: int = 50051
     api_keys: tuple[str, ...] = ()
+    loss: QualityRow | None = None
     seed: int | None = None
 
     def encode(self) -> bytes:

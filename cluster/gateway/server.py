@@ -1,5 +1,6 @@
 """One gateway process: connects to the workers, opens both front doors, closes them in order."""
 
+import asyncio
 import random
 import time
 from collections.abc import Callable
@@ -19,9 +20,11 @@ from twinflow.cluster.gateway.http.app import create_app
 from twinflow.cluster.gateway.http.config import HttpConfig
 from twinflow.cluster.gateway.http.dependencies import HttpDependencies
 from twinflow.cluster.gateway.http.server import HttpServer
+from twinflow.cluster.gateway.latent_metrics import export_loss
 from twinflow.cluster.gateway.metrics import GatewayMetrics
 from twinflow.cluster.gateway.text_codec import ModelTextCodec
 from twinflow.cluster.gateway.text_pipeline import TextPipeline
+from twinflow.protos.errors import TwinflowError
 from twinflow.runtime.checkpoint.config import load_model_config
 from twinflow.runtime.text.chat_template import ChatTemplate
 from twinflow.runtime.text.template_renderer import TemplateRenderer
@@ -73,6 +76,8 @@ class GatewayServer:
         model = self._describe(census)
         registry = CollectorRegistry()
         metrics = GatewayMetrics(registry, model.name)
+        if config.loss is not None:
+            export_loss(registry, model.name, config.loss)
         self._dispatcher = Dispatcher(
             model,
             load_model_config(config.model).eos_token_ids,
@@ -139,6 +144,11 @@ class GatewayServer:
         grpc_port = await self._grpc.start()
         host = f"[{config.host}]" if ":" in config.host else config.host
         return {"http": f"{host}:{self._http.port}", "grpc": f"{host}:{grpc_port}"}
+
+    async def wait_failed(self) -> TwinflowError:
+        """Wait for ever: without a worker it still answers, and says so."""
+        never: asyncio.Future[TwinflowError] = asyncio.get_running_loop().create_future()
+        return await never
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests and wait for running ones, at most `grace_s`; may be cancelled."""

@@ -4,6 +4,7 @@ A service is a worker or a gateway. How it is configured is in its own config st
 travels as JSON; where its process lives is the launcher's business and nobody else's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -16,7 +17,7 @@ class ServiceSpec:
 
     Attributes:
         kind: what runs in it.
-        name: unique in the deployment; the worker id of a worker.
+        name: unique in the deployment; the worker id of a worker, or of its rank 0.
         config: the service's configuration as JSON.
         gpu: number of the GPU that it alone may use, counting those that this process may use;
             None for none.
@@ -88,8 +89,8 @@ class Launcher(Protocol):
         """Make ready to start services."""
         ...
 
-    def start(self, spec: ServiceSpec) -> ServiceHandle:
-        """Start a process for a service; returns before the service is ready."""
+    def start(self, specs: Sequence[ServiceSpec]) -> Sequence[ServiceHandle]:
+        """Start a process for each service, all on one machine; returns before they are ready."""
         ...
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ lines on its standard output. It stops when its input ends, so it never outlives
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -137,11 +137,11 @@ class LocalLauncher:
     def open(self) -> None:
         """See `Launcher.open`."""
 
-    def start(self, spec: ServiceSpec) -> LocalHandle:
+    def start(self, specs: Sequence[ServiceSpec]) -> list[LocalHandle]:
         """See `Launcher.start`."""
-        handle = LocalHandle(spec)
-        self._handles.append(handle)
-        return handle
+        handles = [LocalHandle(spec) for spec in specs]
+        self._handles += handles
+        return handles
 
     def close(self) -> None:
         """See `Launcher.close`."""

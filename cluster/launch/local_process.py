@@ -26,7 +26,7 @@ _DEFAULT_GRACE_S = 5.0
 
 
 def main() -> int:
-    """Run one service until told to stop, or until standard input ends."""
+    """Run one service until it fails, it is told to stop, or standard input ends."""
     kind, log_level = cast(ServiceKind, sys.argv[1]), sys.argv[2]
     # Unbuffered: a thread that reads a buffered stream when the process ends aborts it.
     orders = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # noqa: SIM115
@@ -42,7 +42,7 @@ async def _serve(kind: ServiceKind, orders: RawIOBase, channel: BinaryIO) -> int
     loop = asyncio.get_running_loop()
     threading.Thread(target=_listen, args=(orders, loop, stops), daemon=True).start()
     loop.add_signal_handler(signal.SIGTERM, stops.put_nowait, _DEFAULT_GRACE_S)
-    runner = ServiceRunner(create_service(kind, config))
+    runner = ServiceRunner(create_service(kind, config), lambda: stops.put_nowait(0.0))
     reporter = asyncio.create_task(_report(runner, channel))
     status = await runner.start()
     reporter.cancel()
@@ -51,10 +51,13 @@ async def _serve(kind: ServiceKind, orders: RawIOBase, channel: BinaryIO) -> int
         await runner.stop(0.0)
         return 2
     grace_s = await stops.get()
+    failed = runner.status.state == "failed"
+    if failed:
+        channel.write(encode_status(runner.status))
     hurrying = asyncio.create_task(_stop_when_told(runner, stops))
     await runner.stop(grace_s)
     hurrying.cancel()
-    return 0
+    return 1 if failed else 0
 
 
 def _listen(

@@ -5,12 +5,14 @@ Ray places, starts and watches the processes; no request and no token goes throu
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from twinflow.cluster.launch.base import ServiceKind, ServiceSpec, ServiceStatus
 from twinflow.cluster.launch.local import service_environment
@@ -19,6 +21,9 @@ from twinflow.cluster.launch.service import ServiceRunner, create_service
 
 NAMESPACE = "twinflow"
 _POLL_S = 1.0
+# A resource of our own that every service takes one of: Ray groups what asks for something only.
+_PLACE = "twinflow_place"
+_NUM_PLACES = 1 << 20
 # Nothing is ever put into the object store; this is the smallest that Ray accepts.
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
@@ -46,7 +51,9 @@ class ServiceActor:
 class RayHandle:
     """A service in an actor."""
 
-    def __init__(self, spec: ServiceSpec) -> None:
+    def __init__(
+        self, spec: ServiceSpec, where: PlacementGroupSchedulingStrategy | None = None
+    ) -> None:
         self._name = spec.name
         actor_class: Any = ray.remote(ServiceActor)
         self._actor: Any = actor_class.options(
@@ -55,6 +62,8 @@ class RayHandle:
             num_cpus=0,
             # Ray chooses which, and hides the others from the process.
             num_gpus=0 if spec.gpu is None else 1,
+            resources={_PLACE: 1},
+            scheduling_strategy=where,
             max_concurrency=16,
             runtime_env={"env_vars": service_environment(spec)},
         ).remote(spec.kind, spec.config, spec.log_level)
@@ -118,21 +127,38 @@ class RayLauncher:
                 # Services do not ask for cores, and for each core Ray would start an idle worker.
                 num_cpus=0,
                 num_gpus=self._num_gpus,
+                resources={_PLACE: _NUM_PLACES},
                 object_store_memory=_OBJECT_STORE_BYTES,
                 _node_ip_address="127.0.0.1",
                 logging_level=logging.WARNING,
             )
 
-    def start(self, spec: ServiceSpec) -> RayHandle:
-        """See `Launcher.start`."""
-        handle = RayHandle(spec)
-        self._handles.append(handle)
-        return handle
+    def start(self, specs: Sequence[ServiceSpec]) -> list[RayHandle]:
+        """See `Launcher.start`.
+
+        Ranks of a worker get their places in one piece and on one node, or wait for them together:
+        a part of them would only hold GPUs that it cannot use.
+        """
+        if len(specs) == 1:
+            handles = [RayHandle(spec) for spec in specs]
+        else:
+            together = placement_group([_places(spec) for spec in specs], strategy="STRICT_PACK")
+            handles = [
+                RayHandle(spec, PlacementGroupSchedulingStrategy(together, index))
+                for index, spec in enumerate(specs)
+            ]
+        self._handles += handles
+        return handles
 
     def close(self) -> None:
         """See `Launcher.close`."""
         ray.shutdown()
         self._handles.clear()
+
+
+def _places(spec: ServiceSpec) -> dict[str, float]:
+    """What a service takes up, in Ray's terms."""
+    return {_PLACE: 1.0} if spec.gpu is None else {_PLACE: 1.0, "GPU": 1.0}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 from twinflow.cluster.cli.progress import ReadySummary, ServeUI
@@ -18,10 +19,12 @@ from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.launch import ray_environment
 from twinflow.cluster.launch.base import Launcher, ServiceHandle, ServiceStatus
 from twinflow.cluster.launch.deployment import new_token, plan_gateway, plan_workers
+from twinflow.cluster.launch.latents import choose_latents
 from twinflow.cluster.launch.machine import Machine, this_machine
 from twinflow.cluster.launch.readiness import missing_for_readiness
 from twinflow.protos.errors import (
     DeadlineExceeded,
+    RankLost,
     ServerError,
     SetupError,
     TwinflowError,
@@ -57,6 +60,14 @@ class Interrupted(Exception):
     """The operator ordered to stop."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """A started worker: a process for each rank, which live and die together."""
+
+    name: str
+    ranks: Sequence[ServiceHandle]
+
+
 class Deployment:
     """The processes of one `twinflow serve`.
 
@@ -88,7 +99,7 @@ class Deployment:
         self._readiness = readiness
         self._sleep = sleep
         self._clock = clock
-        self._workers: list[ServiceHandle] = []
+        self._workers: list[_Worker] = []
         self._gateway: ServiceHandle | None = None
 
     def run(self, machine: Machine) -> int:
@@ -122,39 +133,44 @@ class Deployment:
         """Start everything and wait until a token went through every pair.
 
         Raises:
-            ConfigError: the machine has not got what the configuration wants; nothing was started.
+            SetupError: the machine has not got what the configuration wants, or attention would be
+                approximated and nobody knows how well; nothing was started.
             TwinflowError: a service failed, and why.
             Interrupted: an order to stop came first.
         """
-        token = new_token()
-        plans = plan_workers(self._config, machine, token)
+        token, latents = new_token(), choose_latents(self._config)
+        if latents.warning:
+            self._ui.message(f"Warning: {latents.warning}")
+        plans = plan_workers(self._config, machine, token, latents)
         self._ui.phase("Starting Ray" if self._config.launcher == "ray" else "Starting")
         self._launcher.open()
-        self._ui.phase("Starting workers", ", ".join(plan.spec.name for plan in plans))
-        self._workers = [self._launcher.start(plan.spec) for plan in plans]
-        endpoints = self._await(self._workers)
+        self._ui.phase("Starting workers", ", ".join(plan.name for plan in plans))
+        self._workers = [_Worker(plan.name, self._launcher.start(plan.ranks)) for plan in plans]
+        endpoints = self._await(self._ranks())
         self._ui.phase("Starting the gateway")
-        addresses = {name: served["grpc"] for name, served in endpoints.items()}
-        self._gateway = self._launcher.start(plan_gateway(self._config, addresses, token))
+        addresses = {plan.name: endpoints[plan.name]["grpc"] for plan in plans}
+        gateway = plan_gateway(self._config, addresses, token, latents)
+        (self._gateway,) = self._launcher.start([gateway])
         served = self._await([self._gateway])[self._gateway.name]
         self._ui.phase("Checking", "a token through every prefill and decode pair")
         self._await_ready(served["http"])
         pools: dict[str, list[str]] = {}
         for plan in plans:
-            pools.setdefault(plan.role, []).append(plan.spec.name)
+            pools.setdefault(plan.role, []).append(plan.name)
         return ReadySummary(
             model=self._config.model_names[0],
             http_url=f"http://{served['http']}",
             grpc_target=served["grpc"],
             pools={role: tuple(names) for role, names in pools.items()},
+            ranks={plan.role: len(plan.ranks) for plan in plans},
             needs_key=bool(self._config.api_key),
         )
 
     def watch(self) -> None:
         """Return when an order to stop comes.
 
-        A worker that dies is reported; the gateway moves its requests to the others, which serve
-        on, every worker being able to do both phases.
+        A worker that dies, or loses a rank, is reported and ended; the gateway moves its requests
+        to the others, which serve on, every worker being able to do both phases.
 
         Raises:
             TwinflowError: the gateway has failed or is gone, or the last worker is.
@@ -166,20 +182,29 @@ class Deployment:
                 self._report_death(worker)
             self._sleep(_WATCH_S)
 
-    def _report_death(self, worker: ServiceHandle) -> None:
+    def _report_death(self, worker: _Worker) -> None:
         try:
-            self._statuses([worker])
+            self._statuses(worker.ranks)
         except TwinflowError as error:
             self._workers.remove(worker)
+            self._end_lost(worker)
             if not self._workers:
                 raise
-            left = ", ".join(handle.name for handle in self._workers)
+            left = ", ".join(other.name for other in self._workers)
             self._ui.message(f"{error}; serving on with {left}")
 
     def stop(self, grace_s: float) -> None:
         """Take everything down: first the gateway, then the workers; further orders hurry."""
-        for group in ([self._gateway] if self._gateway else [], self._workers):
+        for group in ([self._gateway] if self._gateway else [], self._ranks()):
             self._stop_group(group, grace_s)
+
+    def _end_lost(self, worker: _Worker) -> None:
+        """End what is left of a worker: ranks that say why they go, and those that are frozen."""
+        end = self._order_stop(worker.ranks, 0.0, hurried=True)
+        while left := [rank for rank in worker.ranks if not rank.wait_stopped(_POLL_S)]:
+            if self._clock() > end:
+                self._kill(left)
+                return
 
     def _stop_group(self, handles: Sequence[ServiceHandle], grace_s: float) -> None:
         hurried = self._interrupts() >= _HURRY
@@ -207,8 +232,11 @@ class Deployment:
         for handle in handles:
             handle.kill()
 
+    def _ranks(self) -> list[ServiceHandle]:
+        return [rank for worker in self._workers for rank in worker.ranks]
+
     def _handles(self) -> list[ServiceHandle]:
-        return [*self._workers, *([self._gateway] if self._gateway else [])]
+        return [*self._ranks(), *([self._gateway] if self._gateway else [])]
 
     def _statuses(self, handles: Sequence[ServiceHandle]) -> dict[str, ServiceStatus]:
         """How far services are, by name.
@@ -217,9 +245,10 @@ class Deployment:
             TwinflowError: one has failed or is gone.
         """
         statuses = {handle.name: handle.status() for handle in handles}
-        for name, status in statuses.items():
-            if status.state in ("failed", "gone"):
-                raise _failure(name, status)
+        failed = [one for one in statuses.items() if one[1].state in ("failed", "gone")]
+        if failed:
+            # Ranks that fail because another one did are not the ones to be blamed.
+            raise _failure(*min(failed, key=lambda one: one[1].error_code == RankLost.code))
         return statuses
 
     def _await(self, handles: Sequence[ServiceHandle]) -> dict[str, dict[str, str]]:

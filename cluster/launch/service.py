@@ -22,6 +22,10 @@ class Service(Protocol):
         """Serve; returns addresses by name."""
         ...
 
+    async def wait_failed(self) -> TwinflowError:
+        """Wait until it cannot serve any more, which may be for ever; returns why it cannot."""
+        ...
+
     async def drain(self, grace_s: float) -> None:
         """Take nothing new and wait for what runs, at most `grace_s`; may be cancelled."""
         ...
@@ -32,11 +36,18 @@ class Service(Protocol):
 
 
 class ServiceRunner:
-    """Runs one service and keeps its status for whoever asks."""
+    """Runs one service and keeps its status for whoever asks.
 
-    def __init__(self, service: Service) -> None:
+    Args:
+        service: not started.
+        on_failed: called if the service fails after it was ready.
+    """
+
+    def __init__(self, service: Service, on_failed: Callable[[], None] = lambda: None) -> None:
         self._service = service
+        self._on_failed = on_failed
         self.status = ServiceStatus("starting", "starting")
+        self._watching: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
 
@@ -50,6 +61,7 @@ class ServiceRunner:
             self.status = ServiceStatus("failed", f"{type(error).__name__}: {error}")
         else:
             self.status = ServiceStatus("ready", endpoints=tuple(endpoints.items()))
+            self._watching = asyncio.create_task(self._watch())
         return self.status
 
     async def stop(self, grace_s: float) -> None:
@@ -58,12 +70,19 @@ class ServiceRunner:
         Called again it waits no longer for what runs. Every call returns when the service has
         ended.
         """
+        if self._watching is not None:
+            self._watching.cancel()
         if self._draining is None or self._stopping is None:
             self._draining = asyncio.create_task(self._drain(grace_s))
             self._stopping = asyncio.create_task(self._end(self._draining))
         else:
             self._draining.cancel()
         await asyncio.shield(self._stopping)
+
+    async def _watch(self) -> None:
+        error = await self._service.wait_failed()
+        self.status = ServiceStatus("failed", str(error), error_code=error.code)
+        self._on_failed()
 
     async def _drain(self, grace_s: float) -> None:
         if self.status.state == "ready":
@@ -83,9 +102,9 @@ class ServiceRunner:
 def create_service(kind: ServiceKind, config: bytes) -> Service:
     """The service of a kind, from its configuration."""
     if kind == "worker":
-        from twinflow.cluster.launch.worker_service import WorkerProcess  # noqa: PLC0415
+        from twinflow.cluster.launch.worker_service import create_worker  # noqa: PLC0415
 
-        return WorkerProcess(config)
+        return create_worker(config)
     from twinflow.cluster.gateway.server import GatewayServer  # noqa: PLC0415
 
     return GatewayServer.from_json(config)

@@ -10,6 +10,19 @@ from dataclasses import dataclass, field
 from twinflow.workers.role import Role
 
 
+@dataclass(frozen=True, slots=True)
+class RankView:
+    """One rank of a worker.
+
+    Attributes:
+        address: host and port of the server that hands its KV over.
+        parts: names of the parts of KV blocks that it holds.
+    """
+
+    address: str
+    parts: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerView:
     """One worker.
@@ -18,6 +31,7 @@ class WorkerView:
         worker_id: unique in the deployment.
         epoch: which life of the worker.
         address: host and port of its gRPC server.
+        ranks: its ranks, in order; nothing here decides a route.
         role: which flow it is meant for.
         up: the session with it is open.
         draining: it takes no new requests.
@@ -39,6 +53,7 @@ class WorkerView:
     worker_id: str
     epoch: int = 0
     address: str = ""
+    ranks: tuple[RankView, ...] = ()
     role: Role = "mixed"
     up: bool = True
     draining: bool = False

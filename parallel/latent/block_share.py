@@ -41,6 +41,10 @@ class BlockShare:
         """Tokens that an entry of a block table stands for, on all ranks together."""
         return self.size * self.block_size
 
+    def blocks(self, first_block: int, end_block: int) -> range:
+        """The blocks of this rank among `[first_block, end_block)` of a sequence."""
+        return range(first_block + (self.rank - first_block) % self.size, end_block, self.size)
+
     def slots(self, num_tokens: IntArray) -> IntArray:
         """How many of the first tokens of a sequence this rank holds.
 

@@ -1,8 +1,9 @@
 """What a transfer consists of, and the ledger of what has been promised and what has arrived.
 
-A transfer moves blocks `[first_block, first_block + num_blocks)` of one sequence. Its layers are
-cut into layer units of `layers_per_unit` (the last may be smaller). A *cell* is one layer unit of
-one part of one block (see `kv_layout`), and travels as one message:
+A transfer moves `num_blocks` blocks of one sequence from `first_block` on: all of them, or every
+n-th if n ranks of the receiver share the blocks. Its layers are cut into layer units of
+`layers_per_unit` (the last may be smaller). A *cell* is one layer unit of one part of one block
+(see `kv_layout`), and travels as one message:
 
                           block 4   block 5   block 6
     part 0, layers 0-4      #         #         .        # a unit: blocks 4 and 5 of layers 0-4
@@ -39,6 +40,7 @@ class Unit:
         first_layer: first layer.
         num_layers: layers.
         part: which part of the manifest's layout.
+        block_step: from one block to the next.
     """
 
     index: int
@@ -47,11 +49,13 @@ class Unit:
     first_layer: int
     num_layers: int
     part: int = 0
+    block_step: int = 1
 
     @property
     def blocks(self) -> range:
         """The block numbers."""
-        return range(self.first_block, self.first_block + self.num_blocks)
+        end = self.first_block + self.num_blocks * self.block_step
+        return range(self.first_block, end, self.block_step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,7 @@ class TransferManifest:
         first_block: first block of the sequence that is transferred.
         num_blocks: number of blocks, at least 1.
         layers_per_unit: layers of a layer unit.
+        block_step: from one block to the next.
 
     Raises:
         HandoffError: a value makes no transfer, which is the fault of whoever proposed it.
@@ -118,18 +123,27 @@ class TransferManifest:
     first_block: int
     num_blocks: int
     layers_per_unit: int
+    block_step: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < len(self.transfer_id) <= _LONGEST_ID:
             raise HandoffError(f"a transfer id has 1 to {_LONGEST_ID} characters")
-        if self.first_block < 0 or self.num_blocks < 1:
-            raise self.error(f"blocks {self.first_block} + {self.num_blocks} are no range")
+        if self.first_block < 0 or self.num_blocks < 1 or self.block_step < 1:
+            raise self.error(
+                f"blocks {self.first_block} + {self.num_blocks} by {self.block_step} are no range"
+            )
         if not 1 <= self.layers_per_unit <= self.layout.num_layers:
             raise self.error(
                 f"{self.layers_per_unit} layers per unit, the model has {self.layout.num_layers}"
             )
         if self.num_messages > MESSAGE_TAGS:
             raise self.error(f"{self.num_messages} messages, {MESSAGE_TAGS} are possible")
+
+    @property
+    def blocks(self) -> range:
+        """The block numbers."""
+        end = self.first_block + self.num_blocks * self.block_step
+        return range(self.first_block, end, self.block_step)
 
     @property
     def layer_units_per_block(self) -> int:
@@ -153,7 +167,10 @@ class TransferManifest:
             HandoffError: they differ; the peer's blocks mean something else.
         """
         if kv_layout != self.layout.digest():
-            raise self.error(f"KV layout {kv_layout[:128]!r}, ours is {self.layout.digest()!r}")
+            parts = ", ".join(part.name for part in self.layout.parts)
+            raise self.error(
+                f"KV layout {kv_layout[:128]!r} of {parts}, ours is {self.layout.digest()!r}"
+            )
 
     def check_unit(self, unit: Unit, bytes_per_block: int, num_digests: int) -> None:
         """Check a unit against the manifest, before anything is posted for it.
@@ -167,15 +184,7 @@ class TransferManifest:
             raise self.error(
                 f"unit {unit.index} is of part {unit.part}, the layout has {len(self.layout.parts)}"
             )
-        last = self.first_block + self.num_blocks
-        if (
-            unit.num_blocks < 1
-            or not self.first_block <= unit.first_block <= last - unit.num_blocks
-        ):
-            raise self.error(
-                f"unit {unit.index} has blocks {unit.first_block} + {unit.num_blocks}, the "
-                f"transfer has {self.first_block} + {self.num_blocks}"
-            )
+        self._check_blocks(unit)
         self._check_layers(unit)
         if bytes_per_block != self.message_bytes(unit):
             raise self.error(
@@ -194,7 +203,7 @@ class TransferManifest:
     def first_cell(self, unit: Unit) -> int:
         """Number of a unit's first cell; those of its other blocks follow it."""
         row = unit.part * self.layer_units_per_block + unit.first_layer // self.layers_per_unit
-        return row * self.num_blocks + unit.first_block - self.first_block
+        return row * self.num_blocks + self.blocks.index(unit.first_block)
 
     def seeds(self, unit: Unit) -> list[int]:
         """Seed of the digest of each message of a unit."""
@@ -207,6 +216,14 @@ class TransferManifest:
     def error(self, message: str) -> HandoffError:
         """An error about this transfer."""
         return HandoffError(f"transfer {self.transfer_id}: {message}")
+
+    def _check_blocks(self, unit: Unit) -> None:
+        fits = unit.num_blocks > 0 and unit.block_step == self.block_step
+        if not fits or unit.blocks[0] not in self.blocks or unit.blocks[-1] not in self.blocks:
+            raise self.error(
+                f"unit {unit.index} has blocks {unit.first_block} + {unit.num_blocks}, the "
+                f"transfer has {self.first_block} + {self.num_blocks} by {self.block_step}"
+            )
 
     def _check_layers(self, unit: Unit) -> None:
         expected = min(self.layers_per_unit, self.layout.num_layers - unit.first_layer)

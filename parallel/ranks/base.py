@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from twinflow.protos.errors import ConfigError
+
 
 class RankGroup(ABC):
     """The ranks of a worker as one of them sees them.
@@ -54,6 +56,26 @@ class RankGroup(ABC):
             RankLost: a rank did not answer within the deadline.
         """
 
+    @abstractmethod
+    def neighbours(self, size: int) -> "RankGroup":
+        """A smaller group of ranks with neighbouring numbers, this one among them.
+
+        The groups that all ranks are in this way call the same collectives at the same time.
+
+        Args:
+            size: how many they are; divides the size of this group.
+
+        Raises:
+            ConfigError: it does not.
+        """
+
+    def _neighbours(self, size: int) -> range:
+        """The ranks of `neighbours`, numbered as here."""
+        if size < 1 or self.size % size:
+            raise ConfigError(f"{self.size} ranks cannot form groups of {size}")
+        first = self.rank - self.rank % size
+        return range(first, first + size)
+
 
 class OneRank(RankGroup):
     """A worker that has no other ranks: every part is the whole."""
@@ -69,6 +91,11 @@ class OneRank(RankGroup):
         """See the base class."""
         return part
 
+    def neighbours(self, size: int) -> "OneRank":
+        """See the base class."""
+        self._neighbours(size)
+        return self
+
 
 class Seat(RankGroup):
     """A place among ranks that are not connected yet: says how to cut a model, adds up nothing."""
@@ -80,3 +107,7 @@ class Seat(RankGroup):
     def all_gather(self, part: Tensor) -> Tensor:
         """Raises RuntimeError: the ranks are not connected."""
         raise RuntimeError(f"rank {self.rank} is not connected with the other {self.size - 1}")
+
+    def neighbours(self, size: int) -> "Seat":
+        """See the base class."""
+        return Seat(self.rank - self._neighbours(size).start, size)

@@ -91,26 +91,43 @@ class DistributedRanks(RankGroup):
 
     def all_reduce(self, part: Tensor) -> Tensor:
         """See the base class. The result may be `part` itself."""
-        part = part.contiguous()
-        if self.size == 1 or part.numel() == 0:
-            return part
-        deadline = self._begin("all_reduce", part)
-        if self._slices(part):
-            self._reduce_sliced(part.view(self.size, -1), deadline)
-        else:
-            self._reduce_directly(part.view(-1), deadline)
-        return part
+        return self.reduce_among(part, range(self.size))
 
     def all_gather(self, part: Tensor) -> Tensor:
         """See the base class."""
-        rows, width = part.shape
+        return self.gather_among(part, range(self.size))
+
+    def neighbours(self, size: int) -> RankGroup:
+        """See the base class. The smaller group uses the connections of this one."""
+        return self if size == self.size else NeighbouringRanks(self, self._neighbours(size))
+
+    def reduce_among(self, part: Tensor, members: range) -> Tensor:
+        """`all_reduce` of some ranks; all others do the same in groups as large.
+
+        Args:
+            part: of this rank.
+            members: numbers of the ranks, this one among them.
+        """
         part = part.contiguous()
-        parts = part.new_empty((self.size, rows, width))
-        parts[self.rank].copy_(part)
-        if self.size > 1 and part.numel() > 0:
+        if len(members) == 1 or part.numel() == 0:
+            return part
+        deadline = self._begin("all_reduce", part)
+        if self._slices(part, len(members)):
+            self._reduce_sliced(part.view(len(members), -1), members, deadline)
+        else:
+            self._reduce_directly(part.view(-1), members, deadline)
+        return part
+
+    def gather_among(self, part: Tensor, members: range) -> Tensor:
+        """`all_gather` of some ranks; see `reduce_among`."""
+        rows, width = part.shape
+        part, count = part.contiguous(), len(members)
+        parts = part.new_empty((count, rows, width))
+        parts[members.index(self.rank)].copy_(part)
+        if count > 1 and part.numel() > 0:
             deadline = self._begin("all_gather", part)
-            self._exchange("all_gather", [part] * self.size, list(parts), deadline)
-        return parts.transpose(0, 1).reshape(rows, self.size * width)
+            self._exchange("all_gather", members, [part] * count, list(parts), deadline)
+        return parts.transpose(0, 1).reshape(rows, count * width)
 
     @contextmanager
     def patience(self, seconds: float) -> Iterator[None]:
@@ -150,28 +167,25 @@ class DistributedRanks(RankGroup):
         self._mesh.release()
         self._store = None
 
-    def _slices(self, part: Tensor) -> bool:
+    def _slices(self, part: Tensor, count: int) -> bool:
         """Whether a part is summed in slices; depends on nothing that differs between ranks."""
-        return (
-            self.size > 2
-            and part.nbytes >= self._sliced_from_bytes
-            and part.numel() % self.size == 0
-        )
+        return count > 2 and part.nbytes >= self._sliced_from_bytes and part.numel() % count == 0
 
-    def _reduce_directly(self, part: Tensor, deadline: Deadline) -> None:
-        parts = list(self._scratch(part, self.size).view(self.size, -1))
-        self._exchange("all_reduce", [part] * self.size, parts, deadline)
-        parts[self.rank] = part
+    def _reduce_directly(self, part: Tensor, members: range, deadline: Deadline) -> None:
+        count = len(members)
+        parts = list(self._scratch(part, count).view(count, -1))
+        self._exchange("all_reduce", members, [part] * count, parts, deadline)
+        parts[members.index(self.rank)] = part
         ordered_sum(parts, out=part)
 
-    def _reduce_sliced(self, slices: Tensor, deadline: Deadline) -> None:
-        """Args: slices: [size, elements], of the part of this rank."""
-        parts = list(self._scratch(slices, 1).view_as(slices))
+    def _reduce_sliced(self, slices: Tensor, members: range, deadline: Deadline) -> None:
+        """Args: slices: [members, elements], of the part of this rank."""
+        parts, own = list(self._scratch(slices, 1).view_as(slices)), members.index(self.rank)
         rows = list(slices)
-        self._exchange("all_reduce", rows, parts, deadline)
-        mine = parts[self.rank] = rows[self.rank]
+        self._exchange("all_reduce", members, rows, parts, deadline)
+        mine = parts[own] = rows[own]
         ordered_sum(parts, out=mine)
-        self._exchange("all_reduce", [mine] * self.size, rows, deadline)
+        self._exchange("all_reduce", members, [mine] * len(members), rows, deadline)
 
     def _scratch(self, like: Tensor, count: int) -> Tensor:
         """Memory for `count` parts, kept from call to call: [count * elements of `like`]."""
@@ -189,10 +203,20 @@ class DistributedRanks(RankGroup):
         return Deadline.after(self._deadline_s)
 
     def _exchange(
-        self, phase: str, sends: Sequence[Tensor], receives: Sequence[Tensor], deadline: Deadline
+        self,
+        phase: str,
+        members: range,
+        sends: Sequence[Tensor],
+        receives: Sequence[Tensor],
+        deadline: Deadline,
     ) -> None:
+        """Exchange tensors with the other members; there is one for each, in their order."""
+        outgoing, incoming = (
+            {rank: tensor for rank, tensor in zip(members, each, strict=True) if rank != self.rank}
+            for each in (sends, receives)
+        )
         try:
-            self._mesh.exchange(sends, receives, deadline)
+            self._mesh.exchange(outgoing, incoming, deadline)
         except ExchangeError as error:
             failure = self._lose(phase, error)
         else:
@@ -211,6 +235,34 @@ class DistributedRanks(RankGroup):
     def _require_whole(self) -> None:
         if self._lost is not None:
             raise self._lost
+
+
+class NeighbouringRanks(RankGroup):
+    """Some ranks of a group; made by `DistributedRanks.neighbours`.
+
+    Args:
+        whole: the group.
+        members: which ranks of it.
+    """
+
+    def __init__(self, whole: DistributedRanks, members: range) -> None:
+        super().__init__(members.index(whole.rank), len(members))
+        self._whole = whole
+        self._members = members
+
+    def all_reduce(self, part: Tensor) -> Tensor:
+        """See the base class."""
+        return self._whole.reduce_among(part, self._members)
+
+    def all_gather(self, part: Tensor) -> Tensor:
+        """See the base class."""
+        return self._whole.gather_among(part, self._members)
+
+    def neighbours(self, size: int) -> RankGroup:
+        """See the base class."""
+        own = self._neighbours(size)
+        members = self._members[own.start : own.stop]
+        return self if size == self.size else NeighbouringRanks(self._whole, members)
 
 
 def greet(config: RanksConfig, store: StoreBackend, deadline: Deadline) -> None:

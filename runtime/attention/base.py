@@ -3,7 +3,7 @@
 A kernel is prepared once per step, with the rows of the step, and then called once per layer: it
 writes the keys and values of the rows and lets each row attend to its own sequence up to itself.
 It knows neither requests nor weights. What it is called with depends on what the model caches:
-keys and values of heads (`HeadKernel`) or latents (`latent_base`).
+keys and values of heads (`HeadKernel`) or latents (`latent.base`).
 """
 
 from abc import ABC, abstractmethod

@@ -74,6 +74,9 @@ class _Architecture:
     own_code: bool = False
 
 
+_DEEPSEEK_V3 = _Architecture(
+    qkv_bias=False, latent=True, experts=read_deepseek_v3_experts, own_code=True
+)
 _ARCHITECTURES = {
     "LlamaForCausalLM": _Architecture(mlp_bias=True),
     "MistralForCausalLM": _Architecture(kv_heads=8, window=4096, qkv_bias=False),
@@ -88,9 +91,8 @@ _ARCHITECTURES = {
     "DeepseekV2ForCausalLM": _Architecture(
         qkv_bias=False, latent=True, experts=read_deepseek_v2_experts, own_code=True
     ),
-    "DeepseekV3ForCausalLM": _Architecture(
-        qkv_bias=False, latent=True, experts=read_deepseek_v3_experts, own_code=True
-    ),
+    "DeepseekV3ForCausalLM": _DEEPSEEK_V3,
+    "KimiK2ForCausalLM": _DEEPSEEK_V3,
 }
 
 

@@ -63,10 +63,12 @@ class BlockManager:
 
     Args:
         num_blocks: blocks of the KV cache, the null block included.
-        block_size: token slots of a block.
+        block_size: token slots of a block, of all ranks together that share one.
         model_fingerprint: part of every prefix's name.
         layout_digest: part of every prefix's name.
         enable_prefix_caching: whether finished blocks can be found again.
+        share_generated: whether a generated token's KV may serve as that of a prompt's token, and
+            the other way round; if not, only blocks of prompts can be found.
     """
 
     def __init__(
@@ -77,11 +79,13 @@ class BlockManager:
         model_fingerprint: str,
         layout_digest: str,
         enable_prefix_caching: bool = True,
+        share_generated: bool = True,
     ) -> None:
         self._pool = BlockPool(num_blocks)
         self._tables: dict[str, BlockTable] = {}
         self._identity = (model_fingerprint, layout_digest)
         self._caching = enable_prefix_caching
+        self._share_generated = share_generated
         self.block_size = block_size
         self.counters = PrefixCounters()
 
@@ -121,7 +125,7 @@ class BlockManager:
         """The longest cached prefix, short of the last token: its logits must be computed."""
         if not self._shares(request):
             return PrefixMatch()
-        num_full = (request.num_tokens - 1) // self.block_size
+        num_full = self._shareable(request, request.num_tokens - 1)
         self._name(request, num_full)
         blocks = tuple(self._pool.find(request.prefix_names[:num_full]))
         num_idle = self._pool.num_idle_among(blocks)
@@ -160,7 +164,7 @@ class BlockManager:
     def publish(self, request: Request) -> None:
         """Make findable every full block among the computed tokens of a sequence."""
         table = self._tables[request.request_id]
-        num_full = request.num_computed // self.block_size
+        num_full = self._shareable(request, request.num_computed)
         if not self._shares(request) or num_full <= table.published:
             return
         self._name(request, num_full)
@@ -181,6 +185,12 @@ class BlockManager:
     def _shares(self, request: Request) -> bool:
         """Whether a sequence takes part in prefix caching."""
         return self._caching and not request.probe
+
+    def _shareable(self, request: Request, num_tokens: int) -> int:
+        """Full blocks among the first tokens of a sequence that can be found by others."""
+        if not self._share_generated:
+            num_tokens = min(num_tokens, len(request.prompt_token_ids))
+        return num_tokens // self.block_size
 
     def _name(self, request: Request, num_blocks: int) -> None:
         extend_chain(

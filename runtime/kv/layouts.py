@@ -1,12 +1,20 @@
 """Which KV layout a model has, and which parts of it a rank holds."""
 
 from twinflow.parallel.kv_layout import KVLayout
+from twinflow.parallel.latent.scheme import LatentScheme
+from twinflow.parallel.latent.sharing.base import LatentSharing
 from twinflow.parallel.ranks.base import RankGroup
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.models.config import ModelConfig
 
 
-def model_layout(config: ModelConfig, block_size: int, dtype: str, parts: int = 1) -> KVLayout:
+def model_layout(
+    config: ModelConfig,
+    block_size: int,
+    dtype: str,
+    parts: int = 1,
+    scheme: LatentScheme | None = None,
+) -> KVLayout:
     """The layout of a whole model.
 
     Args:
@@ -15,10 +23,15 @@ def model_layout(config: ModelConfig, block_size: int, dtype: str, parts: int = 
         dtype: name of the dtype of the KV.
         parts: parts that a deployment cuts the KV heads into: as many as the larger one of its
             pools has ranks in a worker, or as there are KV heads if these are fewer.
+        scheme: of the deployment, if the model has latent attention; None for the plain one.
 
     Raises:
-        ConfigError: the heads cannot be cut into so many parts.
+        ConfigError: heads or latents cannot be cut into so many parts.
     """
+    if config.latent is not None:
+        scheme = scheme or LatentScheme()
+        latents = scheme.parts(config.latent.kv_rank, config.latent.rope_dim)
+        return KVLayout(config.num_layers, block_size, dtype, latents, scheme.meaning)
     if config.num_kv_heads % parts:
         raise ConfigError(
             f"{config.num_kv_heads} key/value heads cannot be cut into {parts} parts; use "
@@ -34,12 +47,21 @@ def model_layout(config: ModelConfig, block_size: int, dtype: str, parts: int = 
     )
 
 
-def rank_layout(layout: KVLayout, ranks: RankGroup) -> KVLayout:
+def rank_layout(
+    layout: KVLayout, ranks: RankGroup, sharing: LatentSharing | None = None
+) -> KVLayout:
     """The parts that one rank holds: its share, or one that it has in common with others.
+
+    Args:
+        layout: of the whole model.
+        ranks: of the worker.
+        sharing: the rank's part of latent attention, if the model has it.
 
     Raises:
         ConfigError: ranks would have to cut parts.
     """
+    if sharing is not None:
+        return layout.only(sharing.part_names())
     parts, count = len(layout.parts), ranks.size
     if parts % count and count % parts:
         raise ConfigError(f"{parts} KV parts cannot be shared by {count} ranks")

@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from twinflow.parallel.latent.plan import LatentPlan
 from twinflow.parallel.ranks.base import OneRank, RankGroup
 from twinflow.runtime.attention.base import Attention
 from twinflow.runtime.models.config import ModelConfig
@@ -33,12 +34,20 @@ class Placement:
         device: where this rank computes.
         ranks: those that compute the model together.
         expert_parallel: each rank holds whole experts, not a part of every expert.
+        latents: this rank's part of latent attention; None to have all latents on every rank, as
+            the model makes them.
     """
 
     dtype: torch.dtype
     device: torch.device
     ranks: RankGroup = field(default_factory=OneRank)
     expert_parallel: bool = False
+    latents: LatentPlan | None = None
+
+    @property
+    def latent_plan(self) -> LatentPlan:
+        """This rank's part of latent attention."""
+        return self.latents or LatentPlan.plain(self.ranks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from twinflow.runtime.models.expert_traffic import ExpertTraffic
 from twinflow.runtime.models.experts import ExpertMLP
 from twinflow.runtime.models.functions import rms_norm
 from twinflow.runtime.models.heads import HeadAttention
+from twinflow.runtime.models.latent import LatentAttention
 from twinflow.runtime.models.linear import LinearFactory
 from twinflow.runtime.models.rope import RotaryTable
 from twinflow.runtime.models.sharding import Cut, padded_cut
@@ -161,7 +162,7 @@ def _layer_prefix(name: str) -> str | None:
 
 
 def _attention_type(config: ModelConfig) -> type[AttentionBlock]:
-    return HeadAttention
+    return HeadAttention if config.latent is None else LatentAttention
 
 
 def _mlp_type(config: ModelConfig, layer: int) -> type[MLPBlock]:

@@ -5,30 +5,12 @@ someone asks. Only routed experts are counted: shared ones are always loaded.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.models.sharding import Cut
-
-
-@dataclass(frozen=True, slots=True)
-class LayerTraffic:
-    """What the experts of one layer did since the counters were last taken.
-
-    Attributes:
-        layer: index of the layer.
-        rows: rows that were sent to each expert; a row counts once for each of its experts.
-        distinct: experts that any row was sent to, on whatever rank.
-        loaded_bytes: bytes of weights that this rank read for them, in the dtype of the model. An
-            expert is read once in each pass of rows through the layer that needs it.
-    """
-
-    layer: int
-    rows: tuple[int, ...]
-    distinct: int
-    loaded_bytes: int
 
 
 class ExpertCounter:

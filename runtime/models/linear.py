@@ -160,6 +160,16 @@ class LinearFactory:
             tile = self._measured[kind] = find_row_tile([kernel])
         return tile
 
+    def measure(self, kind: tuple[object, ...], kernel: RowKernel) -> RowTile:
+        """Take into account a product outside of layers, and tell what it needs; see `probe`.
+
+        Such products pad rows for themselves: only whether they keep rows independent is taken
+        into account.
+        """
+        tile = self.probe(kind, kernel)
+        self.require(RowTile(1, tile.batch_invariant))
+        return tile
+
     def create(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         """A layer with a weight [out_features, in_features] and a bias [out_features]."""
         kind = (weight.shape, weight.dtype, weight.device, bias is None)

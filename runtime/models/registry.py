@@ -74,5 +74,8 @@ for _architecture in (
     "Qwen3ForCausalLM",
     "MixtralForCausalLM",
     "Qwen3MoeForCausalLM",
+    "DeepseekV2ForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "KimiK2ForCausalLM",
 ):
     register_model(_architecture, Decoder)

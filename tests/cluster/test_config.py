@@ -121,12 +121,25 @@ def test_each_phase_needs_a_worker(given: dict[str, object]) -> None:
         ("served_model_name", ["a\nb"]),
         ("shutdown_timeout", -1),
         ("shutdown_timeout", "nan"),
+        ("tensor_parallel_size", 0),
+        ("decode_tensor_parallel_size", 65),
         ("threads_per_worker", 0),
         ("no_such_setting", 1),
     ],
 )
 def test_values_that_cannot_be(name: str, value: object) -> None:
     assert rejected({name: value}) == {name}
+
+
+def test_ranks_of_each_pool() -> None:
+    config = serve(tensor_parallel_size="2", decode_tensor_parallel_size=4)
+    assert [config.ranks(role) for role in ("prefill", "decode", "mixed")] == [2, 4, 2]
+
+
+@pytest.mark.parametrize("pool", ["prefill", "decode"])
+def test_ranks_of_a_pool_without_workers(pool: str) -> None:
+    name = f"{pool}_tensor_parallel_size"
+    assert rejected({"mixed": 1, name: 2}) == {name}
 
 
 def test_everything_wrong_is_found_at_once() -> None:

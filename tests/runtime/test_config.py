@@ -18,12 +18,16 @@ def create_config(**changes: Any) -> EngineConfig:
 
 def test_the_longest_sequence_may_take_all_blocks() -> None:
     assert create_config(max_model_len=64, num_blocks=5, block_size=16).max_model_len == 64
+    shared = create_config(max_model_len=128, num_blocks=5, block_size=16, block_shards=2)
+    assert shared.entry_tokens == 32
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"max_model_len": 65}, r"4 KV blocks of 16 tokens hold 64 tokens, less than.*\(65\)"),
+        ({"block_shards": 0}, "block_shards must be at least 1"),
+        ({"max_model_len": 129, "block_shards": 2}, "4 KV blocks of 32 tokens hold 128 tokens"),
         ({"num_blocks": 1}, r"0 KV blocks of 16 tokens hold 0 tokens"),
         ({"max_model_len": 0}, "max_model_len must be at least 1, not 0"),
         ({"max_num_seqs": 0}, "max_num_seqs must be at least 1, not 0"),

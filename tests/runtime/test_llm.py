@@ -280,5 +280,11 @@ class TestOptions:
         with pytest.raises(ConfigError, match=r"no option 'max_len'; options are .*max_model_len"):
             LLM(model, max_len=5)
 
+    def test_it_has_one_rank(self, model: Path) -> None:
+        message = r"tensor_parallel_size: LLM computes in this process.* twinflow serve MODEL"
+        with pytest.raises(ConfigError, match=message):
+            load(model, tensor_parallel_size=2)
+        load(model, tensor_parallel_size=1)
+
     def test_max_model_len(self, model: Path) -> None:
         assert load(model, max_model_len=40).max_model_len == 40

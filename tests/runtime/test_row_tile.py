@@ -55,6 +55,13 @@ def test_notices_dependence_on_the_place_of_a_row() -> None:
     assert not find_row_tile([kernel(by_place)]).batch_invariant
 
 
+def test_notices_dependence_on_the_place_within_a_tile() -> None:
+    def by_pair(rows: Tensor) -> Tensor:
+        return rows + 1e-3 * (torch.arange(len(rows)) % 2)[:, None]
+
+    assert not find_row_tile([kernel(by_pair)]).batch_invariant
+
+
 def test_joined_tiles_suit_both() -> None:
     assert RowTile(4, True).join(RowTile(16, True)) == RowTile(16, True)
     assert RowTile(8, True).join(RowTile(1, False)) == RowTile(8, False)

@@ -10,6 +10,14 @@ def test_an_engine_without_requests() -> None:
     assert take_snapshot(engine) == EngineSnapshot(free_blocks=9, total_blocks=9)
 
 
+def test_blocks_are_those_of_all_ranks_that_share_them() -> None:
+    engine, _ = create_engine(EngineSpec(num_blocks=10, block_size=8, block_shards=2))
+    engine.add_request(create_request(prompt=15, hold=True))
+    engine.step()
+    now = take_snapshot(engine)
+    assert (now.total_blocks, now.free_blocks, now.leased_blocks) == (18, 16, 2)
+
+
 def test_requests_in_every_state() -> None:
     spec = EngineSpec(num_blocks=33, max_num_seqs=4, max_num_batched_tokens=16)
     engine, _ = create_engine(spec)
@@ -44,3 +52,15 @@ def test_totals_survive_their_requests() -> None:
     assert now.prompt_tokens == 12 + 4
     assert (now.prefix_queries, now.prefix_hits) == (24, 8)
     assert now.steps == 6
+
+
+def test_what_experts_did_is_counted_by_step_and_in_total() -> None:
+    engine, _ = create_engine(EngineSpec(max_num_batched_tokens=16))
+    engine.add_request(create_request(prompt=9, max_tokens=2))
+    seen = []
+    while engine.step():
+        seen.append([(layer.layer, layer.distinct, layer.loaded_bytes) for layer in engine.traffic])
+    prompt, token = ([(layer, count, 100 * count) for layer in range(4)] for count in (4, 1))
+    assert seen == [prompt, token]
+    now = take_snapshot(engine)
+    assert (now.expert_layers, now.distinct_experts, now.expert_bytes) == (8, 20, 2000)

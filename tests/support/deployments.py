@@ -136,7 +136,8 @@ class Deployment:
 
     @property
     def workers(self) -> list[psutil.Process]:
-        """The workers' processes of the local launcher, in the order in which it names them."""
+        """The workers' processes of the local launcher, in the order in which it names them; where
+        workers have ranks, all of those of the first worker come before those of the second."""
         found = [p for p in self.processes().values() if "worker" in p.cmdline()]
         return sorted(found, key=lambda process: process.pid)
 

@@ -10,6 +10,7 @@ from twinflow.runtime.cost.base import StepTimes
 from twinflow.runtime.engine import Engine, KVProgress
 from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.kv.block_manager import BlockManager
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.outputs import NumericalFault, SampledToken, TokenDelta
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
@@ -81,6 +82,18 @@ class FakeExecutor:
                 )
         return results
 
+    def take_traffic(self) -> list[LayerTraffic]:
+        """As if a row's position chose one of four experts, of 100 bytes, in every layer."""
+        rows = [0] * 4
+        for _, start, count in self.batches[-1]:
+            for position in range(start, start + count):
+                rows[position % 4] += 1
+        distinct = sum(count > 0 for count in rows)
+        return [
+            LayerTraffic(layer, tuple(rows), distinct, 100 * distinct)
+            for layer in range(NUM_LAYERS)
+        ]
+
     def _write(self, item: Work) -> None:
         group, request_id = item.group, item.request.request_id
         start, count = group.token_start, group.token_count
@@ -134,6 +147,7 @@ class EngineSpec:
 
     num_blocks: int = 64
     block_size: int = 4
+    block_shards: int = 1
     max_num_seqs: int = 8
     max_num_batched_tokens: int = 16
     max_model_len: int = 128
@@ -156,10 +170,12 @@ def create_engine(
 ) -> tuple[Engine, FakeExecutor]:
     """An engine over a fake executor; `wrap` may put something round its scheduler."""
     spec = spec or EngineSpec()
+    entry_tokens = spec.block_size * spec.block_shards
     config = EngineConfig(
-        max_model_len=min(spec.max_model_len, (spec.num_blocks - 1) * spec.block_size),
+        max_model_len=min(spec.max_model_len, (spec.num_blocks - 1) * entry_tokens),
         num_blocks=spec.num_blocks,
         block_size=spec.block_size,
+        block_shards=spec.block_shards,
         max_num_seqs=spec.max_num_seqs,
         max_num_batched_tokens=spec.max_num_batched_tokens,
         enable_prefix_caching=spec.enable_prefix_caching,
@@ -171,14 +187,14 @@ def create_engine(
     )
     blocks = BlockManager(
         spec.num_blocks,
-        spec.block_size,
+        entry_tokens,
         model_fingerprint="model",
         layout_digest="layout",
         enable_prefix_caching=spec.enable_prefix_caching,
     )
     setup = SchedulerSetup.of(config, NUM_LAYERS, spec.times)
     scheduler = create_scheduler(spec.scheduler, setup)
-    fake = executor or FakeExecutor(spec.block_size)
+    fake = executor or FakeExecutor(entry_tokens)
     engine = Engine(
         config,
         fake,

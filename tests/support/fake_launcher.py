@@ -1,6 +1,6 @@
 """A launcher without processes: services that start, fail, die and stop as they are told."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -114,7 +114,10 @@ class FakeLauncher:
         if self.problem is not None:
             raise self.problem
 
-    def start(self, spec: ServiceSpec) -> FakeHandle:
+    def start(self, specs: Sequence[ServiceSpec]) -> list[FakeHandle]:
+        return [self._start(spec) for spec in specs]
+
+    def _start(self, spec: ServiceSpec) -> FakeHandle:
         handle = FakeHandle(spec, len(self.handles), self.clock)
         self.prepare(handle)
         self.handles.append(handle)

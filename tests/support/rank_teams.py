@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from twinflow.parallel.ranks.base import RankGroup
 from twinflow.protos.errors import RankLost
 from twinflow.runtime.executor import LayersDone
 from twinflow.runtime.kv.cache import KVCache
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.model_runner import SequenceRows
 from twinflow.workers.ranks.address import new_address
 from twinflow.workers.ranks.config import TeamConfig
@@ -75,6 +76,10 @@ class SumRunner:
         self.forgotten.append(sequence)
         return True
 
+    def take_traffic(self) -> tuple[LayerTraffic, ...]:
+        """See `Runner.take_traffic`."""
+        return ()
+
 
 @dataclass
 class ThreadedTeam:
@@ -114,9 +119,19 @@ def meeting(size: int, **changes: Any) -> Iterator[tuple[Leader, list[Follower]]
     try:
         yield leader, followers
     finally:
-        leader.close()
+        end_in_order(leader, followers)
+
+
+def end_in_order(leader: Leader, followers: Sequence[Follower]) -> None:
+    """Close a leader, and its followers once they have heard of it."""
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(leader.close)
         for follower in followers:
+            with suppress(RankLost):
+                while follower.next() is not None:
+                    pass
             follower.close()
+        closing.result(PATIENCE_S)
 
 
 @contextmanager
@@ -138,8 +153,6 @@ def team(size: int, **changes: Any) -> Iterator[ThreadedTeam]:
             yield made
         finally:
             leader.close()
-            for follower in followers:
-                follower.close()
 
 
 def rank_threads() -> list[str]:

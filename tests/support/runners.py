@@ -7,6 +7,7 @@ import torch
 from tests.support.tiny_models import tiny_state_dict
 from torch import Tensor
 
+from twinflow.parallel.latent.plan import LatentPlan
 from twinflow.parallel.ranks.base import OneRank, RankGroup
 from twinflow.runtime.kv.layouts import model_layout, rank_layout
 from twinflow.runtime.model_runner import ModelRunner, SequenceRows
@@ -27,10 +28,15 @@ def make_model(
     dtype: torch.dtype = torch.float32,
     ranks: RankGroup | None = None,
     expert_parallel: bool = False,
+    latents: LatentPlan | None = None,
 ) -> Model:
     """A tiny model with the weights of `tiny_state_dict`, or a rank's share of it."""
     placement = Placement(
-        dtype=dtype, device=CPU, ranks=ranks or OneRank(), expert_parallel=expert_parallel
+        dtype=dtype,
+        device=CPU,
+        ranks=ranks or OneRank(),
+        expert_parallel=expert_parallel,
+        latents=latents,
     )
     return create_model(config, placement, tiny_state_dict(config).items(), fail_on_warning)
 
@@ -41,9 +47,13 @@ def make_runner(
     """A runner with room for `num_blocks` blocks."""
     config = model.config
     ranks = model.placement.ranks
+    dtype = str(model.dtype).removeprefix("torch.")
     parts = min(ranks.size, config.num_kv_heads)
-    layout = model_layout(config, block_size, str(model.dtype).removeprefix("torch."), parts)
-    return ModelRunner(model, rank_layout(layout, ranks), num_blocks, max_num_tokens, CPU)
+    sharing = model.placement.latent_plan.sharing if config.latent is not None else None
+    scheme = None if sharing is None else sharing.scheme
+    whole = model_layout(config, block_size, dtype, parts, scheme)
+    layout = rank_layout(whole, ranks, sharing)
+    return ModelRunner(model, layout, num_blocks, max_num_tokens, CPU)
 
 
 @dataclass
@@ -53,6 +63,7 @@ class FedSequence:
     token_ids: Sequence[int]
     block_ids: Sequence[int]
     position: int = 0
+    prompt_tokens: int = 0
     logits: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -63,7 +74,9 @@ class FedSequence:
     def next_rows(self, count: int) -> SequenceRows:
         """The next `count` tokens, logits of the last one wanted."""
         token_ids = self.token_ids[self.position : self.position + count]
-        return SequenceRows(token_ids, self.position, self.block_ids, samples=True)
+        return SequenceRows(
+            token_ids, self.position, self.block_ids, samples=True, prompt_tokens=self.prompt_tokens
+        )
 
 
 def feed(runner: ModelRunner, step: Sequence[tuple[FedSequence, int]]) -> None:

@@ -78,7 +78,12 @@ async def running(*configs: WorkerConfig) -> AsyncIterator[list[WorkerServer]]:
 def peer_of(worker: WorkerServer, **changes: Any) -> pb.Peer:
     """Where a decode worker finds `worker`; `changes` are fields of the message."""
     me = worker.description
-    fields: dict[str, Any] = {"worker_id": me.worker_id, "epoch": me.epoch, "address": me.address}
+    fields: dict[str, Any] = {
+        "worker_id": me.worker_id,
+        "epoch": me.epoch,
+        "address": me.address,
+        "ranks": me.ranks,
+    }
     return pb.Peer(**(fields | changes))
 
 

@@ -1,30 +1,39 @@
-"""What both halves of a hand-off work with."""
+"""What every half of a hand-off works with, on one rank of a worker."""
 
 from dataclasses import dataclass
 
-from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
-from twinflow.runtime.build import BuiltEngine
-from twinflow.workers.core import WorkerCore
+from twinflow.parallel.latent.block_share import BlockShare
+from twinflow.runtime.kv.cache import KVCache
+from twinflow.workers.config import WorkerConfig
 from twinflow.workers.handoff.links import PeerLinks
 
 
 @dataclass(frozen=True, slots=True)
 class HandoffEnd:
-    """One worker's end of its hand-offs.
+    """One rank's end of its worker's hand-offs.
 
     Attributes:
-        core: its engine and requests.
-        built: its KV memory.
-        links: to its peers.
-        me: who it is.
+        config: of the rank.
+        fingerprint: of the worker's model.
+        cache: the KV memory of the rank.
+        layers_per_unit: layers whose KV is handed over together.
+        links: to the ranks of other workers.
+        share: which blocks of every sequence are in the cache.
     """
 
-    core: WorkerCore
-    built: BuiltEngine
+    config: WorkerConfig
+    fingerprint: str
+    cache: KVCache
+    layers_per_unit: int
     links: PeerLinks
-    me: pb.DescribeResponse
+    share: BlockShare
 
     @property
     def patience_s(self) -> float:
         """Longest wait for the peer's next sign of life."""
-        return self.core.config.kv_transfer_timeout_s
+        return self.config.kv_transfer_timeout_s
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of the parts of a page that the rank holds."""
+        return [part.name for part in self.cache.layout.parts]

@@ -1,6 +1,6 @@
-"""One hand-off at the decode worker.
+"""What one rank of a decode worker gets from one rank of a prefill worker in a hand-off.
 
-    event loop       the conversation with the prefill worker
+    event loop       the conversation with the other rank
     transfer thread  the link: posts receives, waits, checks digests
 
 Whichever fails first ends the other. Nobody goes on before the link is closed, and nobody waits
@@ -9,9 +9,9 @@ for a thread whose link is closed: it can only find that out.
 
 import asyncio
 import queue
-import uuid
 from collections import deque
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 import grpc
@@ -21,68 +21,87 @@ from twinflow.parallel.links.manifest import TransferManifest, Unit, UnitAnnounc
 from twinflow.parallel.links.transfer import UnitReceiver
 from twinflow.protos.errors import HandoffError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
-from twinflow.runtime.lifecycle import ReceiveOrder
-from twinflow.runtime.outputs import SampledToken
-from twinflow.workers.convert import logprobs_from_pb, phases_from_pb
 from twinflow.workers.handoff.end import HandoffEnd
 from twinflow.workers.handoff.ending import look_away, to_the_end
+from twinflow.workers.handoff.first_token import FirstToken
 from twinflow.workers.handoff.links import PeerLease
+from twinflow.workers.handoff.orders import Fetch
 from twinflow.workers.rpc import error_of_call
 
 _Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.TransferRequest, pb.TransferResponse]"
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class IncomingRoute:
+    """One of the routes of a hand-off.
+
+    Attributes:
+        order: the hand-off.
+        sender: the rank that sends; `ranks` is empty.
+        parts: what it sends.
+        lease: the link; the transfer gives it back.
+    """
+
+    order: Fetch
+    sender: pb.Peer
+    parts: tuple[str, ...]
+    lease: PeerLease
+
+
 class IncomingTransfer:
     """Fetches the KV of one request over one link.
 
     Args:
-        end: this worker.
-        order: of the engine; its blocks belong to the link until `run` has ended.
-        submission: the request, as the gateway sent it; says where its KV is.
-        lease: the link; the transfer gives it back.
-        engine_has_token: an earlier transfer brought the first token, which is always the same.
+        end: this rank; the blocks of the order belong to the link until `run` has ended.
+        route: what to fetch.
+        first: brought by this conversation; None if another one does.
 
     Attributes:
         manifest: what is received.
-        engine_has_token: whether the engine knows the first token.
         digests_refused: pages that arrived with a wrong digest.
         seconds: from the first announcement to the last digest.
+
+    Raises:
+        HandoffError: the order makes no transfer.
     """
 
     def __init__(
-        self,
-        end: HandoffEnd,
-        order: ReceiveOrder,
-        submission: pb.Submission,
-        lease: PeerLease,
-        *,
-        engine_has_token: bool = False,
+        self, end: HandoffEnd, route: IncomingRoute, first: FirstToken | None = None
     ) -> None:
         self._end = end
-        self._order = order
-        self._lease = lease
+        self._first = first
+        self._lease = route.lease
+        blocks = end.share.blocks(route.order.first_block, route.order.num_blocks)
         self.manifest = TransferManifest(
-            transfer_id=uuid.uuid4().hex,
-            layout=end.built.layout,
-            first_block=order.first_block,
-            num_blocks=len(order.blocks) - order.first_block,
-            layers_per_unit=end.built.layers_per_unit,
+            transfer_id=route.order.transfer_id,
+            layout=end.cache.layout.only(route.parts),
+            first_block=blocks.start,
+            num_blocks=len(blocks),
+            layers_per_unit=end.layers_per_unit,
+            block_step=blocks.step,
         )
-        self._opening = _opening(end.me, lease, self.manifest, submission)
-        self._call: _Call = end.links.stub(submission.prefill).Transfer(
-            metadata=end.links.metadata, timeout=submission.deadline_ms / 1000
+        self._table = route.order.blocks()
+        self._part_index = [end.cache.layout.index_of(name) for name in route.parts]
+        self._opening = _opening(end, route, self.manifest, first)
+        self._call: _Call = end.links.stub(route.sender).Transfer(
+            metadata=end.links.metadata, timeout=route.order.deadline_ms / 1000
         )
         self._events = asyncio.get_running_loop()
         self._inbox: queue.SimpleQueue[UnitAnnouncement | None] = queue.SimpleQueue()
         self._began: float | None = None
         self._prefilled = False
-        self.engine_has_token = engine_has_token
+        self._arrived = False
         self.digests_refused = 0
         self.seconds = 0.0
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that have arrived and were right: all or none."""
+        return self.manifest.num_bytes if self._arrived else 0
+
     async def run(self) -> None:
-        """Returns when every block is here and right, and the engine has the first token.
+        """Returns when every block is here and right, and the first token, if it is brought.
 
         Raises:
             TwinflowError: the hand-off failed; the link is closed and nothing writes any more.
@@ -99,15 +118,20 @@ class IncomingTransfer:
             raise
         now = self._events.time()
         self.seconds = now - (self._began or now)
+        self._arrived = True
+
+    async def abandon(self) -> None:
+        """After `run`, instead of `part`: the hand-off failed elsewhere."""
+        self._call.cancel()
+        await self._lease.discard()
 
     async def _give_up(self, listen: "asyncio.Task[None]", work: "asyncio.Future[None]") -> None:
         """Close the link, which makes the blocks quiet; afterwards the engine is told nothing."""
         look_away(listen)
         look_away(work)
         listen.cancel()
-        self._call.cancel()
         self._inbox.put(None)
-        await self._lease.discard()
+        await self.abandon()
         await asyncio.wait({listen})
 
     async def part(self) -> None:
@@ -126,10 +150,10 @@ class IncomingTransfer:
             await to_the_end(self._lease.release() if agreed else self._lease.discard())
 
     async def _listen(self) -> None:
-        """Take the sender's messages until it has announced every cell and the first token."""
+        """Take the sender's messages until it has announced every cell, and the first token."""
         await self._patiently(self._call.write(pb.TransferRequest(open=self._opening)))
         announced = 0
-        while announced < self.manifest.num_messages or not self.engine_has_token:
+        while announced < self.manifest.num_messages or (self._first and not self._first.known):
             response = await self._patiently(self._call.read())
             if not isinstance(response, pb.TransferResponse):
                 raise HandoffError(f"{self._lease.peer} ended the hand-off early")
@@ -137,7 +161,7 @@ class IncomingTransfer:
                 case "ready":
                     self._began = self._began or self._events.time()
                     announced += response.ready.num_blocks
-                    self._inbox.put(_announcement(response.ready))
+                    self._inbox.put(self._announcement(response.ready))
                 case "prefilled":
                     self._take_first_token(response.prefilled)
 
@@ -158,19 +182,23 @@ class IncomingTransfer:
     def _take_first_token(self, output: pb.RequestOutput) -> None:
         if output.HasField("failure"):
             raise HandoffError(f"{self._lease.peer}: {output.failure.message}")
-        if self._prefilled or len(output.token_ids) != 1:
+        if self._first is None or self._prefilled or len(output.token_ids) != 1:
             raise HandoffError(f"{self._lease.peer} did not send exactly one first token")
         self._prefilled = True
-        if self.engine_has_token:
-            return
-        self.engine_has_token = True
-        logprobs = logprobs_from_pb(output.logprobs)
-        sampled = SampledToken(output.token_ids[0], logprobs[0] if logprobs else None)
-        phases, cached = phases_from_pb(output.phases), output.cached_tokens
-        engine_id = self._order.request.request_id
-        self._end.core.loop.post(
-            lambda engine: engine.receive_first_token(engine_id, sampled, phases, cached)
+        if not self._first.known:
+            self._first.take(output)
+
+    def _announcement(self, ready: pb.UnitReady) -> UnitAnnouncement:
+        unit = Unit(
+            index=ready.unit,
+            first_block=ready.first_block,
+            num_blocks=ready.num_blocks,
+            first_layer=ready.first_layer,
+            num_layers=ready.num_layers,
+            part=ready.part,
+            block_step=self.manifest.block_step,
         )
+        return UnitAnnouncement(unit, ready.bytes_per_block, tuple(ready.digests))
 
     def _work_link(self) -> None:
         """The transfer thread: post what is announced, finish in the same order.
@@ -203,38 +231,31 @@ class IncomingTransfer:
         asyncio.run_coroutine_threadsafe(told, self._events).result(2 * self._end.patience_s)
 
     def _page(self, block: int, first_layer: int, num_layers: int, part: int) -> torch.Tensor:
-        return self._end.built.cache.page(self._order.blocks[block], first_layer, num_layers, part)
+        entry = self._table[block // self.manifest.block_step]
+        return self._end.cache.page(entry, first_layer, num_layers, self._part_index[part])
 
 
 def _opening(
-    me: pb.DescribeResponse, lease: PeerLease, manifest: TransferManifest, submission: pb.Submission
+    end: HandoffEnd, route: IncomingRoute, manifest: TransferManifest, first: FirstToken | None
 ) -> pb.TransferOpen:
-    prompt = pb.Submission()
-    prompt.CopyFrom(submission)
-    prompt.ClearField("prefill")
+    prompt = None
+    if first is not None:
+        prompt = pb.Submission()
+        prompt.CopyFrom(first.submission)
+        prompt.ClearField("prefill")
     return pb.TransferOpen(
         transfer_id=manifest.transfer_id,
         submission=prompt,
-        receiver_id=me.worker_id,
-        receiver_epoch=me.epoch,
-        sender_epoch=submission.prefill.epoch,
-        model_fingerprint=me.model_fingerprint,
-        kv_layout=me.kv_layout,
+        receiver_id=end.links.me.worker_id,
+        receiver_epoch=end.links.me.epoch,
+        sender_epoch=route.sender.epoch,
+        model_fingerprint=end.fingerprint,
+        kv_layout=manifest.layout.digest(),
         first_block=manifest.first_block,
         num_blocks=manifest.num_blocks,
         layers_per_unit=manifest.layers_per_unit,
-        link_id=lease.link_id,
-        new_link=not lease.reused,
+        link_id=route.lease.link_id,
+        new_link=not route.lease.reused,
+        parts=route.parts,
+        block_step=manifest.block_step,
     )
-
-
-def _announcement(ready: pb.UnitReady) -> UnitAnnouncement:
-    unit = Unit(
-        index=ready.unit,
-        first_block=ready.first_block,
-        num_blocks=ready.num_blocks,
-        first_layer=ready.first_layer,
-        num_layers=ready.num_layers,
-        part=ready.part,
-    )
-    return UnitAnnouncement(unit, ready.bytes_per_block, tuple(ready.digests))

@@ -34,6 +34,11 @@ _SENDER_RANK: Literal[0] = 0
 _RECEIVER_RANK: Literal[1] = 1
 
 
+def rank_name(worker_id: str, rank: int) -> str:
+    """What a rank is called as the peer of a link; rank 0 is called what its worker is."""
+    return f"{worker_id}/rank-{rank}" if rank else worker_id
+
+
 class PeerLease:
     """A link for one hand-off, which may still have to be opened.
 
@@ -72,14 +77,15 @@ class PeerLease:
 
 
 class PeerLinks:
-    """The connections of one worker to its peers, control and data.
+    """The connections of one rank to the ranks of other workers, control and data.
 
     Args:
-        config: of the worker.
+        config: of the rank.
         device: where its KV blocks are, with the device's number if it has one.
 
     Attributes:
-        max_sending: most links that this worker sends over.
+        me: this rank, as its peers know it.
+        max_sending: most links that this rank sends over.
         stores: rendezvous of these links.
         threads: where links are worked.
         metadata: of every call to a peer.
@@ -88,7 +94,7 @@ class PeerLinks:
     def __init__(self, config: WorkerConfig, device: torch.device) -> None:
         self._config = config
         self._device = device
-        self._self = LinkPeer(config.worker_id, config.epoch)
+        self.me = LinkPeer(rank_name(config.worker_id, config.rank), config.epoch)
         self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         # Of links that are leased and not opened yet.
@@ -96,10 +102,12 @@ class PeerLinks:
         self._events = asyncio.get_running_loop()
         self._evictor = self._events.create_task(self._evict())
         self.metadata = call_metadata(config.token)
+        # A hand-off has at most so many links on one rank.
+        fan = max(config.kv_parts, config.tensor_parallel_size)
         # A link outlives its request for the moment that the two ends need to part.
-        max_receiving = 2 * config.max_num_seqs
+        max_receiving = 2 * config.max_num_seqs * fan
         # Every decode worker may have as many requests as we have.
-        self.max_sending = 4 * config.max_num_seqs
+        self.max_sending = 4 * config.max_num_seqs * fan
         self.receiving = LinkPool(
             self._open_receiving, self._new_id, PoolLimits(max_receiving, _RECEIVER_IDLE_S)
         )
@@ -136,7 +144,7 @@ class PeerLinks:
         lease = self.receiving.lease(key, self._new_id() if fresh else None)
         if lease.reused:
             return PeerLease(lease, lambda: None)
-        store = RemoteStore(lease.link_id, self._self, self.stub(peer), self.metadata, self._events)
+        store = RemoteStore(lease.link_id, self.me, self.stub(peer), self.metadata, self._events)
         self._remote_stores[lease.link_id] = store
 
         def call_off() -> None:
@@ -193,7 +201,7 @@ class PeerLinks:
             await asyncio.to_thread(self.sending.evict_idle)
 
     def _new_id(self) -> str:
-        return f"{self._config.worker_id}.{self._config.epoch}.{uuid.uuid4().hex}"
+        return f"{self.me.worker_id}.{self.me.epoch}.{uuid.uuid4().hex}"
 
     def _open_receiving(self, peer: LinkPeer, link_id: str) -> Link:
         store = self._remote_stores.pop(link_id, None)

@@ -1,7 +1,7 @@
-"""One hand-off at the prefill worker.
+"""What one rank of a prefill worker sends to one rank of a decode worker in a hand-off.
 
-    engine thread    says which layers of which tokens are final (`on_kv`)
-    event loop       the conversation with the decode worker
+    thread of steps  says which layers of which tokens are final (`on_kv`)
+    event loop       the conversation with the other rank
     transfer thread  the link: digests and sends
 
 The transfer thread takes events in the order in which they happened: a unit is final, a unit is
@@ -10,7 +10,6 @@ posted, the decode worker has everything.
 
 import asyncio
 import queue
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -21,13 +20,12 @@ from twinflow.parallel.links.transfer import UnitSender
 from twinflow.protos.errors import HandoffError, TwinflowError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.runtime.engine import KVProgress
+from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.outputs import TokenDelta
 from twinflow.workers.convert import failure_to_pb, output_to_pb
+from twinflow.workers.handoff.held import HeldPrompt
 from twinflow.workers.handoff.links import PeerLease
 from twinflow.workers.handoff.units import UnitPlanner
-
-# The memory of some layers of a part of a block: pages(cache block, first layer, layers, part).
-CachePages = Callable[[int, int, int, int], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,37 +53,36 @@ _Event = _Final | _Posted | _Over
 
 
 class OutgoingTransfer:
-    """Sends the KV of one held request over one link; owns the held request.
+    """Sends what a receiving rank wants of one held prompt, over one link.
+
+    Between the two ranks 0 it also owns the engine's request.
 
     Args:
-        engine_id: the held request.
+        held: the prompt.
         manifest: what is to be sent.
-        num_tokens: tokens of the prompt.
         lease: the link.
-        pages: the KV memory.
+        cache: the KV memory.
+
+    Attributes:
+        held: likewise.
+        lease: likewise.
     """
 
     def __init__(
-        self,
-        engine_id: str,
-        manifest: TransferManifest,
-        num_tokens: int,
-        lease: PeerLease,
-        pages: CachePages,
+        self, held: HeldPrompt, manifest: TransferManifest, lease: PeerLease, cache: KVCache
     ) -> None:
-        self.engine_id = engine_id
+        self.held = held
         self.lease = lease
         self._manifest = manifest
-        self._planner = UnitPlanner(manifest, num_tokens)
-        self._pages = pages
-        self._blocks: tuple[int, ...] = ()
+        self._planner = UnitPlanner(manifest, held.num_tokens)
+        self._cache = cache
+        self._part_index = [cache.layout.index_of(part.name) for part in manifest.layout.parts]
         self._happened: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._answers: asyncio.Queue[pb.TransferResponse | TwinflowError | None] = asyncio.Queue()
         self._events = asyncio.get_running_loop()
 
     def on_kv(self, progress: KVProgress) -> None:
-        """The engine has finished layers; called on its thread, within a step."""
-        self._blocks = tuple(progress.blocks)
+        """See `ProgressListener`."""
         for unit in self._planner.advance(progress):
             self._happened.put(_Final(unit))
 
@@ -191,4 +188,5 @@ class OutgoingTransfer:
         self._answers.put_nowait(answer)
 
     def _unit_page(self, block: int, first_layer: int, num_layers: int, part: int) -> torch.Tensor:
-        return self._pages(self._blocks[block], first_layer, num_layers, part)
+        entry = self.held.blocks[block]
+        return self._cache.page(entry, first_layer, num_layers, self._part_index[part])

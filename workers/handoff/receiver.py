@@ -6,32 +6,43 @@ the link, and the report comes only when the link is quiet.
 """
 
 import asyncio
+import uuid
+from array import array
 from functools import partial
 
 import structlog
 
-from twinflow.protos.errors import HandoffError, LinkError, TwinflowError
+from twinflow.protos.errors import HandoffError, StaleLink, TwinflowError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.runtime.lifecycle import ReceiveOrder
+from twinflow.workers.core import WorkerCore
 from twinflow.workers.handoff.end import HandoffEnd
-from twinflow.workers.handoff.incoming import IncomingTransfer
+from twinflow.workers.handoff.ending import all_or_none
+from twinflow.workers.handoff.fetching import RankReceiver, Tally
+from twinflow.workers.handoff.first_token import FirstToken
+from twinflow.workers.handoff.orders import Fetch
+from twinflow.workers.handoff.others import OtherRanks
 
 
 class KVReceiver:
-    """Fetches KV that other workers compute.
+    """Fetches KV that other workers compute, to all ranks of this one.
 
     Args:
-        end: this worker; its engine hears how every hand-off ends.
+        end: rank 0.
+        core: its engine, which hears how every hand-off ends.
+        others: the other ranks.
     """
 
-    def __init__(self, end: HandoffEnd) -> None:
+    def __init__(self, end: HandoffEnd, core: WorkerCore, others: OtherRanks) -> None:
         self._end = end
-        self._counters = end.core.state.handoffs
+        self._core = core
+        self._others = others
+        self._own = RankReceiver(end)
+        self._counters = core.state.handoffs
         self._fetches: dict[str, asyncio.Task[None]] = {}
-        self._partings: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
-        return len(self._fetches) + len(self._partings)
+        return len(self._fetches) + len(self._own)
 
     def start(self, order: ReceiveOrder) -> None:
         """See `KVFetcher.start`."""
@@ -51,7 +62,7 @@ class KVReceiver:
         for fetch in self._fetches.values():
             fetch.cancel()
         await asyncio.gather(*self._fetches.values(), return_exceptions=True)
-        await asyncio.gather(*self._partings, return_exceptions=True)
+        await self._own.close()
 
     async def _fetch(self, order: ReceiveOrder) -> None:
         """One hand-off; a link that was kept too long costs a second try, not the hand-off.
@@ -62,31 +73,40 @@ class KVReceiver:
         submission = order.request.fetch_from
         if not isinstance(submission, pb.Submission):
             raise HandoffError("the request does not say where its KV comes from")
-        lease = self._end.links.lease_receiving(submission.prefill)
-        transfer = IncomingTransfer(self._end, order, submission, lease)
+        first = FirstToken(self._core.loop, order.request.request_id, submission)
         try:
-            await self._run(transfer)
-        except LinkError as error:
-            if not lease.reused:
-                raise
+            await self._attempt(order, first, fresh=False)
+        except StaleLink as error:
             structlog.get_logger().info("an idle link was dead", problem=str(error))
-            lease = self._end.links.lease_receiving(submission.prefill, fresh=True)
-            known = transfer.engine_has_token
-            transfer = IncomingTransfer(self._end, order, submission, lease, engine_has_token=known)
-            await self._run(transfer)
+            await self._attempt(order, first, fresh=True)
 
-    async def _run(self, transfer: IncomingTransfer) -> None:
-        """Run a transfer and count what has come of it; parting from the sender is not awaited."""
+    async def _attempt(self, order: ReceiveOrder, first: FirstToken, *, fresh: bool) -> None:
+        """Fetch to all ranks and count what has come of it; partings are not awaited."""
+        tally, fetch = Tally(), self._order(order, first.submission, fresh=fresh)
         try:
-            await transfer.run()
+            transfers, _ = await all_or_none(
+                [self._own.fetch(fetch, tally, first), self._others.fetch(fetch, tally)],
+                self._own.abandon,
+            )
         finally:
-            self._counters.digests_refused += transfer.digests_refused
+            self._counters.digests_refused += tally.digests_refused
         self._counters.completed += 1
-        self._counters.bytes += transfer.manifest.num_bytes
-        self._counters.seconds += transfer.seconds
-        parting = asyncio.create_task(transfer.part())
-        self._partings.add(parting)
-        parting.add_done_callback(self._partings.discard)
+        self._counters.bytes += tally.num_bytes
+        self._counters.seconds += tally.seconds
+        self._own.part(transfers)
+
+    def _order(self, order: ReceiveOrder, submission: pb.Submission, *, fresh: bool) -> Fetch:
+        """What every rank is to receive; an entry of the block table is a block on each."""
+        num_tokens = len(submission.prompt_token_ids) + len(submission.output_token_ids)
+        return Fetch(
+            transfer_id=uuid.uuid4().hex,
+            sender=submission.prefill.SerializeToString(),
+            first_block=order.first_block * self._end.share.size,
+            num_blocks=-(-num_tokens // self._end.cache.layout.block_size),
+            table=array("i", order.blocks).tobytes(),
+            deadline_ms=submission.deadline_ms,
+            fresh=fresh,
+        )
 
     def _report(self, engine_id: str, fetch: "asyncio.Task[None]") -> None:
         """Tell the engine how a hand-off ended, also one that was cancelled before it began."""
@@ -103,9 +123,9 @@ class KVReceiver:
                 exc_info=None if error is problem else problem,
             )
         else:
-            self._end.core.loop.post(lambda engine: engine.receive_done(engine_id))
+            self._core.loop.post(lambda engine: engine.receive_done(engine_id))
             return
-        self._end.core.loop.post(lambda engine: engine.receive_failed(engine_id, error))
+        self._core.loop.post(lambda engine: engine.receive_failed(engine_id, error))
 
 
 def _known(problem: BaseException) -> TwinflowError:

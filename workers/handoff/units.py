@@ -18,39 +18,48 @@ class UnitPlanner:
     def __init__(self, manifest: TransferManifest, num_tokens: int) -> None:
         self._manifest = manifest
         self._num_tokens = num_tokens
-        self._next_block = manifest.first_block
+        self._sent = 0  # of the manifest's blocks; those before are announced in all layers
         self._next_index = 0
 
     def advance(self, progress: KVProgress) -> list[Unit]:
         """Units that have become final with this progress, those of all parts together."""
         layout = self._manifest.layout
         units: list[Unit] = []
-        found = progress.token_start // layout.block_size
-        if progress.first_layer == 0 and found > self._next_block:
+        found = self._full(progress.token_start)
+        if progress.first_layer == 0 and found > self._sent:
             for first, count in layer_units(layout.num_layers, self._manifest.layers_per_unit):
                 units += self._units(found, first, count)
-            self._next_block = found
-        end = self._end_block(progress)
-        units += self._units(end, progress.first_layer, progress.end_layer - progress.first_layer)
+            self._sent = found
+        done = self._full(progress.token_end)
+        units += self._units(done, progress.first_layer, progress.end_layer - progress.first_layer)
         if progress.end_layer == layout.num_layers:
-            self._next_block = max(self._next_block, end)
+            self._sent = max(self._sent, done)
         return units
 
-    def _end_block(self, progress: KVProgress) -> int:
-        """One behind the last block whose tokens are all computed."""
-        last = self._manifest.first_block + self._manifest.num_blocks
-        if progress.token_end >= self._num_tokens:
-            return last
-        return min(progress.token_end // self._manifest.layout.block_size, last)
+    def _full(self, num_tokens: int) -> int:
+        """How many of the manifest's blocks are final once so many tokens are computed."""
+        blocks = self._manifest.blocks
+        if num_tokens >= self._num_tokens:
+            return len(blocks)
+        full = num_tokens // self._manifest.layout.block_size
+        return len(range(blocks.start, min(full, blocks.stop), blocks.step))
 
-    def _units(self, end_block: int, first_layer: int, num_layers: int) -> list[Unit]:
-        """A unit for each part of blocks [next block, end_block), if there are any."""
-        if end_block <= self._next_block:
+    def _units(self, end: int, first_layer: int, num_layers: int) -> list[Unit]:
+        """A unit for each part of the blocks before `end` that are not sent, if there are any."""
+        blocks = self._manifest.blocks[self._sent : end]
+        if not blocks:
             return []
-        count = end_block - self._next_block
         first_index = self._next_index
         self._next_index += len(self._manifest.layout.parts)
         return [
-            Unit(first_index + part, self._next_block, count, first_layer, num_layers, part)
+            Unit(
+                first_index + part,
+                blocks.start,
+                len(blocks),
+                first_layer,
+                num_layers,
+                part,
+                blocks.step,
+            )
             for part in range(len(self._manifest.layout.parts))
         ]

@@ -22,6 +22,7 @@ part of the worker and says which rank it was.
     frames      what is said
     connection  frames over a socket, bounded in bytes and time
     handshake   both ends prove that they know the deployment's secret
+    meeting     rank 0 gathers the others
     peer        one connection under watch
     store       rendezvous of the collectives, over the frames
     leader      rank 0's side, and the runner that its engine drives

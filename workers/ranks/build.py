@@ -44,14 +44,36 @@ class BuiltFollower:
     """Another rank of a worker.
 
     Attributes:
-        loop: to be run.
+        loop: to be run, once this rank has said that it is ready.
         follower: rank 0.
         runner: of this rank's share.
+        plan: of this rank.
+        team: of this rank.
     """
 
     loop: FollowerLoop
     follower: Follower
     runner: ModelRunner
+    plan: EnginePlan
+    team: TeamConfig
+
+    def ready(self, address: str) -> None:
+        """Tell rank 0 that this rank has loaded; now steps may come.
+
+        Args:
+            address: where it hands KV over.
+
+        Raises:
+            RankLost: another rank is gone.
+        """
+        parts = tuple(part.name for part in self.plan.rank_layout.parts)
+        self.follower.ready(self.plan.fingerprint, address, parts)
+        self.follower.check()
+
+    def fail(self, error: BaseException) -> None:
+        """Leave the worker, and tell rank 0 why."""
+        self.follower.fail(_as_loss(self.team, error))
+        self.follower.close()
 
 
 def build_leader(
@@ -84,7 +106,7 @@ def build_leader(
         plan = plan.with_blocks(leader.num_blocks)
         runner = _load(plan, config, leader.ranks, progress)
         leader.await_ready(plan.fingerprint)
-    except BaseException as error:
+    except BaseException as error:  # also what ends the process: the other ranks are told
         leader.fail(_as_loss(config, error))
         leader.close()
         raise
@@ -107,13 +129,11 @@ def build_follower(
     try:
         plan = plan.with_blocks(follower.num_blocks)
         runner = _load(plan, config, follower.ranks, progress)
-        follower.ready(plan.fingerprint)
-        follower.check()
-    except BaseException as error:
+    except BaseException as error:  # also what ends the process: the other ranks are told
         follower.fail(_as_loss(config, error))
         follower.close()
         raise
-    return BuiltFollower(FollowerLoop(runner, follower, on_kv), follower, runner)
+    return BuiltFollower(FollowerLoop(runner, follower, on_kv), follower, runner, plan, config)
 
 
 def _load(

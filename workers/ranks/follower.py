@@ -97,9 +97,9 @@ class Follower:
             raise RuntimeError("the ranks are not connected")
         return self._ranks
 
-    def ready(self, fingerprint: str) -> None:
-        """Tell rank 0 that this rank has loaded its share of weights."""
-        self._peer.send(Ready(fingerprint))
+    def ready(self, fingerprint: str, address: str = "", parts: tuple[str, ...] = ()) -> None:
+        """Tell rank 0 that this rank has loaded its share of weights; see `Ready`."""
+        self._peer.send(Ready(fingerprint, address, parts))
 
     def on_order(self, kind: str, callback: Callable[[bytes], None]) -> None:
         """Have someone called with the body of every order of a kind.
@@ -121,6 +121,7 @@ class Follower:
         Raises:
             RankLost: the worker is lost.
         """
+        self.check()
         found = self._inbox.get()
         if isinstance(found, RankLost):
             raise found
@@ -196,11 +197,17 @@ class FollowerLoop:
         self.steps = 0
 
     def run(self) -> None:
-        """Take steps until rank 0 says that there are no more.
+        """Take steps until rank 0 says that there are no more, and leave the worker.
 
         Raises:
             RankLost: the worker is lost, whoever is to blame.
         """
+        try:
+            self._run()
+        finally:
+            self._follower.close()  # rank 0 waits for it
+
+    def _run(self) -> None:
         while (step := self._follower.next()) is not None:
             try:
                 self._take(step)

@@ -131,9 +131,13 @@ class Ready(_Frame, frozen=True, tag="ready"):
 
     Attributes:
         fingerprint: of configuration and weights.
+        address: where this rank hands KV over; empty if it does not.
+        parts: names of the KV parts that it holds.
     """
 
     fingerprint: str
+    address: str = ""
+    parts: tuple[str, ...] = ()
 
 
 class Beat(_Frame, frozen=True, tag="beat"):

@@ -17,9 +17,9 @@ from twinflow.parallel.ranks.distributed import DistributedRanks
 from twinflow.protos.errors import ConfigError, RankLost
 from twinflow.runtime.executor import LayersDone
 from twinflow.runtime.kv.cache import KVCache
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.model_runner import SequenceRows
 from twinflow.runtime.runner import Runner
-from twinflow.workers.ranks.address import listen, unlink
 from twinflow.workers.ranks.config import TeamConfig
 from twinflow.workers.ranks.connection import Connection, ConnectionBroken
 from twinflow.workers.ranks.frames import (
@@ -34,13 +34,9 @@ from twinflow.workers.ranks.frames import (
     Welcome,
     step_frame,
 )
-from twinflow.workers.ranks.handshake import HandshakeRefused, admit, expect, refuse
+from twinflow.workers.ranks.meeting import gather
 from twinflow.workers.ranks.peer import Peer
 from twinflow.workers.ranks.store import answer
-
-# A stranger who connects and says nothing keeps the ranks waiting for so long.
-_GREETING_S = 2.0
-_ACCEPT_S = 0.2
 
 
 class Leader:
@@ -61,7 +57,7 @@ class Leader:
         self._store = MemoryStore(f"ranks of {config.worker_id}")
         self._ranks: DistributedRanks | None = None
         self._changed = threading.Condition()
-        self._fingerprints: dict[int, str] = {}
+        self._ready: dict[int, Ready] = {}
         self._lost: RankLost | None = None
         self._closed = False
         self._on_lost: Callable[[RankLost], None] = lambda error: None
@@ -81,7 +77,7 @@ class Leader:
             RankLost: a rank did not come in time, or was lost meanwhile.
         """
         own = Hello(config.worker_id, config.epoch, 0, config.size, layout, num_blocks)
-        connections, agreed = _gather(config, own)
+        connections, agreed = gather(config, own)
         leader = cls(config, agreed)
         try:
             leader._welcome(connections)
@@ -100,6 +96,16 @@ class Leader:
             raise RuntimeError("the ranks are not connected")
         return self._ranks
 
+    @property
+    def size(self) -> int:
+        """Ranks of the worker, rank 0 included."""
+        return self._config.size
+
+    @property
+    def others(self) -> list[Ready]:
+        """What ranks 1, 2, ... have said when they were ready."""
+        return [self._ready[rank] for rank in sorted(self._ready)]
+
     def await_ready(self, fingerprint: str) -> None:
         """Wait until every rank has loaded its share of the same weights as rank 0.
 
@@ -109,19 +115,19 @@ class Leader:
         """
         with self._changed:
             self._changed.wait_for(
-                lambda: self._lost or len(self._fingerprints) == len(self._peers),
+                lambda: self._lost or len(self._ready) == len(self._peers),
                 self._config.load_s,
             )
         self.check()
         for peer in self._peers:
-            found = self._fingerprints.get(peer.rank)
+            found = self._ready.get(peer.rank)
             who = self._config.describe(peer.rank)
             if found is None:
                 raise self.fail(RankLost(f"{who} did not load within {self._config.load_s:g} s"))
-            if found != fingerprint:
+            if found.fingerprint != fingerprint:
                 error = ConfigError(
-                    f"{who} has loaded weights {found}, rank 0 {fingerprint}: give all ranks the "
-                    f"same model"
+                    f"{who} has loaded weights {found.fingerprint}, rank 0 {fingerprint}: give all "
+                    f"ranks the same model"
                 )
                 self.fail(RankLost(error.message))
                 raise error
@@ -190,10 +196,12 @@ class Leader:
             if self._closed:
                 return
             self._closed = True
+        deadline = Deadline.after(0.0 if self._lost else self._config.silence_s)
         if self._lost is None:
             self._broadcast(Stop())
         for peer in self._peers:
-            peer.close()
+            # A rank may be behind in the last step, for which it needs the others.
+            peer.finish(deadline.remaining())
         if self._ranks is not None:
             self._ranks.close()
         self._store.close()
@@ -215,7 +223,7 @@ class Leader:
                 self._peers[rank - 1].send(answer(self._store, frame))
             case Ready():
                 with self._changed:
-                    self._fingerprints[rank] = frame.fingerprint
+                    self._ready[rank] = frame
                     self._changed.notify_all()
             case Report() if frame.kind in self._on_report:
                 self._on_report[frame.kind](rank, frame.body)
@@ -283,79 +291,6 @@ class LeaderRunner:
             self._forgotten.append(sequence)
         return known
 
-
-def _gather(config: TeamConfig, own: Hello) -> tuple[dict[int, Connection], int]:
-    """A connection to every other rank, and the smallest number of blocks that any has room for."""
-    deadline = Deadline.after(config.meet_s)
-    connections: dict[int, Connection] = {}
-    agreed = own.num_blocks
-    listener = listen(config.address)
-    listener.settimeout(_ACCEPT_S)
-    try:
-        while len(connections) < config.size - 1:
-            if deadline.expired:
-                missing = [r for r in range(1, config.size) if r not in connections]
-                raise RankLost(
-                    f"{config.describe(missing[0])} did not come within {config.meet_s:g} s"
-                )
-            try:
-                sock, _ = listener.accept()
-            except TimeoutError:
-                continue
-            connection = Connection(sock, config.silence_s)
-            hello = _greet(connection, config, own, connections)
-            if hello is not None:
-                connections[hello.rank] = connection
-                agreed = min(agreed, hello.num_blocks)
-    except BaseException:
-        for connection in connections.values():
-            connection.close()
-        raise
-    finally:
-        listener.close()
-        unlink(config.address)
-    return connections, agreed
-
-
-def _greet(
-    connection: Connection, config: TeamConfig, own: Hello, known: dict[int, Connection]
-) -> Hello | None:
-    """Let somebody in; None if it is nobody who is waited for.
-
-    Raises:
-        ConfigError: a rank of this worker cannot work with rank 0, whatever is waited for.
-    """
-    deadline = Deadline.after(_GREETING_S)
-    misfit = ""
-    try:
-        admit(connection, config.token, deadline)
-        hello = expect(connection, Hello, deadline)
-        stranger = _mistake(hello, own, known)
-        if not stranger and hello.layout == own.layout:
-            return hello
-        if not stranger:
-            misfit = (
-                f"{config.describe(hello.rank)} has the KV layout {hello.layout}, rank 0 "
-                f"{own.layout}: give all ranks the same configuration"
-            )
-        refuse(connection, stranger or misfit)
-    except (HandshakeRefused, ConnectionBroken) as error:
-        connection.close()
-        structlog.get_logger().warning("a connection was refused", reason=str(error))
-    if misfit:
-        raise ConfigError(misfit)
-    return None
-
-
-def _mistake(hello: Hello, own: Hello, known: dict[int, Connection]) -> str:
-    """Why a caller is not one that is waited for; empty if it is."""
-    if (hello.worker_id, hello.epoch) != (own.worker_id, own.epoch):
-        return (
-            f"this is worker {own.worker_id} (epoch {own.epoch}), not {hello.worker_id} "
-            f"(epoch {hello.epoch})"
-        )
-    if hello.size != own.size or not 1 <= hello.rank < own.size:
-        return f"there is no rank {hello.rank} of {hello.size}, only 1..{own.size - 1}"
-    if hello.rank in known:
-        return f"rank {hello.rank} is here already"
-    return ""
+    def take_traffic(self) -> Sequence[LayerTraffic]:
+        """Of rank 0's experts, or its part of all experts; see `Runner.take_traffic`."""
+        return self._runner.take_traffic()

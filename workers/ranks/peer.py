@@ -54,6 +54,12 @@ class Peer:
         except ConnectionBroken as error:
             self._lose(str(error))
 
+    def finish(self, timeout_s: float) -> None:
+        """Wait until the other end breaks the connection, at most so long, and `close`."""
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        self.close()
+
     def close(self) -> None:
         """Break the connection and end the thread; the other rank is not reported as lost."""
         self._ended.set()

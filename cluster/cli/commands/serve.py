@@ -30,8 +30,14 @@ sources:
 {variables}
 
 devices:
-  With --device cuda each worker has a GPU of its own, and KV caches travel over NCCL; with auto it
-  is so on a machine whose GPUs torch can use. Workers on the CPU share cores and memory evenly.
+  With --device cuda each rank of a worker has a GPU of its own, and KV caches travel over NCCL;
+  with auto it is so on a machine whose GPUs torch can use. On the CPU all ranks of all workers
+  share cores and memory evenly.
+
+ranks:
+  With --tensor-parallel-size N a worker is N processes of this machine that compute the model
+  together. N must divide the query heads, and divide the key/value heads or be a multiple of them.
+  If one of them dies or freezes, its worker is lost, and its requests go on at the other workers.
 
 stopping:
   After Ctrl-C or SIGTERM new requests are refused and running ones may finish, for at most
@@ -46,6 +52,7 @@ examples:
   twinflow serve ./smollm2-135m                         one prefill and one decode worker
   twinflow serve ./smollm2-135m --prefill 2 --decode 2  two of each
   twinflow serve ./smollm2-135m --mixed 1               one worker that does both
+  twinflow serve ./smollm2-135m --mixed 1 --tensor-parallel-size 3   a worker of three ranks
   twinflow serve ./smollm2-135m --device cpu            on the CPU, even if there is a GPU
   twinflow serve ./smollm2-135m --launcher local        plain processes, without Ray
   TWINFLOW_API_KEY=$(cat key) twinflow serve ./smollm2-135m --host 0.0.0.0

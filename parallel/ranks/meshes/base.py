@@ -1,11 +1,11 @@
-"""What collectives ask of a transport: every rank sends something to every other rank.
+"""What collectives ask of a transport: ranks send something to each other, all in step.
 
 One implementation per torch backend. A mesh adds nothing up and knows no shapes: both ends of a
 pair must mean the same number of bytes, which follows from all ranks running the same model.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
@@ -51,15 +51,15 @@ class RankMesh(ABC):
 
     @abstractmethod
     def exchange(
-        self, sends: Sequence[Tensor], receives: Sequence[Tensor], deadline: Deadline
+        self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], deadline: Deadline
     ) -> None:
-        """Send `sends[r]` to rank r and receive `receives[r]` from it, for every other rank r.
+        """Send `sends[r]` to rank r and receive `receives[r]` from it, for every rank r in them.
 
         Afterwards all tensors belong to the caller again, in the order of the device: a CPU is
         done, a CUDA stream has it queued.
 
         Args:
-            sends: one contiguous tensor for each rank; that of this rank is passed over.
+            sends: one contiguous tensor for each rank that takes part, but this one.
             receives: likewise.
             deadline: for all of them; an implementation that only queues may leave it to `settle`.
 

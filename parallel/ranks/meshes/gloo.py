@@ -9,7 +9,7 @@ All connections of a rank close together when one wait runs into its deadline; w
 that, a group for each pair, would not help here: a worker without one of its ranks is no worker.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 from torch.distributed.distributed_c10d import Store
@@ -32,9 +32,9 @@ class GlooMesh(RankMesh):
     backend = "gloo"
     device_type = "cpu"
 
-    def __init__(self, group: PointToPoint, rank: int, size: int) -> None:
+    def __init__(self, group: PointToPoint, any_peer: int | None) -> None:
         self._group: PointToPoint | None = group
-        self._peers = [peer for peer in range(size) if peer != rank]
+        self._any_peer = any_peer
         self._tag = 0
         self._aborted = False
 
@@ -42,10 +42,10 @@ class GlooMesh(RankMesh):
     def connect(cls, config: RanksConfig, store: Store, deadline: Deadline) -> "GlooMesh":
         """See the base class."""
         group = connect_gloo(store, config.rank, config.size, config.bind_address, deadline)
-        return cls(group, config.rank, config.size)
+        return cls(group, next((r for r in range(config.size) if r != config.rank), None))
 
     def exchange(
-        self, sends: Sequence[Tensor], receives: Sequence[Tensor], deadline: Deadline
+        self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], deadline: Deadline
     ) -> None:
         """See the base class."""
         # Messages of one pair arrive in order; the tag only tells exchanges apart, so that ranks
@@ -54,10 +54,10 @@ class GlooMesh(RankMesh):
         posted: list[tuple[int, Operation]] = []
         peer, reason = -1, ""
         try:
-            for peer in self._peers:
-                posted.append((peer, self._require_group().recv([receives[peer]], peer, self._tag)))
-            for peer in self._peers:
-                posted.append((peer, self._require_group().send([sends[peer]], peer, self._tag)))
+            for peer, tensor in receives.items():
+                posted.append((peer, self._require_group().recv([tensor], peer, self._tag)))
+            for peer, tensor in sends.items():
+                posted.append((peer, self._require_group().send([tensor], peer, self._tag)))
             posted.reverse()
             while posted:
                 peer = posted[-1][0]
@@ -76,9 +76,9 @@ class GlooMesh(RankMesh):
     def abort(self) -> None:
         """See the base class."""
         group = self._group
-        if group is not None and not self._aborted and self._peers:
+        if group is not None and not self._aborted and self._any_peer is not None:
             self._aborted = True
-            abort_gloo(group, self._peers[0])
+            abort_gloo(group, self._any_peer)
 
     def release(self) -> None:
         """See the base class."""

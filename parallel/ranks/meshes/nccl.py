@@ -9,7 +9,7 @@ NCCL does not tell which rank did not answer.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -30,9 +30,8 @@ class NcclMesh(RankMesh):
     backend = "nccl"
     device_type = "cuda"
 
-    def __init__(self, group: Communicator, rank: int, size: int, device: torch.device) -> None:
+    def __init__(self, group: Communicator, device: torch.device) -> None:
         self._group: Communicator | None = group
-        self._peers = [peer for peer in range(size) if peer != rank]
         self._device = device
         self._latest: Operation | None = None
         self._aborted = False
@@ -42,17 +41,17 @@ class NcclMesh(RankMesh):
         """See the base class."""
         device = torch.device(config.device)
         group = connect_nccl(store, config.rank, config.size, device, deadline)
-        return cls(group, config.rank, config.size, device)
+        return cls(group, device)
 
     def exchange(
-        self, sends: Sequence[Tensor], receives: Sequence[Tensor], deadline: Deadline
+        self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor], deadline: Deadline
     ) -> None:
         """See the base class."""
         try:
             group = self._require_group()
             with torch.cuda.device(self._device):
                 group._start_coalescing()
-                for peer in self._peers:
+                for peer in sends:
                     group.send([sends[peer]], peer, 0)
                     group.recv([receives[peer]], peer, 0)
                 self._latest = group._end_coalescing()

@@ -10,6 +10,7 @@ from benchmarks.train_nano.corpus import (
     read_documents,
     standard_library,
     write_documents,
+    write_text,
 )
 
 
@@ -50,3 +51,8 @@ def test_documents_are_read_as_they_were_written(tmp_path: Path) -> None:
     written = [Document("a.py", "'''é\n\u2028'''\n"), Document("b.py", "x\n")]
     write_documents(tmp_path / "some.jsonl", written)
     assert list(read_documents(tmp_path / "some.jsonl")) == written
+
+
+def test_documents_become_one_text(tmp_path: Path) -> None:
+    write_text(tmp_path / "some.txt", [Document("a.py", "x = 1\n"), Document("b.py", "é = 2")])
+    assert (tmp_path / "some.txt").read_text("utf-8") == "x = 1\n\n\né = 2"

@@ -4,6 +4,7 @@ import io
 import json
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tests.support.command_line import Terminal
 
@@ -67,6 +68,12 @@ def test_the_summary_names_endpoints_and_pools() -> None:
     assert "http://127.0.0.1:8001/v1" in text and "127.0.0.1:50052" in text
     assert "1 worker: prefill-0" in text and "2 workers: decode-0, decode-1" in text
     assert "mixed" not in text
+
+
+def test_the_summary_counts_ranks() -> None:
+    text = describe(replace(SUMMARY, ranks={"prefill": 1, "decode": 4}))
+    assert "1 worker: prefill-0" in text
+    assert "2 workers of 4 ranks: decode-0, decode-1" in text
 
 
 def commands(summary: ReadySummary) -> list[list[str]]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import pytest
 from pydantic import SecretStr
 
@@ -22,7 +23,8 @@ SMALL = Machine(cores=8, free_memory=4 * GIB)
 def workers(machine: Machine = SMALL, **changes: Any) -> list[WorkerConfig]:
     """The workers of a configuration."""
     config = ServeConfig(**{"model": "models/tiny", **changes})
-    return [WorkerConfig.decode(plan.spec.config) for plan in plan_workers(config, machine, "t")]
+    plans = plan_workers(config, machine, "t")
+    return [WorkerConfig.decode(spec.config) for plan in plans for spec in plan.ranks]
 
 
 class TestPools:
@@ -41,8 +43,10 @@ class TestPools:
     def test_a_plan_says_what_its_process_is(self) -> None:
         config = ServeConfig(model="m", mixed=1, log_level="debug")
         (plan,) = plan_workers(config, SMALL, "t")
-        assert (plan.role, plan.spec.kind, plan.spec.name) == ("mixed", "worker", "mixed-0")
-        assert (plan.spec.threads, plan.spec.log_level) == (8, "debug")
+        (spec,) = plan.ranks
+        assert (plan.role, plan.name) == ("mixed", "mixed-0")
+        assert (spec.kind, spec.name) == ("worker", "mixed-0")
+        assert (spec.threads, spec.log_level) == (8, "debug")
 
 
 class TestShares:
@@ -88,8 +92,9 @@ class TestDevices:
     @pytest.mark.parametrize("device", ["auto", "cuda"])
     def test_a_gpu_for_each(self, device: Device) -> None:
         plans = plan_workers(ServeConfig(model="m", device=device), self.TWO, "t")
-        configs = [WorkerConfig.decode(plan.spec.config) for plan in plans]
-        assert [plan.spec.gpu for plan in plans] == [0, 1]
+        specs = [spec for plan in plans for spec in plan.ranks]
+        configs = [WorkerConfig.decode(spec.config) for spec in specs]
+        assert [spec.gpu for spec in specs] == [0, 1]
         assert [config.device for config in configs] == ["cuda:0", "cuda:0"]
         shares = [config.kv_cache_memory / GIB for config in configs]
         assert shares == pytest.approx([32.0, 16.0])
@@ -97,7 +102,7 @@ class TestDevices:
     @pytest.mark.parametrize(("device", "machine"), [("cpu", TWO), ("auto", NONE)])
     def test_the_cpu(self, device: Device, machine: Machine) -> None:
         plans = plan_workers(ServeConfig(model="m", device=device), machine, "t")
-        assert [plan.spec.gpu for plan in plans] == [None, None]
+        assert [spec.gpu for plan in plans for spec in plan.ranks] == [None, None]
         assert {w.device for w in workers(machine, device=device)} == {"cpu"}
 
     def test_why_there_is_no_gpu(self) -> None:
@@ -110,6 +115,59 @@ class TestDevices:
             ConfigError, match=f"^--device {device}: 3 workers need a GPU each and torch sees 2; "
         ):
             workers(self.TWO, device=device, prefill=2)
+
+    def test_too_few_gpus_for_the_ranks(self) -> None:
+        message = "2 workers of 6 ranks together need a GPU each and torch sees 2"
+        with pytest.raises(ConfigError, match=message):
+            workers(self.TWO, tensor_parallel_size=4, decode_tensor_parallel_size=2)
+
+    def test_a_gpu_for_each_rank(self) -> None:
+        config = ServeConfig(model="m", mixed=1, tensor_parallel_size=2, device="cuda")
+        (plan,) = plan_workers(config, self.TWO, "t")
+        assert [spec.gpu for spec in plan.ranks] == [0, 1]
+        assert {WorkerConfig.decode(spec.config).device for spec in plan.ranks} == {"cuda:0"}
+
+
+class TestRanks:
+    """Workers of several processes."""
+
+    def test_ranks_differ_in_nothing_but_their_number(self) -> None:
+        config = ServeConfig(model="m", mixed=2, tensor_parallel_size=2)
+        plans = plan_workers(config, SMALL, "t")
+        names = [[spec.name for spec in plan.ranks] for plan in plans]
+        assert names == [["mixed-0", "mixed-0-rank1"], ["mixed-1", "mixed-1-rank1"]]
+        addresses = set()
+        for plan in plans:
+            first, second = (WorkerConfig.decode(spec.config) for spec in plan.ranks)
+            assert (first.worker_id, first.rank, first.tensor_parallel_size) == (plan.name, 0, 2)
+            assert second == msgspec.structs.replace(first, rank=1)
+            addresses.add(first.leader_address)
+        assert len(addresses) == 2 and "" not in addresses
+
+    def test_every_pool_has_its_own_number_and_the_kv_is_cut_for_the_largest(self) -> None:
+        found = workers(
+            mixed=1,
+            prefill=1,
+            decode=1,
+            tensor_parallel_size=2,
+            prefill_tensor_parallel_size=4,
+            decode_tensor_parallel_size=1,
+        )
+        sizes = {w.role: w.tensor_parallel_size for w in found}
+        assert sizes == {"prefill": 4, "decode": 1, "mixed": 2}
+        assert len(found) == 7
+        assert {w.kv_parts for w in found} == {4}
+        assert {w.leader_address != "" for w in found if w.role == "decode"} == {False}
+
+    def test_every_rank_has_an_equal_share_of_the_machine(self) -> None:
+        found = workers(tensor_parallel_size=2)
+        assert {w.threads for w in found} == {2}
+        assert {w.host_memory for w in found} == {MemoryShare(4 * GIB, parts=4)}
+        assert sum(w.kv_cache_memory for w in found) == pytest.approx(0.4 * 4 * GIB, abs=4)
+
+    def test_experts_are_cut_or_dealt_out(self) -> None:
+        assert {w.expert_parallel for w in workers(enable_expert_parallel=True)} == {True}
+        assert {w.expert_parallel for w in workers()} == {False}
 
 
 def test_every_pool_may_have_a_scheduler_of_its_own() -> None:

@@ -1,9 +1,12 @@
 """Starting, watching and stopping a deployment of services that are no processes."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.calibrations import measured_model, tiny_latent_config
+from tests.support.checkpoints import write_checkpoint
 from tests.support.fake_launcher import FakeHandle, FakeLauncher, RecordingUI, fails_with
 
 from twinflow.cluster.config import ServeConfig
@@ -90,6 +93,21 @@ class TestStart:
             stage.deployment.start(MACHINE)
         assert (stage.launcher.opened, stage.ui.phases) == (0, [])
 
+    def test_a_measured_loss_is_said_before_anything_starts(self, tmp_path: Path) -> None:
+        model = measured_model(write_checkpoint(tmp_path, tiny_latent_config()))
+        stage = Stage(model=str(model), mla_parallel="tpla", mla_shards=2, tpla_transform="joint+4")
+        stage.deployment.start(MACHINE)
+        assert "Warning: tpla approximates attention: joint+4" in stage.ui.messages[0]
+        loss = stage.launcher.config_of("gateway-0")["loss"]
+        assert isinstance(loss, dict) and loss["transform"] == "joint+4"
+        assert stage.launcher.config_of("decode-0")["mla_shards"] == 2
+        unmeasured = Stage(
+            model=str(model), mla_parallel="tpla", mla_shards=4, tpla_transform="joint+4"
+        )
+        with pytest.raises(ConfigError, match="was not measured with 4 shards"):
+            unmeasured.deployment.start(MACHINE)
+        assert unmeasured.launcher.opened == 0
+
     def test_all_processes_of_a_deployment_share_a_secret(self) -> None:
         stage = Stage()
         stage.deployment.start(MACHINE)
@@ -123,6 +141,17 @@ class TestStart:
 
         stage = Stage(only("decode-0", die))
         with pytest.raises(ServerError, match=r"^the process of decode-0 ended with status -9$"):
+            stage.deployment.start(MACHINE)
+
+    def test_the_rank_that_failed_first_is_named(self) -> None:
+        def fail(handle: FakeHandle) -> None:
+            if handle.name == "mixed-0":
+                handle.steps = list(fails_with("rank 1 of mixed-0 could not start", "rank_lost"))
+            if handle.name == "mixed-0-rank1":
+                handle.steps = list(fails_with("out of memory", "config_error"))
+
+        stage = Stage(fail, mixed=1, tensor_parallel_size=2)
+        with pytest.raises(ConfigError, match=r"^mixed-0-rank1: out of memory$"):
             stage.deployment.start(MACHINE)
 
     def test_a_service_that_never_gets_ready(self) -> None:
@@ -195,6 +224,36 @@ class TestWatch:
         stage.deployment.watch()
         assert stage.clock.now >= 100.0
         assert stage.ui.messages == [f"the process of {dead} ended; serving on with {left}"]
+
+    @pytest.mark.parametrize("lost", ["mixed-0", "mixed-0-rank1"])
+    def test_a_rank_that_dies_takes_its_worker_along(self, lost: str) -> None:
+        stage = Stage(mixed=2, tensor_parallel_size=2)
+        summary = stage.deployment.start(MACHINE)
+        assert (summary.pools, summary.ranks) == ({"mixed": ("mixed-0", "mixed-1")}, {"mixed": 2})
+        gone = [ServiceStatus("gone", f"the process of {lost} ended")]
+        stage.clock.at = [
+            (50.0, lambda: setattr(stage.launcher.named(lost), "steps", gone)),
+            (100.0, stage.interrupt),
+        ]
+        stage.deployment.watch()
+        assert stage.ui.messages == [f"the process of {lost} ended; serving on with mixed-1"]
+        alive = [handle.name for handle in stage.launcher.handles if handle.alive]
+        assert alive == ["mixed-1", "mixed-1-rank1", "gateway-0"]
+
+    def test_a_frozen_rank_is_killed_with_its_worker(self) -> None:
+        stage = Stage(mixed=2, tensor_parallel_size=2)
+        stage.deployment.start(MACHINE)
+        frozen = stage.launcher.named("mixed-0-rank1")
+        frozen.stop_takes_s = None
+        lost = list(fails_with("rank 1 of mixed-0 is lost: it said nothing for 4 s", "worker_lost"))
+        stage.clock.at = [
+            (50.0, lambda: setattr(stage.launcher.named("mixed-0"), "steps", lost[1:])),
+            (100.0, stage.interrupt),
+        ]
+        stage.deployment.watch()
+        assert not frozen.alive
+        (message,) = stage.ui.messages
+        assert message.startswith("mixed-0: rank 1 of mixed-0 is lost")
 
     def test_until_the_last_worker_dies(self) -> None:
         stage = Stage()

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from twinflow.cluster.launch.service import Report, ServiceRunner
-from twinflow.protos.errors import ConfigError
+from twinflow.protos.errors import ConfigError, RankLost, TwinflowError
 
 
 class FakeService:
@@ -14,6 +14,7 @@ class FakeService:
     Attributes:
         problem: why it does not start, if it does not.
         drain_problem: what goes wrong while it drains, if anything does.
+        failure: done when it cannot serve any more.
         idle: set when nothing runs.
         log: what happened, in order.
     """
@@ -21,6 +22,7 @@ class FakeService:
     def __init__(self) -> None:
         self.problem: Exception | None = None
         self.drain_problem: Exception | None = None
+        self.failure: asyncio.Future[TwinflowError] = asyncio.get_running_loop().create_future()
         self.idle = asyncio.Event()
         self.log: list[str] = []
 
@@ -29,6 +31,9 @@ class FakeService:
         if self.problem is not None:
             raise self.problem
         return {"grpc": "127.0.0.1:1"}
+
+    async def wait_failed(self) -> TwinflowError:
+        return await asyncio.shield(self.failure)
 
     async def drain(self, grace_s: float) -> None:
         self.log.append(f"drain {grace_s:g}")
@@ -42,7 +47,7 @@ class FakeService:
 
 
 @pytest.fixture
-def service() -> FakeService:
+async def service() -> FakeService:
     return FakeService()
 
 
@@ -79,6 +84,30 @@ async def test_a_service_that_did_not_start_has_nothing_to_drain(service: FakeSe
     assert status.error_code == ConfigError.code
     await runner.stop(30.0)
     assert service.log == ["stop 0"]
+
+
+async def test_a_service_that_fails_later_says_why_and_has_nothing_to_drain(
+    service: FakeService,
+) -> None:
+    failures: list[str] = []
+    runner = ServiceRunner(service, lambda: failures.append(runner.status.detail))
+    assert (await runner.start()).state == "ready"
+    service.failure.set_result(RankLost("rank 1 is lost"))
+    await asyncio.sleep(0.01)
+    assert failures == ["rank 1 is lost"]
+    assert (runner.status.state, runner.status.error_code) == ("failed", RankLost.code)
+    await runner.stop(30.0)
+    assert service.log == ["stop 0"]
+
+
+async def test_a_service_that_is_stopped_does_not_fail_any_more(service: FakeService) -> None:
+    runner = ServiceRunner(service)
+    await runner.start()
+    service.idle.set()
+    await runner.stop(1.0)
+    service.failure.set_result(RankLost("rank 1 is lost"))
+    await asyncio.sleep(0.01)
+    assert runner.status.state == "ready"
 
 
 async def test_it_ends_even_if_draining_fails(service: FakeService) -> None:

@@ -77,11 +77,25 @@ def test_a_unit_of_the_manifest_is_accepted() -> None:
         ({"part": 1}, "is of part 1, the layout has 1"),
         ({"part": -1}, "is of part -1, the layout has 1"),
         ({"first_layer": 4}, r"layers 4 \+ 4"),
+        ({"block_step": 2}, r"blocks 10 \+ 2, the transfer has 10 \+ 5 by 1"),
     ],
 )
 def test_a_unit_out_of_range_is_refused(change: dict[str, int], message: str) -> None:
     with pytest.raises(HandoffError, match=f"transfer t1: unit .*{message}|{message}"):
         MANIFEST.check_unit(replace(UNIT, **change), UNIT_BYTES, 2)
+
+
+def test_every_other_block_can_be_transferred() -> None:
+    manifest = replace(MANIFEST, first_block=11, num_blocks=3, block_step=2)
+    assert list(manifest.blocks) == [11, 13, 15]
+    unit = replace(UNIT, first_block=13, block_step=2)
+    assert list(unit.blocks) == [13, 15]
+    manifest.check_unit(unit, UNIT_BYTES, 2)
+    assert manifest.first_cell(unit) == 1
+    assert manifest.seeds(unit)[0] == MANIFEST.seeds(replace(UNIT, first_block=13))[0]
+    for change in ({"first_block": 12}, {"first_block": 15}, {"block_step": 1}):
+        with pytest.raises(HandoffError, match=r"the transfer has 11 \+ 3 by 2"):
+            manifest.check_unit(replace(unit, **change), UNIT_BYTES, 2)
 
 
 @pytest.mark.parametrize("wrong", [UNIT_BYTES + 1, UNIT_BYTES - 1, 0, -1, 2**62])
@@ -100,8 +114,9 @@ def test_a_unit_without_a_digest_for_each_block_is_refused() -> None:
     [
         ({"transfer_id": ""}, "a transfer id has 1 to 128 characters"),
         ({"transfer_id": "x" * 129}, "a transfer id has 1 to 128 characters"),
-        ({"num_blocks": 0}, r"blocks 10 \+ 0 are no range"),
-        ({"first_block": -1}, r"blocks -1 \+ 5 are no range"),
+        ({"num_blocks": 0}, r"blocks 10 \+ 0 by 1 are no range"),
+        ({"first_block": -1}, r"blocks -1 \+ 5 by 1 are no range"),
+        ({"block_step": 0}, r"blocks 10 \+ 5 by 0 are no range"),
         ({"layers_per_unit": 0}, "0 layers per unit, the model has 6"),
         ({"layers_per_unit": 7}, "7 layers per unit, the model has 6"),
         ({"num_blocks": 2**31}, "messages, 536870912 are possible"),

@@ -16,7 +16,7 @@ from tests.support.rank_groups import (
 from torch import Tensor
 
 from twinflow.parallel.links.store import MemoryStore
-from twinflow.parallel.ranks.base import OneRank, RankGroup
+from twinflow.parallel.ranks.base import OneRank, RankGroup, Seat
 from twinflow.parallel.ranks.distributed import DistributedRanks, ordered_sum
 from twinflow.parallel.ranks.meshes import RANK_MESHES, by_backend
 from twinflow.parallel.ranks.meshes.gloo import GlooMesh
@@ -67,6 +67,34 @@ def test_parts_are_gathered_side_by_side(size: int) -> None:
             parts = uneven_parts(size, rows, width)
             for gathered in group.all(lambda ranks, p=parts: ranks.all_gather(p[ranks.rank])):  # type: ignore[misc]
                 assert same_bits(gathered, torch.cat(parts, dim=1))
+
+
+@pytest.mark.parametrize("sliced_from_bytes", [ALWAYS, NEVER])
+def test_neighbours_are_groups_of_their_own(sliced_from_bytes: int) -> None:
+    parts = uneven_parts(4, 6, 12)
+    with grouped(4, sliced_from_bytes=sliced_from_bytes) as group:
+        for size in (1, 2, 4):
+
+            def work(ranks: DistributedRanks, size: int = size) -> tuple[Tensor, Tensor]:
+                near = ranks.neighbours(size)
+                assert (near.rank, near.size) == (ranks.rank % size, size)
+                gathered = near.all_gather(parts[ranks.rank])
+                total = near.all_reduce(parts[ranks.rank].clone())
+                # A group within a group, and the whole one in between.
+                assert same_bits(near.neighbours(1).all_gather(total), total)
+                ranks.all_reduce(parts[ranks.rank].clone())
+                return gathered, total
+
+            for rank, (gathered, total) in enumerate(group.all(work)):
+                first = rank - rank % size
+                mine = parts[first : first + size]
+                assert same_bits(gathered, torch.cat(mine, dim=1))
+                assert same_bits(total, sum_in_order(mine))
+        with pytest.raises(ConfigError, match="4 ranks cannot form groups of 3"):
+            group[0].neighbours(3)
+    assert Seat(3, 4).neighbours(2).rank == 1
+    with pytest.raises(ConfigError, match="1 ranks cannot form groups of 2"):
+        OneRank().neighbours(2)
 
 
 def test_parts_may_be_views_and_empty_and_of_either_mode() -> None:

@@ -13,6 +13,8 @@ from tests.support.tiny_models import hf_config_json
 from twinflow.protos.errors import CheckpointError
 from twinflow.runtime.checkpoint.config import load_model_config
 from twinflow.runtime.models.config import LatentConfig, MoEConfig, RopeScaling
+from twinflow.runtime.models.decoder import Decoder
+from twinflow.runtime.models.registry import model_type
 
 # As published with Kimi-K2-Instruct; keys that only training or transformers' code reads left out.
 KIMI_K2: dict[str, Any] = {
@@ -80,15 +82,17 @@ def refused(directory: Path) -> CheckpointError:
     return caught.value
 
 
-def test_kimi_k2_is_read_and_its_code_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["DeepseekV3ForCausalLM", "KimiK2ForCausalLM"])
+def test_kimi_k2_is_read_and_its_code_left_alone(tmp_path: Path, architecture: str) -> None:
     marker = tmp_path / "executed"
     for name in ("configuration_deepseek.py", "modeling_deepseek.py"):
         (tmp_path / name).write_text(f"open({str(marker)!r}, 'w').close()\n")
-    write_json(tmp_path / "config.json", KIMI_K2)
+    write_json(tmp_path / "config.json", KIMI_K2 | {"architectures": [architecture]})
     with structlog.testing.capture_logs() as logs:
         config = load_model_config(tmp_path)
     assert [log["event"] for log in logs] == ["the model's own code is not used"]
     assert not marker.exists()
+    assert model_type(config) is Decoder
     assert (config.num_layers, config.num_heads, config.num_kv_heads) == (61, 64, 1)
     assert (config.head_dim, config.max_position, config.rope_theta) == (64, 131072, 50000.0)
     assert config.latent == LatentConfig(

@@ -16,7 +16,11 @@ BLOCK = 2
 
 
 def create_manager(
-    num_blocks: int = 17, block_size: int = BLOCK, *, caching: bool = True
+    num_blocks: int = 17,
+    block_size: int = BLOCK,
+    *,
+    caching: bool = True,
+    share_generated: bool = True,
 ) -> BlockManager:
     """A manager of one model's blocks."""
     return BlockManager(
@@ -25,6 +29,7 @@ def create_manager(
         model_fingerprint="model",
         layout_digest="layout",
         enable_prefix_caching=caching,
+        share_generated=share_generated,
     )
 
 
@@ -238,3 +243,19 @@ class TestTables:
     @pytest.mark.parametrize(("num_tokens", "num_blocks"), [(0, 0), (1, 1), (2, 1), (3, 2)])
     def test_blocks_for(self, num_tokens: int, num_blocks: int) -> None:
         assert create_manager().blocks_for(num_tokens) == num_blocks
+
+
+def test_generated_tokens_are_shared_only_if_they_may_be() -> None:
+    for share_generated in (True, False):
+        manager = create_manager(share_generated=share_generated)
+        first = create_request([1, 2, 3, 4, 5])
+        first.output_token_ids = [6, 7, 8]
+        admit(manager, first)
+        # Nor may what was computed as a prompt serve as generated.
+        same = create_request([1, 2, 3])
+        same.output_token_ids = [4, 5, 6, 7, 8, 9]
+        later = create_request([1, 2, 3, 4, 5, 6, 7, 8, 9])
+        found = [manager.match(request).num_tokens for request in (same, later)]
+        assert found == ([8, 8] if share_generated else [2, 4])
+        manager.free(first.request_id)
+        manager.check_integrity()

@@ -10,12 +10,12 @@ import pytest
 import torch
 from tests.support.checkpoints import write_checkpoint
 from tests.support.expert_blocks import LAYER, moe_of, random_rows, run_block, with_experts
-from tests.support.ranks import run_ranks
 from tests.support.runners import FedSequence, feed, make_model, make_runner, random_tokens
 from tests.support.tiny_models import hf_config_json, tiny_config, tiny_state_dict
 from torch import Tensor
 
 from twinflow.parallel.ranks.base import RankGroup
+from twinflow.parallel.ranks.threads import run_ranks
 from twinflow.runtime.models.config import ModelConfig
 
 transformers = pytest.importorskip("transformers")

@@ -3,15 +3,16 @@
 import pytest
 import torch
 from tests.support.expert_blocks import LAYER, make_block, moe_of, random_rows, with_experts
-from tests.support.ranks import run_ranks
 from tests.support.runners import FedSequence, feed, make_model, make_runner, random_tokens
 from tests.support.tiny_models import EXPERT_ARCHITECTURES, LATENT_ARCHITECTURES, tiny_config
 from torch import Tensor
 
 from twinflow.parallel.ranks.base import RankGroup
+from twinflow.parallel.ranks.threads import run_ranks
+from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.expert_products import GroupedExperts, LoopedExperts
-from twinflow.runtime.models.expert_traffic import ExpertTraffic, LayerTraffic
+from twinflow.runtime.models.expert_traffic import ExpertTraffic
 from twinflow.runtime.models.experts import ExpertMLP
 from twinflow.runtime.models.linear import LinearFactory, PackedLinear, PlainLinear
 from twinflow.runtime.models.router import Router

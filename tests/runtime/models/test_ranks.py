@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.ranks import run_ranks
 from tests.support.runners import FedSequence, feed, make_model, make_runner, random_tokens
 from tests.support.tiny_models import tiny_config
 from torch import Tensor
 
 from twinflow.parallel.ranks.base import OneRank, RankGroup
+from twinflow.parallel.ranks.threads import run_ranks
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.models.base import Placement
 from twinflow.runtime.models.config import ModelConfig

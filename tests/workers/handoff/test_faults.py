@@ -115,8 +115,8 @@ async def test_a_page_that_changed_after_its_digest_is_refused(pair: Pair) -> No
     async def damage(message: pb.TransferRequest) -> AsyncIterator[pb.TransferRequest]:
         if message.HasField("posted") and not damaged:
             await computed.wait()
-            (transfer,) = pair.prefill.parts.sender._transfers.values()
-            damaged.append(transfer._blocks[0])
+            (held,) = pair.prefill.parts.sender._held.values()
+            damaged.append(held.blocks[0])
             flip_bit(pair.prefill, damaged[0])
         yield message
 

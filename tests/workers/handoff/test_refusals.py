@@ -153,6 +153,8 @@ def opening(crowd: Crowd, **changes: Any) -> pb.TransferOpen:
         "layers_per_unit": crowd.decode.parts.built.layers_per_unit,
         "link_id": f"link of {prompt.request_id}",
         "new_link": True,
+        "parts": [part.name for part in crowd.decode.parts.built.layout.parts],
+        "block_step": 1,
     }
     return pb.TransferOpen(**(fields | changes))
 

@@ -13,13 +13,18 @@ BLOCK = 4
 LAYERS = 5
 
 
-def manifest_of(num_tokens: int, first_block: int, layers_per_unit: int) -> TransferManifest:
+def manifest_of(
+    num_tokens: int, first_block: int, layers_per_unit: int, step: int = 1
+) -> TransferManifest:
     return TransferManifest(
         transfer_id="t",
-        layout=KVLayout(LAYERS, kv_heads=1, head_dim=2, block_size=BLOCK, dtype="float32"),
+        layout=KVLayout.of_heads(
+            num_layers=LAYERS, kv_heads=1, head_dim=2, block_size=BLOCK, dtype="float32"
+        ),
         first_block=first_block,
-        num_blocks=-(-num_tokens // BLOCK) - first_block,
+        num_blocks=len(range(first_block, -(-num_tokens // BLOCK), step)),
         layers_per_unit=layers_per_unit,
+        block_step=step,
     )
 
 
@@ -34,16 +39,16 @@ def computed(
     return units
 
 
-@pytest.mark.parametrize("layers_per_unit", [1, 2, 5])
+@pytest.mark.parametrize(("layers_per_unit", "step"), [(1, 1), (2, 1), (5, 1), (2, 2), (2, 4)])
 @pytest.mark.parametrize("seed", range(40))
 def test_every_cell_is_sent_once_and_not_before_it_is_final(
-    seed: int, layers_per_unit: int
+    seed: int, layers_per_unit: int, step: int
 ) -> None:
     rng = random.Random(seed)
     num_tokens = rng.randrange(1, 60)
     num_full = (num_tokens - 1) // BLOCK
     first_block, found = rng.randint(0, num_full), rng.randint(0, num_full) * BLOCK
-    manifest = manifest_of(num_tokens, first_block, layers_per_unit)
+    manifest = manifest_of(num_tokens, first_block, layers_per_unit, step)
     planner, ledger = UnitPlanner(manifest, num_tokens), TransferLedger(manifest)
     start = found
     while start < num_tokens:

@@ -1,17 +1,20 @@
 """Ranks that meet, take steps together, and end together; threads in the place of processes."""
 
+import asyncio
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from tests.support.engines import FakeExecutor, create_engine, create_request
 from tests.support.rank_teams import (
     LAYOUT,
     PATIENCE_S,
     WORKER,
     SumRunner,
+    end_in_order,
     meeting,
     rank_threads,
     team,
@@ -19,9 +22,12 @@ from tests.support.rank_teams import (
 )
 
 from twinflow.parallel.links.deadline import Deadline
-from twinflow.protos.errors import ConfigError, RankLost, TwinflowError
+from twinflow.protos.errors import ConfigError, EngineError, RankLost, TwinflowError
 from twinflow.runtime.engine import KVProgress
+from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.model_runner import SequenceRows
+from twinflow.runtime.outputs import NumericalFault, SampledToken
+from twinflow.workers.engine_loop import EngineLoop
 from twinflow.workers.ranks.address import connect, listen, new_address
 from twinflow.workers.ranks.follower import Follower, FollowerLoop
 from twinflow.workers.ranks.leader import Leader
@@ -94,14 +100,15 @@ def test_followers_hear_only_of_layers_that_held_sequences_cross() -> None:
 
 def test_followers_forget_what_rank_0_forgets() -> None:
     with team(2) as made:
-        assert made.runner.forget("r/1")
-        assert made.runner.forget("r/2")
-        made.runner.forward([rows(1)])
-        made.runner.forward([rows(1)])
+        runner = made.runner
+        assert runner.forget("r/1")
+        assert runner.forget("r/2")
+        runner.forward([rows(1)])
+        runner.forward([rows(1)])
         made.leader.close()
-        assert made.outcomes() == [None]
-    for runner in made.runners:
-        assert runner.forgotten == ["r/1", "r/2"]
+        made.outcomes()
+    for one in made.runners:
+        assert one.forgotten == ["r/1", "r/2"]
 
 
 def test_orders_and_reports_travel_beside_the_steps() -> None:
@@ -196,9 +203,7 @@ def test_strangers_at_the_socket_do_not_disturb_the_meeting() -> None:
         joining = pool.submit(Follower.join, team_config(1, 2, address), LAYOUT, 10)
         leader, follower = leading.result(PATIENCE_S), joining.result(PATIENCE_S)
         silent.close()
-    leader.close()
-    assert follower.next() is None
-    follower.close()
+    end_in_order(leader, [follower])
 
 
 def test_an_address_that_is_taken_and_one_where_nobody_listens() -> None:
@@ -302,3 +307,35 @@ def test_a_follower_that_hears_what_it_does_not_expect_ends() -> None:
         assert runner.steps == []
         with pytest.raises(RankLost, match="step 7 came where 1 was expected"):
             leader.await_ready("weights")
+
+
+class LosingExecutor(FakeExecutor):
+    """An executor whose second step finds a rank lost."""
+
+    def execute(
+        self, work: Sequence[Work], on_layers: LayersDone | None
+    ) -> list[SampledToken | NumericalFault]:
+        if self.batches:
+            raise RankLost("rank 1 of mixed-0 is lost")
+        return super().execute(work, on_layers)
+
+
+def test_a_lost_rank_ends_the_engine_and_leaves_its_requests_to_be_moved() -> None:
+    engine, _ = create_engine(executor=LosingExecutor(4))
+    engine.add_request(create_request())
+    engine.step()
+    engine.take_outputs()
+    with pytest.raises(RankLost):
+        engine.step()
+    assert not engine.take_outputs().failures
+
+
+async def test_an_engine_that_waits_for_requests_dies_of_a_lost_rank_too() -> None:
+    deaths: asyncio.Queue[EngineError] = asyncio.Queue()
+    loop = EngineLoop(create_engine()[0], publish=lambda outputs: None, on_death=deaths.put_nowait)
+    loop.start()
+    loop.fail(RankLost("rank 1 of mixed-0 is lost"))
+    async with asyncio.timeout(PATIENCE_S):
+        assert str(await deaths.get()) == "rank 1 of mixed-0 is lost"
+    await loop.stop(PATIENCE_S)
+    assert not loop.alive

@@ -24,7 +24,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("protocol_version", "worker_id", "epoch", "role", "address", "model_fingerprint", "kv_layout", "block_size", "num_blocks", "max_model_len", "max_num_seqs", "vocab_size", "dtype", "pid")
+    __slots__ = ("protocol_version", "worker_id", "epoch", "role", "address", "model_fingerprint", "kv_layout", "block_size", "num_blocks", "max_model_len", "max_num_seqs", "vocab_size", "dtype", "pid", "ranks")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class DescribeResponse(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker_id: str
     epoch: int
@@ -53,17 +54,28 @@ class DescribeResponse(_message.Message):
     vocab_size: int
     dtype: str
     pid: int
-    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., kv_layout: _Optional[str] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+    ranks: _containers.RepeatedCompositeFieldContainer[KVRank]
+    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., kv_layout: _Optional[str] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., pid: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[KVRank, _Mapping]]] = ...) -> None: ...
+
+class KVRank(_message.Message):
+    __slots__ = ("address", "parts")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    parts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, address: _Optional[str] = ..., parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Peer(_message.Message):
-    __slots__ = ("worker_id", "epoch", "address")
+    __slots__ = ("worker_id", "epoch", "address", "ranks")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     address: str
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
+    ranks: _containers.RepeatedCompositeFieldContainer[KVRank]
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[KVRank, _Mapping]]] = ...) -> None: ...
 
 class Submission(_message.Message):
     __slots__ = ("request_id", "attempt", "prompt_token_ids", "output_token_ids", "sampling", "max_tokens", "min_tokens", "stop_token_ids", "eos_token_ids", "logprobs", "priority", "cache_salt", "deadline_ms", "prefill", "probe")
@@ -220,7 +232,7 @@ class AttachResponse(_message.Message):
     def __init__(self, outputs: _Optional[_Iterable[_Union[RequestOutput, _Mapping]]] = ..., stats: _Optional[_Union[WorkerStats, _Mapping]] = ...) -> None: ...
 
 class TransferOpen(_message.Message):
-    __slots__ = ("transfer_id", "submission", "receiver_id", "receiver_epoch", "sender_epoch", "model_fingerprint", "kv_layout", "first_block", "num_blocks", "layers_per_unit", "link_id", "new_link")
+    __slots__ = ("transfer_id", "submission", "receiver_id", "receiver_epoch", "sender_epoch", "model_fingerprint", "kv_layout", "first_block", "num_blocks", "layers_per_unit", "link_id", "new_link", "parts", "block_step")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     SUBMISSION_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -233,6 +245,8 @@ class TransferOpen(_message.Message):
     LAYERS_PER_UNIT_FIELD_NUMBER: _ClassVar[int]
     LINK_ID_FIELD_NUMBER: _ClassVar[int]
     NEW_LINK_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_STEP_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     submission: Submission
     receiver_id: str
@@ -245,7 +259,9 @@ class TransferOpen(_message.Message):
     layers_per_unit: int
     link_id: str
     new_link: bool
-    def __init__(self, transfer_id: _Optional[str] = ..., submission: _Optional[_Union[Submission, _Mapping]] = ..., receiver_id: _Optional[str] = ..., receiver_epoch: _Optional[int] = ..., sender_epoch: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., kv_layout: _Optional[str] = ..., first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., layers_per_unit: _Optional[int] = ..., link_id: _Optional[str] = ..., new_link: _Optional[bool] = ...) -> None: ...
+    parts: _containers.RepeatedScalarFieldContainer[str]
+    block_step: int
+    def __init__(self, transfer_id: _Optional[str] = ..., submission: _Optional[_Union[Submission, _Mapping]] = ..., receiver_id: _Optional[str] = ..., receiver_epoch: _Optional[int] = ..., sender_epoch: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., kv_layout: _Optional[str] = ..., first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., layers_per_unit: _Optional[int] = ..., link_id: _Optional[str] = ..., new_link: _Optional[bool] = ..., parts: _Optional[_Iterable[str]] = ..., block_step: _Optional[int] = ...) -> None: ...
 
 class UnitPosted(_message.Message):
     __slots__ = ("unit",)

@@ -1,0 +1,162 @@
+"""What `twinflow calibrate tpla` has measured: a file that serving reads, and a table for people.
+
+Losses are differences to the same model with exact attention, on the same tokens. Does not load
+torch.
+"""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from twinflow.parallel.latent.transforms.name import TransformName
+from twinflow.protos.errors import CheckpointError, ConfigError
+
+FOLDER = "tpla"
+REPORT = "report.json"
+_VERSION = 1
+
+
+class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One transform at one number of shards.
+
+    Attributes:
+        transform: as operators write it, such as `joint+64`.
+        shards: ranks that share the columns.
+        file: of the transform, beside the report.
+        id: of the transform.
+        elements: of a token and layer that a rank caches.
+        delta_nll_per_token: nats by which the held-out text is less likely.
+        delta_nll_per_byte: likewise, per byte of text.
+        error_per_byte: standard error of the latter, over windows.
+        agreement: share of tokens whose most likely token is the exact model's.
+        kl_per_token: nats from the exact distribution to this one.
+    """
+
+    transform: str
+    shards: int
+    file: str
+    id: str
+    elements: int
+    delta_nll_per_token: float
+    delta_nll_per_byte: float
+    error_per_byte: float
+    agreement: float
+    kl_per_token: float
+
+
+class QualityReport(msgspec.Struct, frozen=True, kw_only=True):
+    """All that was measured in one run.
+
+    Attributes:
+        version: of this format.
+        model: fingerprint of the checkpoint.
+        dtype: of weights, hidden states and latents.
+        text: name of the file.
+        text_digest: sha256 of it.
+        calibration_tokens: that the transforms were fitted to.
+        scored_tokens: held-out tokens, each of them computed as a decode step.
+        scored_bytes: of those.
+        window: tokens of context and scored tokens together.
+        prompt: how many of these were an exactly computed prompt.
+        elements: of a token and layer that a rank caches if nothing is shared.
+        nll_per_token: of the exact model, on the scored tokens.
+        nll_per_byte: likewise.
+        rows: what was measured.
+    """
+
+    version: int = _VERSION
+    model: str
+    dtype: str
+    text: str
+    text_digest: str
+    calibration_tokens: int
+    scored_tokens: int
+    scored_bytes: int
+    window: int
+    prompt: int
+    elements: int
+    nll_per_token: float
+    nll_per_byte: float
+    rows: tuple[QualityRow, ...]
+
+    def table(self) -> str:
+        """In Markdown."""
+        lines = [
+            f"Decode steps of `{self.text}` ({self.scored_tokens} held-out tokens, "
+            f"{self.scored_bytes} bytes, after prompts of {self.prompt}; calibrated on "
+            f"{self.calibration_tokens} other tokens; {self.dtype}).",
+            f"Exact attention: {self.nll_per_token:.4f} nats per token, {self.nll_per_byte:.4f} "
+            f"per byte, {self.elements} elements cached per token, layer and rank.",
+            "",
+            "| g | transform | elements | share | ΔNLL/token | ΔNLL/byte | ± | top-1 agreement "
+            "| KL/token |",
+            "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
+        ]
+        lines += [self._line(row) for row in self.rows]
+        return "\n".join(lines) + "\n"
+
+    def _line(self, row: QualityRow) -> str:
+        cells = (
+            str(row.shards),
+            row.transform,
+            str(row.elements),
+            f"{row.elements / self.elements:.3f}",
+            f"{row.delta_nll_per_token:+.4f}",
+            f"{row.delta_nll_per_byte:+.5f}",
+            f"{row.error_per_byte:.5f}",
+            f"{row.agreement:.4f}",
+            f"{row.kl_per_token:.5f}",
+        )
+        return f"| {' | '.join(cells)} |"
+
+    def row(self, name: TransformName, shards: int) -> QualityRow | None:
+        """What was measured of a transform; None if nothing was."""
+        found = (row for row in self.rows if (row.transform, row.shards) == (str(name), shards))
+        return next(found, None)
+
+    def write(self, folder: Path) -> None:
+        """Write `report.json` and `report.md`, each at once or not at all.
+
+        Raises:
+            ConfigError: they cannot be written.
+        """
+        data = msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+        write_whole(folder / REPORT, data)
+        write_whole(folder / "report.md", self.table().encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> "QualityReport | None":
+        """Read `report.json`; None if there is none.
+
+        Raises:
+            CheckpointError: it is damaged, or of another version.
+        """
+        path = folder / REPORT
+        try:
+            report = msgspec.json.decode(path.read_bytes(), type=cls)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        if report.version != _VERSION:
+            raise CheckpointError(
+                f"{path}: is of version {report.version}, expected {_VERSION}; run twinflow "
+                f"calibrate tpla again"
+            )
+        return report
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file at once or not at all.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
