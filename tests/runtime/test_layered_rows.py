@@ -19,6 +19,8 @@ CONFIGS = {
     "llama": tiny_config(num_layers=5),
     "mixtral": tiny_config("MixtralForCausalLM"),
     "qwen3 moe": tiny_config("Qwen3MoeForCausalLM"),
+    "deepseek v2": tiny_config("DeepseekV2ForCausalLM"),
+    "deepseek v3": tiny_config("DeepseekV3ForCausalLM"),
 }
 LENGTHS = [70, 33, 140]
 
@@ -132,9 +134,11 @@ class RankJob:
         return torch.stack([s.logits[len(s.token_ids) - 1] for s in sequences])
 
 
-@pytest.mark.parametrize("architecture", ["Qwen3ForCausalLM", "Qwen3MoeForCausalLM"])
+@pytest.mark.parametrize(
+    "architecture", ["Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "DeepseekV2ForCausalLM"]
+)
 def test_ranks_agree_on_rows_of_some_layers(architecture: str) -> None:
-    config = tiny_config(architecture, num_heads=4, num_kv_heads=2, head_dim=16)
+    config = tiny_config(architecture, num_heads=4)
     whole, parts = RankJob(config, layers=3), RankJob(config, layers=2)
     expected = run_ranks(2, whole)
     for found in run_ranks(2, parts):

@@ -28,6 +28,7 @@ CONFIGS: dict[str, ModelConfig] = {
         num_layers=4,
         moe=MoEConfig(layers=(0, 2, 3), num_experts=6, experts_per_token=3, expert_size=28),
     ),
+    "mla": tiny_config("DeepseekV2ForCausalLM"),
 }
 SHAPE = MixShape(vocab_size=131, longest_prompt=70, most_tokens=36)
 ASKS = random_asks(14, SHAPE, seed=11)

@@ -53,6 +53,7 @@ class ModelEngine:
             model_fingerprint="model",
             layout_digest="layout",
             enable_prefix_caching=config.enable_prefix_caching,
+            share_generated=model.config.latent is None,
         )
         clock = ManualClock()
         setup = SchedulerSetup.of(config, num_layers, times)
