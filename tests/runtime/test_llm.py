@@ -281,7 +281,7 @@ class TestOptions:
             LLM(model, max_len=5)
 
     def test_it_has_one_rank(self, model: Path) -> None:
-        message = r"tensor_parallel_size: LLM computes in this process.* twinflow serve MODEL"
+        message = r"tensor_parallel_size: LLM computes in this process.*twinflow serve MODEL"
         with pytest.raises(ConfigError, match=message):
             load(model, tensor_parallel_size=2)
         load(model, tensor_parallel_size=1)
