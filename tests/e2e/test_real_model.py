@@ -1,16 +1,11 @@
 """SmolLM2 says what transformers makes it say: the same tokens, the same text."""
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-import torch
+from tests.support.continuations import Continuation, continue_served, continue_with_transformers
 from tests.support.deployments import Deployment
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from twinflow import LLM, SamplingParams
 
@@ -39,35 +34,10 @@ PROMPTS = (
 MAX_TOKENS = 24
 
 
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """What follows a prompt.
-
-    Attributes:
-        prompt_token_ids: the prompt as the model was fed it.
-        token_ids: generated tokens, the one that ended them included.
-        text: of these tokens, without special ones.
-    """
-
-    prompt_token_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    text: str
-
-
 @pytest.fixture(scope="module")
 def expected(real_model: Path) -> list[Continuation]:
     """transformers' greedy output, one prompt at a time."""
-    tokenizer = AutoTokenizer.from_pretrained(real_model)
-    model = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32)
-    return [_continue(model, tokenizer, prompt) for prompt in PROMPTS]
-
-
-def _continue(model: Any, tokenizer: Any, prompt: str) -> Continuation:
-    inputs = tokenizer(prompt, return_tensors="pt")
-    output = model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)[0].tolist()
-    length = inputs["input_ids"].shape[1]
-    text = tokenizer.decode(output[length:], skip_special_tokens=True)
-    return Continuation(tuple(output[:length]), tuple(output[length:]), text)
+    return continue_with_transformers(real_model, PROMPTS, MAX_TOKENS)
 
 
 @pytest.mark.slow
@@ -81,29 +51,12 @@ def test_offline(real_model: Path, expected: list[Continuation]) -> None:
         assert got == wanted
 
 
-@pytest.fixture
-def http(real_deployment: Deployment) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=real_deployment.http_url, timeout=120, trust_env=False) as client:
-        yield client
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_served_by_a_prefill_and_a_decode_worker(
-    http: httpx.Client, expected: list[Continuation]
+    real_deployment: Deployment, expected: list[Continuation]
 ) -> None:
-    body = {
-        "model": "smollm2-135m",
-        "prompt": PROMPTS,
-        "temperature": 0,
-        "max_tokens": MAX_TOKENS,
-        "return_token_ids": True,
-    }
-    response = http.post("/v1/completions", json=body)
-    assert response.status_code == 200, response.text
-    for choice, wanted in zip(response.json()["choices"], expected, strict=True):
-        ids, output_ids = choice["prompt_token_ids"], choice["token_ids"]
-        assert Continuation(tuple(ids), tuple(output_ids), choice["text"]) == wanted
+    assert continue_served(real_deployment, PROMPTS, MAX_TOKENS) == expected
 
 
 @pytest.mark.slow
