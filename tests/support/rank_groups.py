@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from twinflow.parallel.links.store import MemoryStore
+from twinflow.parallel.ranks.base import OneRank, RankGroup
 from twinflow.parallel.ranks.config import RanksConfig
 from twinflow.parallel.ranks.distributed import SLICED_FROM_BYTES, DistributedRanks
 
@@ -60,6 +61,15 @@ def grouped(
             for one in ranks:
                 one.close()
     store.close()
+
+
+def run_grouped(size: int, work: Callable[[RankGroup], T]) -> list[T]:
+    """What each of `size` ranks returns from `work`, connected over gloo if there are several."""
+    if size == 1:
+        return [work(OneRank())]
+    # Ranks build models of their own, and the machine may do much else.
+    with grouped(size, connect_s=60.0, deadline_s=120.0) as group:
+        return group.all(work)
 
 
 def uneven_parts(

@@ -1,4 +1,4 @@
-"""DeepSeek models compute what transformers computes, on one rank and on several."""
+"""DeepSeek models compute what transformers computes, on one rank and on several over gloo."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from tests.support.checkpoints import write_checkpoint
+from tests.support.rank_groups import run_grouped
 from tests.support.runners import FedSequence, feed, make_model, make_runner, random_tokens
 from tests.support.tiny_models import tiny_config
 from torch import Tensor
 
 from twinflow.parallel.ranks.base import RankGroup
-from twinflow.parallel.ranks.threads import run_ranks
 from twinflow.runtime.models.config import LatentConfig, ModelConfig, RopeScaling
 
 transformers = pytest.importorskip("transformers")
@@ -107,7 +107,7 @@ class Greedy:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_greedy_tokens_and_logits_are_those_of_transformers(greedy: Reference, size: int) -> None:
     config, expected = greedy.config, greedy.logits
-    for sequence in run_ranks(size, Greedy(config, greedy.tokens[:PROMPT])):
+    for sequence in run_grouped(size, Greedy(config, greedy.tokens[:PROMPT])):
         assert sequence.token_ids == greedy.tokens
         for position, row in sequence.logits.items():
             error = (row - expected[position]).abs().max()
