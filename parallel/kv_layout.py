@@ -23,25 +23,11 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from twinflow.parallel.kv_part import KVPart
+
 LAYOUT_VERSION = 2
 
-ROPE_PART = "rope"
 _HEADS = "heads"
-
-
-@dataclass(frozen=True, slots=True)
-class KVPart:
-    """Planes of a page that stay together.
-
-    Attributes:
-        name: what it is of the whole model's KV; unique in a layout.
-        planes: planes of each layer.
-        width: elements of a token in a plane.
-    """
-
-    name: str
-    planes: int
-    width: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,11 @@ from twinflow.parallel.latent.sharing.replicated import Replicated
 from twinflow.parallel.latent.transforms.basis import LatentTransform
 from twinflow.parallel.latent.transforms.file import StoredTransform
 from twinflow.parallel.latent.transforms.fitting import plain_transform
+from twinflow.parallel.latent.transforms.plain import NO_TRANSFORM
 from twinflow.parallel.latent.transforms.registry import create_transform_kind, transform_kinds
 from twinflow.parallel.ranks.base import RankGroup
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.models.config import LatentConfig, ModelConfig
-
-NO_TRANSFORM = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +68,7 @@ class LatentSetup:
         scheme = self.scheme
         if self.hold_all:
             return LatentPlan(Replicated(scheme, ranks), self.transform)
-        if ranks.size % scheme.shards:
-            raise ConfigError(
-                f"--mla-shards {scheme.shards}: must divide the number of ranks of a worker, which "
-                f"is {ranks.size}; see --tensor-parallel-size"
-            )
+        scheme.check_ranks(ranks.size)
         shards = ranks.neighbours(scheme.shards)
         return LatentPlan(create_sharing(scheme, ranks, shards), self.transform)
 

@@ -1,12 +1,13 @@
 """What the workers of a deployment agree on about the latents that they cache.
 
 It is part of what the bytes of a KV block mean: blocks of another scheme are refused, and are not
-found in a prefix cache. How a rank takes part in a scheme is said in `sharing`.
+found in a prefix cache. How a rank takes part in a scheme is said in `sharing`. Does not load
+torch.
 """
 
 from dataclasses import dataclass
 
-from twinflow.parallel.kv_layout import ROPE_PART, KVPart
+from twinflow.parallel.kv_part import ROPE_PART, KVPart
 from twinflow.parallel.latent.kind import LatentKind
 from twinflow.protos.errors import ConfigError
 
@@ -40,6 +41,11 @@ class LatentScheme:
         return self.shards if self.kind == "tpla" else 1
 
     @property
+    def block_shards(self) -> int:
+        """Ranks that the blocks of a sequence are dealt out to."""
+        return self.shards if self.kind == "dcp" else 1
+
+    @property
     def meaning(self) -> str:
         """What a KV layout says of it. Rotary pairs lie half a head apart."""
         return f"latents/{self.kind}/{self.shards}/{self.common}/{self.basis}"
@@ -57,6 +63,18 @@ class LatentScheme:
                 f"{self.common} common columns; use a number of shards that divides them"
             )
         return width
+
+    def check_ranks(self, count: int) -> None:
+        """Refuse a worker whose ranks cannot form groups that share a cache.
+
+        Raises:
+            ConfigError: some of its `count` ranks would be left over.
+        """
+        if count % self.shards:
+            raise ConfigError(
+                f"--mla-shards {self.shards}: must divide the number of ranks of a worker, which "
+                f"is {count}; see --tensor-parallel-size"
+            )
 
     def parts(self, kv_rank: int, rope_dim: int) -> tuple[KVPart, ...]:
         """The parts of a page: the common columns, if any, the slices, and the rotary key."""

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from twinflow.parallel.kv_layout import ROPE_PART
+from twinflow.parallel.kv_part import ROPE_PART
 from twinflow.runtime.kv.cache import KVCache
 
 # Block and slot of each token.

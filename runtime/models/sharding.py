@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from twinflow.parallel.ranks.base import RankGroup
 from twinflow.protos.errors import ConfigError
+from twinflow.runtime.models.rank_count import check_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +93,7 @@ class HeadCut:
             ConfigError: the heads cannot be shared evenly.
         """
         count, rank = ranks.size, ranks.rank
-        even = num_kv_heads % count == 0 or count % num_kv_heads == 0
-        if num_heads % count or not even:
-            raise ConfigError(
-                f"{num_heads} query heads and {num_kv_heads} key/value heads cannot be shared by "
-                f"{count} ranks; use a number of ranks that divides the query heads, and the "
-                f"key/value heads or is a multiple of them"
-            )
+        check_heads(num_heads, num_kv_heads, count)
         first_key = rank * num_kv_heads // count
         keys = Cut(num_kv_heads, first_key, first_key + max(1, num_kv_heads // count))
         return cls(even_cut(num_heads, ranks), keys)

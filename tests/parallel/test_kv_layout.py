@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from twinflow.parallel.kv_layout import KVLayout, KVPart
+from twinflow.parallel.kv_layout import KVLayout
+from twinflow.parallel.kv_part import KVPart
 
 
 def heads(parts: int = 1, **changes: int | str) -> KVLayout:

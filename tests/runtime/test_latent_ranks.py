@@ -11,7 +11,7 @@ import pytest
 from tests.support.checkpoints import small_config, write_checkpoint
 from tests.support.engines import create_request, run
 
-from twinflow.parallel.kv_layout import KVPart
+from twinflow.parallel.kv_part import KVPart
 from twinflow.parallel.ranks.base import OneRank, RankGroup, Seat
 from twinflow.parallel.ranks.threads import run_ranks
 from twinflow.runtime.build import (

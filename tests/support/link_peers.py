@@ -20,7 +20,8 @@ import torch
 from tests.support.kv_pages import SMALL_LAYER_BYTES, pages_of, random_cache
 from tests.support.link_store import RemoteStore
 
-from twinflow.parallel.kv_layout import KVLayout, KVPart
+from twinflow.parallel.kv_layout import KVLayout
+from twinflow.parallel.kv_part import KVPart
 from twinflow.parallel.links.config import LinkConfig, LinkPeer
 from twinflow.parallel.links.link import Link, PendingReceive
 from twinflow.parallel.links.manifest import TransferManifest, Unit, UnitAnnouncement

@@ -20,8 +20,9 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from twinflow.parallel.kv_layout import ROPE_PART
+from twinflow.parallel.kv_part import ROPE_PART
 from twinflow.parallel.latent.block_share import BlockShare
+from twinflow.parallel.latent.heads import even_heads
 from twinflow.parallel.latent.scheme import COMMON_PART, LatentScheme
 from twinflow.parallel.ranks.base import RankGroup
 from twinflow.protos.errors import ConfigError
@@ -141,18 +142,3 @@ class LatentSharing(ABC):
     @property
     def _common(self) -> list[str]:
         return [COMMON_PART] if self.scheme.common else []
-
-
-def even_heads(num_heads: int, index: int, count: int) -> range:
-    """Piece `index` of `count` equal pieces of the heads.
-
-    Raises:
-        ConfigError: they cannot be cut evenly.
-    """
-    if num_heads % count:
-        raise ConfigError(
-            f"{num_heads} heads cannot be shared by {count} ranks; use a number of ranks that "
-            f"divides the heads"
-        )
-    each = num_heads // count
-    return range(index * each, (index + 1) * each)

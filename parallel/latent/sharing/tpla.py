@@ -8,7 +8,8 @@ generated tokens; that of prompt tokens stays exact.
 import torch
 from torch import Tensor
 
-from twinflow.parallel.latent.sharing.base import LatentSharing, even_heads
+from twinflow.parallel.latent.heads import even_heads
+from twinflow.parallel.latent.sharing.base import LatentSharing
 
 
 class TensorParallelLatent(LatentSharing):

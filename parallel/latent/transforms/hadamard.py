@@ -14,21 +14,18 @@ from torch import Tensor
 from twinflow.parallel.latent.transforms.base import TransformKind
 from twinflow.parallel.latent.transforms.basis import LatentBasis
 from twinflow.parallel.latent.transforms.moments import LatentMoments
-from twinflow.protos.errors import ConfigError
+from twinflow.parallel.latent.transforms.plain import HADAMARD, check_hadamard
 
 
 class Hadamard(TransformKind):
     """See the module."""
 
-    name = "hadamard"
+    name = HADAMARD
     fits_factors = True
 
     def basis(self, layer: int, width: int, moments: LatentMoments | None) -> LatentBasis:
         """See the base class."""
-        if width & (width - 1):
-            raise ConfigError(
-                f"the transform hadamard is for latents of a power of two of columns, not {width}"
-            )
+        check_hadamard(width)
         return LatentBasis.of_orthogonal(_signs(layer, width)[:, None] * _sylvester(width))
 
 

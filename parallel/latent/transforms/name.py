@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from twinflow.protos.errors import ConfigError
 
+# Of a transform that is meant by its file.
+SUFFIX = ".safetensors"
+
 
 @dataclass(frozen=True, slots=True)
 class TransformName:
@@ -40,4 +43,4 @@ class TransformName:
 
     def file_name(self, shards: int) -> str:
         """The file of this transform for so many shards."""
-        return f"{self}-{shards}.safetensors"
+        return f"{self}-{shards}{SUFFIX}"

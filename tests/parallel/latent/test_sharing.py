@@ -7,7 +7,7 @@ import torch
 from tests.support.latent_models import run_latent_ranks
 from torch import Tensor
 
-from twinflow.parallel.kv_layout import KVPart
+from twinflow.parallel.kv_part import KVPart
 from twinflow.parallel.latent.plan import LatentPlan
 from twinflow.parallel.latent.scheme import LatentScheme
 from twinflow.parallel.latent.sharing.base import LatentSharing

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.kv_pages import SMALL_LAYER_BYTES, SMALL_LAYOUT
 
-from twinflow.parallel.kv_layout import KVLayout, KVPart
+from twinflow.parallel.kv_layout import KVLayout
+from twinflow.parallel.kv_part import KVPart
 from twinflow.parallel.links.manifest import (
     TransferLedger,
     TransferManifest,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from twinflow.parallel.kv_layout import KVLayout, KVPart
+from twinflow.parallel.kv_layout import KVLayout
+from twinflow.parallel.kv_part import KVPart
 from twinflow.runtime.kv.cache import KVCache
 
 # Two parts of different shapes: 3 layers of 2 planes of 8 x 4, and of 1 plane of 8 x 2.

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from twinflow.parallel.kv_layout import KVLayout, KVPart
+from twinflow.parallel.kv_layout import KVLayout
+from twinflow.parallel.kv_part import KVPart
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.kv.head_planes import HeadPlanes
 

@@ -20,6 +20,7 @@ from twinflow.parallel.latent.transforms.factors import fit_logit_factors
 from twinflow.parallel.latent.transforms.fitting import fit_transform, plain_transform
 from twinflow.parallel.latent.transforms.moments import LatentMoments, MomentSums
 from twinflow.parallel.latent.transforms.name import TransformName
+from twinflow.parallel.latent.transforms.plain import PLAIN_KINDS
 from twinflow.parallel.latent.transforms.registry import (
     create_transform_kind,
     register_transform_kind,
@@ -118,11 +119,15 @@ def test_hadamard_spreads_every_column_and_differs_between_layers() -> None:
         create_transform_kind("hadamard").basis(0, 24, None)
 
 
-@pytest.mark.parametrize("kind", ["pca", "joint", "scores"])
+@pytest.mark.parametrize("kind", sorted(set(transform_kinds()) - set(PLAIN_KINDS)))
 def test_what_is_calibrated_cannot_be_had_without(kind: str) -> None:
     with pytest.raises(ConfigError, match=f"{kind} is made from .* calibrate tpla"):
         plain_transform(create_transform_kind(kind), 2, 16)
-    assert len(plain_transform(create_transform_kind("hadamard"), 2, 16)) == 2
+
+
+@pytest.mark.parametrize("kind", PLAIN_KINDS)
+def test_what_needs_no_calibration_can_be_had_without(kind: str) -> None:
+    assert len(plain_transform(create_transform_kind(kind), 2, 16)) == 2
 
 
 def test_factors_are_the_least_squares_fit() -> None:
