@@ -8,6 +8,7 @@ file, opens a socket or looks at the machine.
 """
 
 import ipaddress
+import math
 import os
 import re
 import socket
@@ -31,7 +32,7 @@ from pydantic_core import PydanticCustomError
 from twinflow.cluster.dispatch.admission import AdmissionLimits
 from twinflow.cluster.quantities import count, memory, whole
 from twinflow.parallel.latent.kind import LatentKind
-from twinflow.parallel.latent.transforms.name import TransformName
+from twinflow.parallel.latent.transforms.name import SUFFIX, TransformName
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.config import EngineConfig
 from twinflow.workers.role import Role
@@ -107,7 +108,7 @@ def _api_key(value: SecretStr) -> SecretStr:
 
 
 def _transform(value: str) -> str:
-    if not value.endswith(".safetensors"):
+    if not value.endswith(SUFFIX):
         try:
             TransformName.parse(value)
         except ConfigError as error:
@@ -255,14 +256,19 @@ class ServeConfig(BaseModel):
     caches some blocks, exactly; tpla, each caches some columns, which approximates attention."""
 
     mla_shards: Annotated[Annotated[Whole, Field(ge=1, le=1024)] | None, Group.LATENTS] = None
-    """Ranks that share one cache with dcp and tpla; divides the ranks of a worker."""
+    """Ranks that share one cache with dcp and tpla, a divisor of the ranks of a worker; by default
+    all ranks of a decode or mixed worker."""
 
-    tpla_transform: Annotated[str, AfterValidator(_transform), Group.LATENTS] = "joint"
+    tpla_transform: Annotated[Annotated[str, AfterValidator(_transform)] | None, Group.LATENTS] = (
+        None
+    )
     """Basis in which tpla slices latents: what twinflow calibrate tpla has measured, such as none,
-    hadamard, pca, joint or joint+64, or the file of a transform."""
+    hadamard, pca, joint or joint+64, or the file of a transform; by default joint, and unused
+    by a single shard, which slices nothing."""
 
     force: Annotated[bool, Group.LATENTS] = False
-    """Serve with tpla although nobody has measured what it costs on this model."""
+    """Serve with tpla although nobody has measured what it costs on this model: with none or
+    hadamard, which need no calibration, or with a transform whose file is there."""
 
     block_size: Annotated[
         Whole, Field(ge=1, le=1024), AfterValidator(_power_of_two), Group.MEMORY
@@ -324,6 +330,16 @@ class ServeConfig(BaseModel):
         }
         return own.get(role) or self.tensor_parallel_size
 
+    @property
+    def latent_shards(self) -> int:
+        """How many ranks share one cache of latents; 1 if each has its own."""
+        if self.mla_parallel == "replicated":
+            return 1
+        sharing: tuple[Role, ...] = ("decode", "mixed")
+        sizes = (self.ranks(role) for role in sharing if getattr(self, role))
+        # Pools may differ: what all of them can be divided by.
+        return self.mla_shards or math.gcd(*sizes)
+
     def scheduler_of(self, role: Role) -> str:
         """The scheduler of the workers of a pool."""
         own = {"prefill": self.prefill_scheduler, "decode": self.decode_scheduler}
@@ -384,12 +400,18 @@ class ServeConfig(BaseModel):
     def _only_caches_that_are_shared_have_shards(
         cls, shards: int | None, info: ValidationInfo
     ) -> int | None:
-        kind = info.data.get("mla_parallel", "replicated")
-        if kind != "replicated" and shards is None:
-            raise ValueError(f"--mla-parallel {kind} needs a number of ranks, such as 2")
-        if kind == "replicated" and (shards or 1) > 1:
+        if info.data.get("mla_parallel") == "replicated" and (shards or 1) > 1:
             raise ValueError("only --mla-parallel dcp and tpla have shards")
         return shards
+
+    @field_validator("tpla_transform", "force")
+    @classmethod
+    def _only_tpla_approximates(cls, given: object, info: ValidationInfo) -> object:
+        if given and info.data.get("mla_parallel", "tpla") != "tpla":
+            raise ValueError(
+                "only --mla-parallel tpla slices latents: give it too, or leave this out"
+            )
+        return given
 
     @field_validator("host")
     @classmethod

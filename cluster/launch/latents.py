@@ -2,7 +2,7 @@
 
 Only tensor-parallel latent attention (`tpla`) loses anything. It is refused unless the loss was
 measured by `twinflow calibrate tpla`, or the operator insists. Whether the ranks of a worker can
-share latents so is found by the workers.
+form the groups that share latents is `preflight`'s.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,23 @@ from pathlib import Path
 
 from twinflow.cluster.config import ServeConfig
 from twinflow.parallel.latent.kind import LatentKind
+from twinflow.parallel.latent.scheme import LatentScheme
+from twinflow.parallel.latent.transforms.plain import (
+    HADAMARD,
+    NO_TRANSFORM,
+    PLAIN_KINDS,
+    check_hadamard,
+)
 from twinflow.protos.errors import ConfigError, SetupError
-from twinflow.runtime.calibration.measured import MeasuredTransform, find_measured
+from twinflow.runtime.calibration.measured import (
+    MeasuredTransform,
+    find_measured,
+    transform_file,
+)
 from twinflow.runtime.calibration.report import QualityRow
 from twinflow.runtime.checkpoint.config import load_model_config
 
-_BASIS_AS_IS = "none"
+_DEFAULT_TRANSFORM = "joint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +43,7 @@ class LatentChoice:
 
     parallel: LatentKind = "replicated"
     shards: int = 1
-    transform: str = _BASIS_AS_IS
+    transform: str = NO_TRANSFORM
     quality: QualityRow | None = None
     warning: str = ""
 
@@ -45,19 +56,25 @@ def choose_latents(config: ServeConfig) -> LatentChoice:
 
     Raises:
         CheckpointError: the model cannot be read, or the report of a calibration is damaged.
-        ConfigError: the model has no latents, or nobody has measured the loss and the operator
-            does not insist.
+        ConfigError: the model has no latents or none that can be cut so, or nobody has measured the
+            loss and the operator does not insist, or insists on what does not exist.
     """
-    kind, shards = config.mla_parallel, config.mla_shards or 1
-    if kind != "tpla":
-        return LatentChoice(parallel=kind, shards=shards)
-    directory, transform = Path(config.model), config.tpla_transform
+    kind, shards = config.mla_parallel, config.latent_shards
+    if kind == "replicated":
+        return NO_SHARING
+    directory = Path(config.model)
     model = load_model_config(directory)
     if model.latent is None:
         raise ConfigError(
-            f"--mla-parallel tpla: {model.architecture} has no latent attention to share; leave "
+            f"--mla-parallel {kind}: {model.architecture} has no latent attention to share; leave "
             f"the flag out"
         )
+    if kind == "dcp" or shards == 1:
+        # A single shard has every column, whose basis does not matter.
+        return LatentChoice(parallel=kind, shards=shards)
+    transform = config.tpla_transform or _DEFAULT_TRANSFORM
+    if transform in PLAIN_KINDS:
+        _check_plain(transform, shards, model.latent.kv_rank)
     try:
         found = find_measured(directory, transform, shards)
     except SetupError as error:
@@ -66,10 +83,38 @@ def choose_latents(config: ServeConfig) -> LatentChoice:
         return LatentChoice(
             parallel=kind,
             shards=shards,
-            transform=transform,
+            transform=_unmeasured(directory, transform, shards),
             warning=f"tpla approximates attention, and nobody knows how well: {error.message}",
         )
     return _measured(found, shards)
+
+
+def _check_plain(transform: str, shards: int, kv_rank: int) -> None:
+    """Refuse a transform that nobody has tried on the model if it does not suit its latents."""
+    if transform == HADAMARD:
+        check_hadamard(kv_rank)
+    try:
+        LatentScheme(kind="tpla", shards=shards).slice_width(kv_rank)
+    except ConfigError as error:
+        raise ConfigError(f"--mla-shards {shards}: {error.message}") from error
+
+
+def _unmeasured(model: Path, transform: str, shards: int) -> str:
+    """What workers are told of a transform without a report.
+
+    Raises:
+        ConfigError: it is made by a calibration, and was not.
+    """
+    if transform in PLAIN_KINDS:
+        return transform
+    path = transform_file(model, transform, shards)
+    if path.is_file():
+        return str(path.resolve())
+    raise ConfigError(
+        f"--tpla-transform {transform}: {path}: no such file, and --force does not make it: run "
+        f"twinflow calibrate tpla {model} --text FILE --shards {shards}, or use "
+        f"--tpla-transform {' or '.join(PLAIN_KINDS)}, which need no calibration"
+    )
 
 
 def _measured(found: MeasuredTransform, shards: int) -> LatentChoice:

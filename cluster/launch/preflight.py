@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from twinflow.cluster.cli.flags import flag_name
 from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.launch.deployment import RankShare, uses_gpus
 from twinflow.cluster.launch.machine import Machine
+from twinflow.parallel.latent.scheme import LatentScheme
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.checkpoint.config import load_model_config
 from twinflow.runtime.checkpoint.directory import ModelDirectory
@@ -24,6 +26,7 @@ from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.host_memory import MemoryShare
 from twinflow.runtime.models.config import ModelConfig
+from twinflow.runtime.models.rank_count import check_model_heads
 from twinflow.runtime.text.chat_template import ChatTemplate
 from twinflow.workers.role import Role
 
@@ -49,16 +52,42 @@ def check_model(config: ServeConfig) -> CheckedModel:
 
     Raises:
         CheckpointError: the directory cannot be served.
-        ConfigError: the model was not made for `--max-model-len`.
+        ConfigError: the model was not made for `--max-model-len`, or cannot be cut for the ranks of
+            a worker.
     """
     directory = Path(config.model)
     model = load_model_config(directory)
+    _check_ranks(config, model)
     check_tokenizer(directory, model)
     ChatTemplate.load(directory)
     shards = find_shards(ModelDirectory.open(directory))
     resolve_max_model_len(config.max_model_len, model)
     sizes = [math.prod(entry.shape) for shard in shards for entry in shard.entries]
     return CheckedModel(model, sum(sizes))
+
+
+def _check_ranks(config: ServeConfig, model: ModelConfig) -> None:
+    for role in _roles(config):
+        count = config.ranks(role)
+        own = f"{role}_tensor_parallel_size"
+        flag = own if getattr(config, own, None) else "tensor_parallel_size"
+        try:
+            check_model_heads(model, count)
+        except ConfigError as error:
+            raise ConfigError(f"{flag_name(flag)} {count}: {error.message}") from error
+        _held_latents(config, role).check_ranks(count)
+
+
+def _roles(config: ServeConfig) -> list[Role]:
+    """Of each worker."""
+    return [role for role in get_args(Role) for _ in range(getattr(config, role))]
+
+
+def _held_latents(config: ServeConfig, role: Role) -> LatentScheme:
+    """How the ranks of a worker share latents, common columns aside; prefill workers do not."""
+    if role == "prefill":
+        return LatentScheme()
+    return LatentScheme(kind=config.mla_parallel, shards=config.latent_shards)
 
 
 def check_fit(config: ServeConfig, checked: CheckedModel, machine: Machine) -> None:
@@ -68,18 +97,19 @@ def check_fit(config: ServeConfig, checked: CheckedModel, machine: Machine) -> N
         CheckpointError: they cannot.
         ConfigError: there are too few GPUs, or the KV cache cannot hold `--max-model-len`.
     """
-    roles = [role for role in get_args(Role) for _ in range(getattr(config, role))]
+    roles = _roles(config)
     sizes = [config.ranks(role) for role in roles]
     on_gpus = uses_gpus(config.device, machine.gpus, sizes)
     item_bytes = _item_bytes(config, checked.config)
     part = MemoryShare(machine.free_memory, sum(sizes))
-    ranks = [size for size in sizes for _ in range(size)]
-    for index, size in enumerate(ranks):
+    ranks = [role for role, size in zip(roles, sizes, strict=True) for _ in range(size)]
+    for index, role in enumerate(ranks):
+        size, scheme = config.ranks(role), _held_latents(config, role)
         share = RankShare(machine, len(ranks), index if on_gpus else None)
-        slot_bytes = item_bytes * _slot_elements(checked.config, size)
+        slot_bytes = item_bytes * _slot_elements(checked.config, size, scheme)
         kv_memory = config.kv_cache_memory or share.kv_memory
         blocks = config.num_kv_blocks or kv_memory // (slot_bytes * config.block_size)
-        _check_context(config, blocks)
+        _check_context(config, blocks, scheme.block_shards)
         available = machine.gpus.free_memory[index] if on_gpus else part.size
         where = f"on GPU {index}" if on_gpus else f"in {part}"
         weights = int(_SURELY_LOADED * item_bytes * checked.num_elements / size)
@@ -87,10 +117,10 @@ def check_fit(config: ServeConfig, checked: CheckedModel, machine: Machine) -> N
         check_memory(needed, available, f"weights and KV cache {where}")
 
 
-def _slot_elements(model: ModelConfig, ranks: int) -> int:
+def _slot_elements(model: ModelConfig, ranks: int, scheme: LatentScheme) -> int:
     """What a rank keeps of a token, at the least."""
     if model.latent is not None:
-        return model.num_layers * (model.latent.kv_rank // ranks + model.latent.rope_dim)
+        return model.num_layers * (model.latent.kv_rank // scheme.slices + model.latent.rope_dim)
     heads = max(1, model.num_kv_heads // ranks)
     return model.num_layers * 2 * heads * model.head_dim
 
@@ -101,12 +131,13 @@ def _item_bytes(config: ServeConfig, model: ModelConfig) -> int:
     return 2 if dtype == "bfloat16" else 4
 
 
-def _check_context(config: ServeConfig, num_blocks: int) -> None:
+def _check_context(config: ServeConfig, num_blocks: int, block_shards: int) -> None:
     try:
         EngineConfig(
             max_model_len=config.max_model_len or 1,
             num_blocks=num_blocks,
             block_size=config.block_size,
+            block_shards=block_shards,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
         )

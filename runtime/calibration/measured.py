@@ -8,11 +8,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from twinflow.parallel.latent.transforms.name import TransformName
+from twinflow.parallel.latent.transforms.name import SUFFIX, TransformName
+from twinflow.parallel.latent.transforms.plain import PLAIN_KINDS
 from twinflow.protos.errors import CheckpointError, ConfigError
 from twinflow.runtime.calibration.report import FOLDER, REPORT, QualityReport, QualityRow
-
-_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class MeasuredTransform:
     Attributes:
         path: of its file.
         row: what was measured.
-        report: all that was measured with it.
+        report: of all that was measured.
     """
 
     path: Path
@@ -31,13 +30,13 @@ class MeasuredTransform:
 
     def describe(self) -> str:
         """The measured loss in one sentence, for operators."""
-        row, report = self.row, self.report
+        row, measured = self.row, self.report.measurement_of(self.row)
         return (
             f"tpla approximates attention: {row.transform} with {row.shards} shards changes the "
             f"loss of generated tokens by {row.delta_nll_per_token:+.4f} nats per token "
             f"({row.delta_nll_per_byte:+.5f} per byte), {100 * row.agreement:.2f} % of the most "
-            f"likely tokens stay the same (measured on {report.scored_tokens} tokens of "
-            f"{report.text}, contexts of {report.window})"
+            f"likely tokens stay the same (measured on {measured.scored_tokens} tokens of "
+            f"{measured.text}, contexts of {measured.window})"
         )
 
 
@@ -56,9 +55,10 @@ def find_measured(model: Path, transform: str, shards: int) -> MeasuredTransform
     """
     advice = (
         f"run twinflow calibrate tpla {model} --text FILE --shards {shards}, or serve without "
-        f"knowing what it costs with --force"
+        f"knowing what it costs with --force, which without a calibration takes "
+        f"--tpla-transform {' or '.join(PLAIN_KINDS)}"
     )
-    is_file = transform.endswith(_SUFFIX)
+    is_file = transform.endswith(SUFFIX)
     folder = Path(transform).parent if is_file else model / FOLDER
     report = QualityReport.read(folder)
     if report is None:
@@ -74,6 +74,19 @@ def find_measured(model: Path, transform: str, shards: int) -> MeasuredTransform
     if _id_of(path) != row.id:
         raise ConfigError(f"{path}: is not the transform that was measured: {advice}")
     return MeasuredTransform(path, row, report)
+
+
+def transform_file(model: Path, transform: str, shards: int) -> Path:
+    """Where a transform is or would be, whether it was measured or not.
+
+    Args:
+        model: directory of the model.
+        transform: a name, or a file.
+        shards: ranks that share the columns.
+    """
+    if transform.endswith(SUFFIX):
+        return Path(transform)
+    return model / FOLDER / TransformName.parse(transform).file_name(shards)
 
 
 def _row(report: QualityReport, transform: str, shards: int, *, is_file: bool) -> QualityRow | None:

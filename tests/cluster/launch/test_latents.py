@@ -1,5 +1,7 @@
 """How a deployment shares latents, and that nothing is approximated unawares."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ from twinflow.cluster.gateway.latent_metrics import export_loss
 from twinflow.cluster.launch.deployment import plan_gateway, plan_workers
 from twinflow.cluster.launch.latents import LatentChoice, choose_latents
 from twinflow.cluster.launch.machine import Machine
+from twinflow.parallel.latent.transforms.plain import PLAIN_KINDS
 from twinflow.protos.errors import CheckpointError, ConfigError
+from twinflow.runtime.latent_setup import LatentOptions, settle_latents
+from twinflow.runtime.models.config import ModelConfig
 from twinflow.workers.config import WorkerConfig
 
 TPLA = {"mla_parallel": "tpla", "mla_shards": 2}
@@ -31,11 +36,35 @@ def model(tmp_path: Path) -> Path:
     return measured_model(write_checkpoint(tmp_path / "model", tiny_latent_config()))
 
 
-def test_exact_ways_need_no_measurement(tmp_path: Path) -> None:
-    assert choose_latents(served(tmp_path)) == LatentChoice()
-    shared = choose_latents(served(tmp_path, mla_parallel="dcp", mla_shards=4))
+@pytest.fixture
+def unmeasured(tmp_path: Path) -> Path:
+    """A model that nobody has calibrated."""
+    return write_checkpoint(tmp_path / "model", tiny_latent_config())
+
+
+def test_exact_ways_need_no_measurement(unmeasured: Path) -> None:
+    assert choose_latents(served(Path("not looked at"))) == LatentChoice()
+    shared = choose_latents(served(unmeasured, mla_parallel="dcp", mla_shards=4))
     assert shared == LatentChoice(parallel="dcp", shards=4)
     assert shared.warning == ""
+    for transform in (None, "joint"):
+        single = served(unmeasured, mla_parallel="tpla", mla_shards=1, tpla_transform=transform)
+        assert choose_latents(single) == LatentChoice(parallel="tpla", shards=1)
+
+
+@pytest.mark.parametrize("kind", ["dcp", "tpla"])
+def test_by_default_all_ranks_share_a_cache(kind: str) -> None:
+    cases: list[tuple[dict[str, Any], int]] = [
+        ({"tensor_parallel_size": 4}, 4),
+        ({"decode_tensor_parallel_size": 2, "tensor_parallel_size": 3}, 2),
+        ({"mixed": 1, "tensor_parallel_size": 2}, 2),
+        ({"mixed": 1, "decode": 1, "prefill": 1, "decode_tensor_parallel_size": 4}, 1),
+        ({"mixed": 1, "decode": 1, "decode_tensor_parallel_size": 6, "tensor_parallel_size": 4}, 2),
+        ({"tensor_parallel_size": 4, "mla_shards": 2}, 2),
+    ]
+    for flags, shards in cases:
+        assert ServeConfig(**{"model": "m", "mla_parallel": kind, **flags}).latent_shards == shards
+    assert ServeConfig(model="m", tensor_parallel_size=4).latent_shards == 1
 
 
 def test_what_was_measured_is_served_and_said(model: Path) -> None:
@@ -54,6 +83,58 @@ def test_what_was_not_measured_is_refused_unless_the_operator_insists(model: Pat
     assert choice.warning.startswith("tpla approximates attention, and nobody knows how well")
 
 
+@pytest.mark.parametrize("transform", PLAIN_KINDS)
+def test_what_needs_no_calibration_can_be_insisted_on(unmeasured: Path, transform: str) -> None:
+    choice = choose_latents(served(unmeasured, **TPLA, tpla_transform=transform, force=True))
+    assert (choice.transform, choice.shards) == (transform, 2)
+    setup = settle_latents(
+        LatentOptions(parallel="tpla", shards=2, transform=choice.transform), tiny_latent_config()
+    )
+    assert setup is not None and setup.scheme.shards == 2
+
+
+def test_what_a_calibration_makes_cannot_be_insisted_on_without_its_file(unmeasured: Path) -> None:
+    for transform in (None, "joint", "pca", "scores+8", "none+8", "foo", "/no/x.safetensors"):
+        config = served(unmeasured, **TPLA, tpla_transform=transform, force=True)
+        wanted = rf"--tpla-transform {re.escape(transform or 'joint')}: .* no such file.*calibrate"
+        with pytest.raises(ConfigError, match=wanted + ".* none or hadamard, which need no"):
+            choose_latents(config)
+
+
+def test_a_file_without_a_report_can_be_insisted_on(model: Path) -> None:
+    (model / "tpla" / "report.json").unlink()
+    path = model / "tpla" / "joint+4-2.safetensors"
+    for transform in ("joint+4", str(path)):
+        with pytest.raises(ConfigError, match="no such report"):
+            choose_latents(served(model, **TPLA, tpla_transform=transform))
+        choice = choose_latents(served(model, **TPLA, tpla_transform=transform, force=True))
+        assert (choice.transform, choice.quality) == (str(path), None)
+        assert "nobody knows how well" in choice.warning
+
+
+@pytest.mark.parametrize(
+    ("columns", "changes", "message"),
+    [
+        (32, {"mla_shards": 3, "tpla_transform": "none"}, "--mla-shards 3: latents of 32 columns"),
+        (24, {"mla_shards": 2, "tpla_transform": "hadamard"}, "power of two of columns, not 24"),
+    ],
+)
+def test_latents_that_cannot_be_cut_so_are_refused(
+    tmp_path: Path, columns: int, changes: dict[str, Any], message: str
+) -> None:
+    config = with_columns(columns)
+    folder = write_checkpoint(tmp_path / "model", config)
+    with pytest.raises(ConfigError, match=message):
+        choose_latents(served(folder, mla_parallel="tpla", force=True, **changes))
+
+
+def with_columns(columns: int) -> ModelConfig:
+    """The tiny model with latents of so many columns."""
+    config = tiny_latent_config()
+    assert config.latent is not None
+    return replace(config, latent=replace(config.latent, kv_rank=columns))
+
+
 def test_a_damaged_report_is_not_taken_for_none(model: Path) -> None:
     (model / "tpla" / "report.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -62,15 +143,19 @@ def test_a_damaged_report_is_not_taken_for_none(model: Path) -> None:
 
 def test_models_without_latents_are_refused(tmp_path: Path) -> None:
     llama = write_checkpoint(tmp_path / "llama")
-    with pytest.raises(ConfigError, match="LlamaForCausalLM has no latent attention"):
-        choose_latents(served(llama, **TPLA, force=True))
+    for flags in ({**TPLA, "force": True}, {"mla_parallel": "dcp", "mla_shards": 2}):
+        with pytest.raises(ConfigError, match="LlamaForCausalLM has no latent attention"):
+            choose_latents(served(llama, **flags))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mla_parallel": "tpla"}, "--mla-parallel tpla needs a number of ranks"),
-        ({"mla_parallel": "dcp"}, "--mla-parallel dcp needs a number of ranks"),
+        ({"tpla_transform": "foo"}, "only --mla-parallel tpla slices latents"),
+        ({"tpla_transform": "joint"}, "only --mla-parallel tpla slices latents"),
+        ({"mla_parallel": "dcp", "tpla_transform": "none"}, "only --mla-parallel tpla slices"),
+        ({"force": True}, "only --mla-parallel tpla slices latents"),
+        ({"mla_parallel": "dcp", "force": True}, "only --mla-parallel tpla slices latents"),
         ({"mla_shards": 2}, "only --mla-parallel dcp and tpla have shards"),
         ({"mla_parallel": "sliced"}, "'replicated', 'dcp' or 'tpla'"),
         ({**TPLA, "tpla_transform": "joint+x"}, "expected a kind such as joint"),

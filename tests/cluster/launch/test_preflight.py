@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.calibrations import tiny_latent_config
 from tests.support.checkpoints import (
     REMOVED,
     edit_json,
@@ -32,6 +33,12 @@ Damage = Callable[[Path], object]
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "model", shards=2)
+
+
+@pytest.fixture
+def latent_model(tmp_path: Path) -> Path:
+    """Of eight heads, and contexts of 512 tokens."""
+    return write_checkpoint(tmp_path / "latent", tiny_latent_config())
 
 
 def cut(path: Path, size: int) -> None:
@@ -107,6 +114,41 @@ def test_flags_that_do_not_fit_the_model_start_nothing(
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"tensor_parallel_size": 16}, "--tensor-parallel-size 16: 8 heads cannot be shared by 16"),
+        ({"prefill_tensor_parallel_size": 3}, "--prefill-tensor-parallel-size 3: 8 heads cannot"),
+        (
+            {"mla_parallel": "dcp", "mla_shards": 3, "tensor_parallel_size": 2},
+            "--mla-shards 3: must divide the number of ranks of a worker, which is 2",
+        ),
+        ({"mla_parallel": "tpla", "mla_shards": 2}, "--mla-shards 2: must divide"),
+        (
+            {"mla_parallel": "tpla", "mla_shards": 4, "mixed": 1, "tensor_parallel_size": 2},
+            "--mla-shards 4: must divide",
+        ),
+    ],
+)
+def test_ranks_that_cannot_share_a_model_start_nothing(
+    latent_model: Path, flags: dict[str, Any], reason: str
+) -> None:
+    refuse(ServeConfig(**{"model": str(latent_model), "device": "cpu", **flags}), reason)
+
+
+def test_key_value_heads_that_cannot_be_shared_start_nothing(model: Path) -> None:
+    heads = small_config()
+    config = ServeConfig(model=str(model), device="cpu", tensor_parallel_size=3)
+    refuse(config, f"{heads.num_heads} query heads and {heads.num_kv_heads} key/value heads")
+
+
+def test_a_prefill_worker_needs_no_groups(latent_model: Path) -> None:
+    config = ServeConfig(
+        model=str(latent_model), mla_parallel="dcp", mla_shards=2, decode_tensor_parallel_size=2
+    )
+    assert check_model(config).config.num_heads == 8
+
+
 def refuse(config: ServeConfig, reason: str) -> None:
     """It must be refused in one line, before there is a launcher."""
     created: list[str] = []
@@ -150,6 +192,27 @@ class TestFit:
         self.check(model, machine, kv_cache_memory=GIB)
         with pytest.raises(CheckpointError, match="on GPU 1: 3"):
             self.check(model, machine, kv_cache_memory=3 * GIB)
+
+    def test_ranks_that_share_blocks_hold_longer_contexts(self, latent_model: Path) -> None:
+        flags: dict[str, Any] = {
+            "num_kv_blocks": 17,
+            "max_model_len": 512,
+            "tensor_parallel_size": 2,
+        }
+        shared: dict[str, Any] = {**flags, "mla_parallel": "dcp"}
+        self.check(latent_model, **shared, mixed=1)
+        self.check(latent_model, **shared, mixed=1, mla_shards=2)
+        for alone in (
+            {**flags, "mixed": 1},
+            {**shared, "mixed": 1, "mla_shards": 1},
+            {**flags, "mixed": 1, "mla_parallel": "tpla"},
+            # Its prefill worker holds every block on every rank.
+            shared,
+        ):
+            with pytest.raises(ConfigError, match="16 KV blocks of 16 tokens hold 256 tokens"):
+                self.check(latent_model, **alone)
+        with pytest.raises(ConfigError, match="15 KV blocks of 32 tokens hold 480 tokens"):
+            self.check(latent_model, **{**shared, "num_kv_blocks": 16}, mixed=1)
 
     def test_gpus_that_are_not_there(self, model: Path) -> None:
         with pytest.raises(ConfigError, match="--device cuda"):
