@@ -36,13 +36,15 @@ def draw_report(report: QualityReport, path: Path) -> None:
     FigureCanvasAgg(figure)
     loss, agreement = figure.subplots(1, 2)
     names = list(dict.fromkeys(row.transform for row in report.rows))
-    counts = list(dict.fromkeys(row.shards for row in report.rows))
-    for place, shards in enumerate(counts):
-        rows = [row for row in report.rows if row.shards == shards]
+    groups = list(dict.fromkeys((row.shards, row.earlier) for row in report.rows))
+    for place, (shards, earlier) in enumerate(groups):
+        rows = [row for row in report.rows if (row.shards, row.earlier) == (shards, earlier)]
         places = [
-            names.index(row.transform) + 0.12 * (place - (len(counts) - 1) / 2) for row in rows
+            names.index(row.transform) + 0.12 * (place - (len(groups) - 1) / 2) for row in rows
         ]
         label = f"{shards} shards"
+        if earlier is not None:
+            label += f" ({earlier.text}, contexts of {earlier.window})"
         losses = [row.delta_nll_per_byte for row in rows]
         errors = [row.error_per_byte for row in rows]
         loss.errorbar(places, losses, yerr=errors, fmt="o", capsize=3, label=label)

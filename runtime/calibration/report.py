@@ -17,7 +17,33 @@ REPORT = "report.json"
 _VERSION = 1
 
 
-class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run has measured on, and what the exact model makes of it.
+
+    Attributes:
+        text: name of the file.
+        text_digest: sha256 of it.
+        calibration_tokens: that the transforms were fitted to.
+        scored_tokens: held-out tokens, each of them computed as a decode step.
+        scored_bytes: of those.
+        window: tokens of context and scored tokens together.
+        prompt: how many of these were an exactly computed prompt.
+        nll_per_token: of the exact model, on the scored tokens.
+        nll_per_byte: likewise.
+    """
+
+    text: str
+    text_digest: str
+    calibration_tokens: int
+    scored_tokens: int
+    scored_bytes: int
+    window: int
+    prompt: int
+    nll_per_token: float
+    nll_per_byte: float
+
+
+class QualityRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One transform at one number of shards.
 
     Attributes:
@@ -31,6 +57,7 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
         error_per_byte: standard error of the latter, over windows.
         agreement: share of tokens whose most likely token is the exact model's.
         kl_per_token: nats from the exact distribution to this one.
+        earlier: what it was measured on, if that was not what the rest of the report says.
     """
 
     transform: str
@@ -43,26 +70,20 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
     error_per_byte: float
     agreement: float
     kl_per_token: float
+    earlier: Measurement | None = None
 
 
 class QualityReport(msgspec.Struct, frozen=True, kw_only=True):
-    """All that was measured in one run.
+    """All that was measured: in the last run, and of other transforms in those before it.
 
     Attributes:
         version: of this format.
         model: fingerprint of the checkpoint.
         dtype: of weights, hidden states and latents.
-        text: name of the file.
-        text_digest: sha256 of it.
-        calibration_tokens: that the transforms were fitted to.
-        scored_tokens: held-out tokens, each of them computed as a decode step.
-        scored_bytes: of those.
-        window: tokens of context and scored tokens together.
-        prompt: how many of these were an exactly computed prompt.
         elements: of a token and layer that a rank caches if nothing is shared.
-        nll_per_token: of the exact model, on the scored tokens.
-        nll_per_byte: likewise.
-        rows: what was measured.
+        rows: what was measured, by the number of shards.
+
+    The other attributes are the last run's `Measurement`.
     """
 
     version: int = _VERSION
@@ -80,20 +101,51 @@ class QualityReport(msgspec.Struct, frozen=True, kw_only=True):
     nll_per_byte: float
     rows: tuple[QualityRow, ...]
 
+    @property
+    def measurement(self) -> Measurement:
+        """What the last run has measured on."""
+        return msgspec.convert(self, Measurement, from_attributes=True)
+
+    def measurement_of(self, row: QualityRow) -> Measurement:
+        """What a row of this report was measured on."""
+        return row.earlier or self.measurement
+
+    def with_earlier(self, report: "QualityReport") -> "QualityReport":
+        """This report, and those rows of an earlier one that were not measured anew.
+
+        Of a report of another model or dtype nothing is kept: it says nothing about this one.
+        """
+        if (report.model, report.dtype) != (self.model, self.dtype):
+            return self
+        anew = {(row.transform, row.shards) for row in self.rows}
+        kept = []
+        for row in report.rows:
+            if (row.transform, row.shards) not in anew:
+                measured = report.measurement_of(row)
+                earlier = None if measured == self.measurement else measured
+                kept.append(msgspec.structs.replace(row, earlier=earlier))
+        rows = sorted((*kept, *self.rows), key=lambda row: row.shards)
+        return msgspec.structs.replace(self, rows=tuple(rows))
+
     def table(self) -> str:
-        """In Markdown."""
+        """In Markdown: a table for each text that was measured on, that of the last run first."""
+        measured = dict.fromkeys((self.measurement, *map(self.measurement_of, self.rows)))
+        return "\n".join(map(self._section, measured))
+
+    def _section(self, measured: Measurement) -> str:
         lines = [
-            f"Decode steps of `{self.text}` ({self.scored_tokens} held-out tokens, "
-            f"{self.scored_bytes} bytes, after prompts of {self.prompt}; calibrated on "
-            f"{self.calibration_tokens} other tokens; {self.dtype}).",
-            f"Exact attention: {self.nll_per_token:.4f} nats per token, {self.nll_per_byte:.4f} "
-            f"per byte, {self.elements} elements cached per token, layer and rank.",
+            f"Decode steps of `{measured.text}` ({measured.scored_tokens} held-out tokens, "
+            f"{measured.scored_bytes} bytes, after prompts of {measured.prompt}; calibrated on "
+            f"{measured.calibration_tokens} other tokens; {self.dtype}).",
+            f"Exact attention: {measured.nll_per_token:.4f} nats per token, "
+            f"{measured.nll_per_byte:.4f} per byte, {self.elements} elements cached per token, "
+            f"layer and rank.",
             "",
             "| g | transform | elements | share | ΔNLL/token | ΔNLL/byte | ± | top-1 agreement "
             "| KL/token |",
             "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
         ]
-        lines += [self._line(row) for row in self.rows]
+        lines += [self._line(row) for row in self.rows if self.measurement_of(row) == measured]
         return "\n".join(lines) + "\n"
 
     def _line(self, row: QualityRow) -> str:

@@ -12,7 +12,7 @@ from twinflow.parallel.latent.transforms.moments import LatentMoments
 from twinflow.parallel.latent.transforms.name import TransformName
 from twinflow.parallel.latent.transforms.registry import create_transform_kind, transform_kinds
 from twinflow.parallel.ranks.base import OneRank
-from twinflow.protos.errors import ConfigError
+from twinflow.protos.errors import CheckpointError, ConfigError
 from twinflow.runtime.calibration.collecting import CalibrationProgress, collect_moments
 from twinflow.runtime.calibration.corpus import Corpus
 from twinflow.runtime.calibration.options import CalibrationOptions
@@ -37,6 +37,9 @@ _COMMON_KIND = "scores"
 
 def calibrate_tpla(options: CalibrationOptions, progress: CalibrationProgress) -> QualityReport:
     """Fit the transforms, measure them, and write them with their report.
+
+    What a report in the folder says about other transforms of the model, in the same dtype, is
+    kept.
 
     Args:
         options: what to calibrate and with what.
@@ -71,6 +74,9 @@ def calibrate_tpla(options: CalibrationOptions, progress: CalibrationProgress) -
     bench = _Bench(options.folder, subject, corpus, moments, exact, _text_sizes(exact, tokenizer))
     rows = [bench.measure(variant, progress) for variant in variants]
     report = _report(bench, rows)
+    earlier = _earlier_report(options.folder)
+    if earlier is not None:
+        report = report.with_earlier(earlier)
     report.write(options.folder)
     return report
 
@@ -233,6 +239,13 @@ def _check_memory(subject: Subject, corpus: Corpus) -> None:
     if subject.device.type == "cpu":
         scores += weight_bytes(subject.config, placement)
     check_memory(scores, available_memory(), "the model and the scores of its tokens")
+
+
+def _earlier_report(folder: Path) -> QualityReport | None:
+    try:
+        return QualityReport.read(folder)
+    except CheckpointError:  # whoever reads it is told to calibrate again, which is done here
+        return None
 
 
 def _report(bench: _Bench, rows: Sequence[QualityRow]) -> QualityReport:

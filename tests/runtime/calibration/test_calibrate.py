@@ -1,6 +1,7 @@
 """A whole calibration: what it leaves, and what it refuses before it has computed anything."""
 
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from tests.support.calibrations import calibration, quality_report, quality_row
 from tests.support.checkpoints import write_checkpoint
 
 from twinflow.parallel.latent.transforms.file import StoredTransform
+from twinflow.parallel.latent.transforms.name import TransformName
 from twinflow.protos.errors import CheckpointError, ConfigError
+from twinflow.runtime.calibration.measured import find_measured
 from twinflow.runtime.calibration.plot import draw_report
 from twinflow.runtime.calibration.report import QualityReport
 from twinflow.runtime.calibration.tpla import calibrate_tpla
@@ -63,6 +66,63 @@ def test_what_was_asked_for_is_measured_where_it_was_asked_to_be(tmp_path: Path)
     assert not (options.model / "tpla").exists()
 
 
+def test_a_second_calibration_keeps_what_the_first_has_measured(tmp_path: Path) -> None:
+    first = calibration(tmp_path, transforms=("none", "pca"))
+    before = calibrate_tpla(first, lambda *_: None)
+    text = tmp_path / "other.txt"
+    text.write_text("another text, about other things; " + first.text.read_text("utf-8"), "utf-8")
+    second = replace(first, text=text, transforms=("pca", "joint"), tokens=350)
+    after = calibrate_tpla(second, lambda *_: None)
+    assert [row.transform for row in after.rows] == ["none", "pca", "joint"]
+    assert after.row(TransformName("pca"), 2) != before.row(TransformName("pca"), 2)
+    for transform, name in (("none", "text.txt"), ("pca", "other.txt"), ("joint", "other.txt")):
+        found = find_measured(first.model, transform, 2)
+        assert StoredTransform.read(found.path).transform.id == found.row.id
+        assert f" tokens of {name}, contexts of 32)" in found.describe()
+    assert after.measurement_of(after.rows[0]) == before.measurement
+    assert after.measurement.text_digest == sha256(text.read_bytes()).hexdigest()
+    assert QualityReport.read(first.folder) == after
+    assert (first.folder / "report.md").read_text() == after.table()
+
+
+def test_a_damaged_report_is_replaced(tmp_path: Path) -> None:
+    options = calibration(tmp_path, transforms=("none",))
+    options.folder.mkdir()
+    (options.folder / "report.json").write_text("{")
+    report = calibrate_tpla(options, lambda *_: None)
+    assert QualityReport.read(options.folder) == report
+
+
+def test_rows_of_the_same_model_are_kept_with_what_they_were_measured_on() -> None:
+    first = quality_report(quality_row("joint", 4), quality_row("pca", 2))
+    same = quality_report(quality_row("none", 2)).with_earlier(first)
+    assert [(row.transform, row.shards) for row in same.rows] == [
+        *(("pca", 2), ("none", 2), ("joint", 4))
+    ]
+    assert same.table().count("Decode steps of `book.txt`") == 1
+    anew = quality_row("pca", 2, agreement=0.5)
+    last = quality_report(anew, text="other.txt", scored_tokens=700).with_earlier(same)
+    assert last.rows == (
+        quality_row("none", 2, earlier=first.measurement),
+        anew,
+        quality_row("joint", 4, earlier=first.measurement),
+    )
+    theirs, ours = last.table().split("Decode steps of `book.txt` (500 held-out")[::-1]
+    assert ours.startswith("Decode steps of `other.txt` (700 held-out")
+    assert ("| pca |" in ours, "| pca |" in theirs) == (True, False)
+    assert theirs.count("| none |") == theirs.count("| joint |") == 1
+    # Measured again on the first text: nothing is special about these rows any longer.
+    back = quality_report(quality_row("pca", 2)).with_earlier(last)
+    assert [row.earlier for row in back.rows] == [None, None, None]
+
+
+@pytest.mark.parametrize("changes", [{"model": "xyz"}, {"dtype": "bfloat16"}])
+def test_rows_of_another_model_or_dtype_are_not_kept(changes: dict[str, str]) -> None:
+    earlier = quality_report(quality_row("joint", 4), **changes)
+    report = quality_report(quality_row("pca", 2))
+    assert report.with_earlier(earlier) == report
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -102,7 +162,8 @@ def test_a_folder_that_cannot_be_written_to_is_found_first(tmp_path: Path) -> No
 
 
 def test_reports_come_back_and_damaged_ones_are_refused(tmp_path: Path) -> None:
-    report = quality_report(quality_row("joint", 2), quality_row("joint+64", 4))
+    other = quality_report(text="other.txt").measurement
+    report = quality_report(quality_row("joint", 2), quality_row("joint+64", 4, earlier=other))
     report.write(tmp_path)
     assert QualityReport.read(tmp_path) == report
     assert QualityReport.read(tmp_path / "none") is None
@@ -121,7 +182,9 @@ def test_reports_come_back_and_damaged_ones_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_report_is_drawn(tmp_path: Path) -> None:
-    report = quality_report(*(quality_row(name, n) for n in (2, 4) for name in ("none", "joint")))
+    other = quality_report(text="other.txt").measurement
+    rows = [quality_row(name, n) for n in (2, 4) for name in ("none", "joint")]
+    report = quality_report(*rows, quality_row("pca", 4, earlier=other))
     draw_report(report, tmp_path / "report.png")
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match="cannot be written"):
