@@ -26,6 +26,7 @@ is an approximation, whose error depends on the basis in which latents are slice
 MODEL over FILE, makes such bases (transforms) from one half of it, and measures decode steps on the
 other half: how much less likely its tokens become, and how often the most likely token changes.
 `twinflow serve --mla-parallel tpla` refuses a model that has not been measured.
+A further run adds to the report of the first.
 """
 
 EPILOG = """\
