@@ -93,7 +93,8 @@ def test_a10_large_bodies_hold_nobody_up(gateway: HttpGateway) -> None:
 
 def test_a10_all_bodies_together_are_bounded() -> None:
     """What has arrived counts: others may declare what they like, and send it slowly."""
-    with http_gateway(config=replace(CONFIG, max_bodies_bytes=1 << 20)) as gateway:
+    config = replace(CONFIG, max_bodies_bytes=1 << 20, body_timeout_s=60.0)
+    with http_gateway(config=config) as gateway:
         head = request(HEAD + "Host: a", "Content-Length: 4000000")
         with gateway.connect() as declaring, gateway.connect() as sending:
             declaring.sendall(head)
