@@ -14,7 +14,7 @@ import re
 import socket
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -322,6 +322,11 @@ class ServeConfig(BaseModel):
         """The names requests may use, the one that answers carry first; at least one."""
         return self.served_model_name or (Path(os.path.abspath(self.model)).name,)
 
+    @property
+    def worker_roles(self) -> list[Role]:
+        """The role of each worker, pool by pool."""
+        return [role for role in get_args(Role) for _ in range(getattr(self, role))]
+
     def ranks(self, role: Role) -> int:
         """How many ranks a worker of a pool has."""
         own = {
@@ -370,23 +375,18 @@ class ServeConfig(BaseModel):
             )
         return mixed
 
-    @field_validator("prefill_tensor_parallel_size", "decode_tensor_parallel_size")
+    @field_validator(
+        "prefill_tensor_parallel_size",
+        "decode_tensor_parallel_size",
+        "prefill_scheduler",
+        "decode_scheduler",
+    )
     @classmethod
-    def _ranks_of_a_pool_that_is_there(cls, size: int | None, info: ValidationInfo) -> int | None:
+    def _settings_of_a_pool_that_is_there(cls, value: object, info: ValidationInfo) -> object:
         pool = str(info.field_name).partition("_")[0]
-        if size is not None and info.data.get(pool) == 0:
+        if value is not None and info.data.get(pool) == 0:
             raise ValueError(f"there is no {pool} worker: give --{pool} N too, or leave it out")
-        return size
-
-    @field_validator("prefill_scheduler", "decode_scheduler")
-    @classmethod
-    def _scheduler_of_a_pool_that_is_there(
-        cls, name: str | None, info: ValidationInfo
-    ) -> str | None:
-        pool = str(info.field_name).partition("_")[0]
-        if name is not None and info.data.get(pool) == 0:
-            raise ValueError(f"there is no {pool} worker: give --{pool} N too, or leave it out")
-        return name
+        return value
 
     @field_validator("served_model_name")
     @classmethod

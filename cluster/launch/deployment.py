@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 
@@ -67,7 +66,7 @@ def plan_workers(
     Raises:
         ConfigError: it has not got the GPUs that the ranks need.
     """
-    roles = [role for role in get_args(Role) for _ in range(getattr(config, role))]
+    roles = config.worker_roles
     sizes = [config.ranks(role) for role in roles]
     on_gpus = uses_gpus(config.device, machine.gpus, sizes)
     numbers = itertools.count()

@@ -10,7 +10,6 @@ still be refused by a worker.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from twinflow.cluster.cli.flags import flag_name
 from twinflow.cluster.config import ServeConfig
@@ -67,7 +66,7 @@ def check_model(config: ServeConfig) -> CheckedModel:
 
 
 def _check_ranks(config: ServeConfig, model: ModelConfig) -> None:
-    for role in _roles(config):
+    for role in config.worker_roles:
         count = config.ranks(role)
         own = f"{role}_tensor_parallel_size"
         flag = own if getattr(config, own, None) else "tensor_parallel_size"
@@ -76,11 +75,6 @@ def _check_ranks(config: ServeConfig, model: ModelConfig) -> None:
         except ConfigError as error:
             raise ConfigError(f"{flag_name(flag)} {count}: {error.message}") from error
         _held_latents(config, role).check_ranks(count)
-
-
-def _roles(config: ServeConfig) -> list[Role]:
-    """Of each worker."""
-    return [role for role in get_args(Role) for _ in range(getattr(config, role))]
 
 
 def _held_latents(config: ServeConfig, role: Role) -> LatentScheme:
@@ -97,7 +91,7 @@ def check_fit(config: ServeConfig, checked: CheckedModel, machine: Machine) -> N
         CheckpointError: they cannot.
         ConfigError: there are too few GPUs, or the KV cache cannot hold `--max-model-len`.
     """
-    roles = _roles(config)
+    roles = config.worker_roles
     sizes = [config.ranks(role) for role in roles]
     on_gpus = uses_gpus(config.device, machine.gpus, sizes)
     item_bytes = _item_bytes(config, checked.config)

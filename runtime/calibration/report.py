@@ -4,13 +4,13 @@ Losses are differences to the same model with exact attention, on the same token
 torch.
 """
 
-import os
 from pathlib import Path
 
 import msgspec
 
 from twinflow.parallel.latent.transforms.name import TransformName
-from twinflow.protos.errors import CheckpointError, ConfigError
+from twinflow.parallel.whole_file import write_whole
+from twinflow.protos.errors import CheckpointError
 
 FOLDER = "tpla"
 REPORT = "report.json"
@@ -197,18 +197,3 @@ class QualityReport(msgspec.Struct, frozen=True, kw_only=True):
                 f"calibrate tpla again"
             )
         return report
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file at once or not at all.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error

@@ -5,18 +5,12 @@ answer per line. `PeerProcess` is the driving side.
 """
 
 import json
-import os
-import queue
-import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+from tests.support.child_processes import ChildProcess
 from tests.support.kv_pages import SMALL_LAYER_BYTES, pages_of, random_cache
 from tests.support.link_store import RemoteStore
 
@@ -28,44 +22,23 @@ from twinflow.parallel.links.manifest import TransferManifest, Unit, UnitAnnounc
 from twinflow.parallel.links.transfer import UnitSender
 from twinflow.protos.errors import TwinflowError
 
-ROOT = Path(__file__).resolve().parents[2]
 TESTER = LinkPeer("tester", 1)
 PEER = LinkPeer("peer", 1)
-
-_ANSWER_S = 60.0
 
 
 class PeerError(Exception):
     """The command raised an error of twinflow; the message starts with its class."""
 
 
-class PeerProcess:
+class PeerProcess(ChildProcess):
     """Starts a peer and talks to it."""
 
     def __init__(self, store_port: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.link_peers", str(store_port)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._answers: queue.Queue[str] = queue.Queue()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        return self._process.pid
+        super().__init__("tests.support.link_peers", store_port)
 
     def begin(self, command: str, **arguments: object) -> None:
         """Give a command without waiting for its answer."""
-        stdin = self._process.stdin
-        assert stdin is not None
-        stdin.write(json.dumps({"command": command, **arguments}) + "\n")
-        stdin.flush()
+        self.tell(json.dumps({"command": command, **arguments}))
 
     def answer(self) -> Any:
         """The answer to the oldest command that was not answered.
@@ -73,7 +46,7 @@ class PeerProcess:
         Raises:
             PeerError: the command failed.
         """
-        line = self._answers.get(timeout=_ANSWER_S)
+        line = self.line()
         if not line:
             raise PeerError("the peer is gone")
         answer = json.loads(line)
@@ -85,40 +58,6 @@ class PeerProcess:
         """Give a command and wait for its answer."""
         self.begin(command, **arguments)
         return self.answer()
-
-    def stop(self) -> None:
-        """Freeze the process; returns once it is frozen."""
-        os.kill(self.pid, signal.SIGSTOP)
-        while psutil.Process(self.pid).status() != psutil.STATUS_STOPPED:
-            pass
-
-    def resume(self) -> None:
-        """Let a frozen process go on."""
-        os.kill(self.pid, signal.SIGCONT)
-
-    def kill(self) -> None:
-        """End the process without a chance to say goodbye."""
-        self._process.kill()
-        self._process.wait()
-
-    def wait(self) -> int:
-        """Wait for the process to end by itself; its exit status."""
-        return self._process.wait(_ANSWER_S)
-
-    def close(self) -> None:
-        """End the process and give back its pipes."""
-        self.kill()
-        self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-    def _read(self) -> None:
-        stdout = self._process.stdout
-        assert stdout is not None
-        for line in stdout:
-            self._answers.put(line)
-        self._answers.put("")
 
 
 def announcement_to_json(announcement: UnitAnnouncement) -> dict[str, Any]:

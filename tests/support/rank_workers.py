@@ -6,10 +6,6 @@ until standard input ends. It writes `ready ADDRESS`, and last `ended` or `lost 
 """
 
 import asyncio
-import os
-import queue
-import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import torch
 from tests.support.checkpoints import small_config, write_checkpoint
+from tests.support.child_processes import ChildProcess
 from tests.support.workers import worker_config
 
 from twinflow.protos.errors import RankLost, TwinflowError
@@ -29,8 +25,6 @@ from twinflow.workers.ranks.address import new_address
 from twinflow.workers.ranks.server import FollowerServer
 from twinflow.workers.server import WorkerServer
 
-ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 60.0
 KV_ORDER = "kv"
 
 # Eight heads and two KV heads, which 1, 2 and 4 ranks can share.
@@ -54,72 +48,12 @@ def rank_configs(model: Path, size: int, **changes: Any) -> list[WorkerConfig]:
     return [msgspec.structs.replace(leader, rank=rank) for rank in range(size)]
 
 
-class RankProcess:
+class RankProcess(ChildProcess):
     """Starts a rank and hears from it."""
 
     def __init__(self, config: WorkerConfig) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.rank_workers"],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._lines: queue.Queue[str] = queue.Queue()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-        assert self._process.stdin is not None
-        self._process.stdin.write(config.encode().decode() + "\n")
-        self._process.stdin.flush()
-
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        return self._process.pid
-
-    def line(self) -> str:
-        """The next line; empty once the process has ended."""
-        return self._lines.get(timeout=PATIENCE_S)
-
-    def freeze(self) -> None:
-        """Stop the process; returns once it is stopped."""
-        os.kill(self.pid, signal.SIGSTOP)
-        while psutil.Process(self.pid).status() != psutil.STATUS_STOPPED:
-            pass
-
-    def thaw(self) -> None:
-        """Let a frozen process go on."""
-        os.kill(self.pid, signal.SIGCONT)
-
-    def kill(self) -> None:
-        """End the process without a chance to say goodbye."""
-        self._process.kill()
-        self._process.wait()
-
-    def finish(self) -> None:
-        """Tell it to end."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-
-    def wait(self) -> int:
-        """Wait for the process to end by itself; its exit status."""
-        return self._process.wait(PATIENCE_S)
-
-    def close(self) -> None:
-        """End the process, whatever it does, and give back its pipes."""
-        self.kill()
-        self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(("ready", "ended", "lost", "failed")):  # and not a log line
-                self._lines.put(line.strip())
-        self._lines.put("")
+        super().__init__("tests.support.rank_workers", answers=("ready", "ended", "lost", "failed"))
+        self.tell(config.encode().decode())
 
 
 @contextmanager

@@ -4,7 +4,8 @@ All ranks plan alone, meet, agree on the number of KV blocks, load their shares,
 every one of them has loaded the same weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from twinflow.parallel.ranks.base import Seat
@@ -103,14 +104,10 @@ def build_leader(
     if progress is not None:
         progress("waiting for the other ranks", 0, 0)
     leader = Leader.meet(config, plan.layout.digest(), plan.config.num_blocks)
-    try:
+    with _failing_together(leader, config):
         plan = plan.with_blocks(leader.num_blocks)
         runner = _load(plan, config, leader.ranks, progress)
         leader.await_ready(plan.fingerprint)
-    except BaseException as error:  # also what ends the process: the other ranks are told
-        leader.fail(_as_loss(config, error))
-        leader.close()
-        raise
     times = find_times(plan, config.size)
     built = assemble_engine(
         plan, LeaderRunner(runner, leader), clock=clock, on_kv=on_kv, times=times
@@ -130,14 +127,21 @@ def build_follower(
     if progress is not None:
         progress("waiting for rank 0", 0, 0)
     follower = Follower.join(config, plan.layout.digest(), plan.config.num_blocks)
-    try:
+    with _failing_together(follower, config):
         plan = plan.with_blocks(follower.num_blocks)
         runner = _load(plan, config, follower.ranks, progress)
-    except BaseException as error:  # also what ends the process: the other ranks are told
-        follower.fail(_as_loss(config, error))
-        follower.close()
-        raise
     return BuiltFollower(FollowerLoop(runner, follower, on_kv), follower, runner, plan, config)
+
+
+@contextmanager
+def _failing_together(end: Leader | Follower, config: TeamConfig) -> Iterator[None]:
+    """Tell the other ranks if this one cannot start."""
+    try:
+        yield
+    except BaseException as error:  # also what ends the process: the other ranks are told
+        end.fail(_as_loss(config, error))
+        end.close()
+        raise
 
 
 def _load(

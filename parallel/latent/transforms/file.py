@@ -9,7 +9,6 @@ a byte has changed is refused. Whether the transform is any good is not known he
 """
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from twinflow.parallel.latent.scheme import LatentScheme
 from twinflow.parallel.latent.transforms.basis import LatentBasis, LatentTransform
 from twinflow.parallel.latent.transforms.name import TransformName
+from twinflow.parallel.whole_file import write_whole
 from twinflow.protos.errors import CheckpointError, ConfigError
 
 _FORMAT = "twinflow-latent-transform-1"
@@ -114,13 +114,7 @@ class StoredTransform:
         metadata |= {"format": _FORMAT, "id": self.transform.id}
         metadata["digest"] = _digest(metadata)
         data = save(_tensors(self.transform, self.card.shards), metadata=metadata)
-        part = path.with_name(f".{path.name}.part")
-        try:
-            part.write_bytes(data)
-            os.replace(part, path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+        write_whole(path, data)
 
     @classmethod
     def read(cls, path: Path) -> "StoredTransform":

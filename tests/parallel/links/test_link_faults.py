@@ -214,11 +214,11 @@ def freeze_inside_a_message(
         peer.begin("raw_send", link=name, sizes=[LARGE], tag=0, deadline_s=LONG_S)
         while not buffer[0]:
             pass
-        peer.stop()
+        peer.freeze()
         time.sleep(DRAINED_S)  # what the kernel still holds arrives without the peer
         if not buffer[-1]:
             return link, pending, buffer
-        peer.resume()
+        peer.thaw()
         pending.wait()
         peer.answer()
         link.close()
@@ -241,7 +241,7 @@ def test_a_receiver_killed_inside_a_message_fails_the_send_at_once(
 ) -> None:
     link = bench.link(victim, "killed-receiver", rank=0)
     victim.call("raw_post", link="killed-receiver", sizes=[LARGE], tag=0)
-    victim.stop()
+    victim.freeze()
     with ThreadPoolExecutor(1) as other:
         sent = other.submit(link.send, [torch.ones(LARGE, dtype=torch.uint8)], 0)
         with pytest.raises(TimeoutError):
@@ -260,7 +260,7 @@ def test_a_frozen_peer_breaks_its_own_link_and_disturbs_no_other(
     transfer = Transfer(slow, sleeper)
     transfer.move(UNITS[0])
     transfer.announce(UNITS[1])
-    sleeper.stop()
+    sleeper.freeze()
     done = 0
     with ThreadPoolExecutor(1) as other:
         stuck = other.submit(transfer.receiver.finish, 1)
@@ -274,7 +274,7 @@ def test_a_frozen_peer_breaks_its_own_link_and_disturbs_no_other(
     transfer.receiver.check_integrity()
     Transfer(healthy, helper, "after").move_all()
     snapshot = transfer.cache.clone()
-    sleeper.resume()
+    sleeper.thaw()
     with pytest.raises(PeerError, match="LinkError"):
         sleeper.call("send", link="frozen", index=1)
     assert torch.equal(transfer.cache, snapshot)
@@ -289,7 +289,7 @@ def test_no_byte_arrives_after_a_link_was_closed(bench: Bench, sleeper: PeerProc
         pending.wait(0.1)
     link.close()
     snapshot = buffer.clone()
-    sleeper.resume()
+    sleeper.thaw()
     with pytest.raises(PeerError, match="LinkError"):
         sleeper.answer()  # it went on sending, and found nobody
     assert torch.equal(buffer, snapshot)
@@ -303,7 +303,7 @@ def test_a_link_closed_while_a_message_is_half_across_is_quiet(
     link, _, buffer = freeze_inside_a_message(bench, sleeper, "closed")
     link.close()  # nobody waited, nothing timed out
     snapshot = buffer.clone()
-    sleeper.resume()
+    sleeper.thaw()
     with pytest.raises(PeerError, match="LinkError"):
         sleeper.answer()
     assert torch.equal(buffer, snapshot)

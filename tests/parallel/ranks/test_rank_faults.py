@@ -24,7 +24,7 @@ def processes(size: int, deadline_s: float) -> Iterator[Sequence[RankProcess]]:
     server = StoreServer(directory)
     ranks = [RankProcess(server.port, rank, size, deadline_s) for rank in range(size)]
     try:
-        assert [rank.answer() for rank in ranks] == ["connected"] * size
+        assert [rank.line() for rank in ranks] == ["connected"] * size
         yield ranks
     finally:
         for rank in ranks:
@@ -39,11 +39,11 @@ def test_a_killed_rank_is_named_at_once_by_all_others(size: int, elements: int) 
     with processes(size, deadline_s=300.0) as ranks:  # more than the patience of `answer`
         for rank, process in enumerate(ranks):
             process.begin(2 if rank == 1 else 3, elements)
-        assert ranks[1].answer() == "done"
+        assert ranks[1].line() == "done"
         ranks[1].kill()
         for rank, process in enumerate(ranks):
             if rank != 1:
-                assert f"rank {rank} of decode-0 lost rank 1 in all_reduce" in process.answer()
+                assert f"rank {rank} of decode-0 lost rank 1 in all_reduce" in process.line()
 
 
 @pytest.mark.parametrize("elements", [DIRECT, SLICED])
@@ -51,11 +51,11 @@ def test_a_frozen_rank_is_named_by_all_others_when_the_deadline_has_passed(eleme
     with processes(4, deadline_s=2.0) as ranks:
         for rank, process in enumerate(ranks):
             process.begin(2 if rank == 3 else 3, elements)
-        assert ranks[3].answer() == "done"
-        ranks[3].stop()
+        assert ranks[3].line() == "done"
+        ranks[3].freeze()
         for rank, process in enumerate(ranks[:3]):
             message = f"rank {rank} of decode-0 lost rank 3 in all_reduce: not done within 2 s"
-            assert process.answer() == message
+            assert process.line() == message
 
 
 @pytest.mark.parametrize("freeze", [True, False])
@@ -63,13 +63,13 @@ def test_a_rank_that_goes_in_the_middle_of_an_exchange_leaves_nobody_waiting(fre
     with processes(3, deadline_s=2.0) as ranks:
         for process in ranks:
             process.begin(1, SLICED)
-        assert [process.answer() for process in ranks] == ["done"] * 3
+        assert [process.line() for process in ranks] == ["done"] * 3
         for process in ranks:
             process.begin(ENDLESS, SLICED)
         if freeze:
-            ranks[2].stop()
+            ranks[2].freeze()
         else:
             ranks[2].kill()
         # Which of the two a rank blames depends on who gave up first.
         for rank, process in enumerate(ranks[:2]):
-            assert process.answer().startswith(f"rank {rank} of decode-0 lost rank ")
+            assert process.line().startswith(f"rank {rank} of decode-0 lost rank ")

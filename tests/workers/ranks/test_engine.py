@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.child_processes import ANSWER_S
 from tests.support.engines import Collected
-from tests.support.rank_workers import KV_ORDER, PATIENCE_S, processes, rank_configs
+from tests.support.rank_workers import KV_ORDER, processes, rank_configs
 from torch import Tensor
 
 from twinflow.runtime.build import build_engine
@@ -65,7 +66,7 @@ def kv_of_followers(leader: BuiltLeader, size: int) -> dict[int, bytes]:
     reports: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
     leader.leader.on_report(KV_ORDER, lambda rank, body: reports.put((rank, body)))
     leader.leader.order(KV_ORDER, b"")
-    return dict(reports.get(timeout=PATIENCE_S) for _ in range(size - 1))
+    return dict(reports.get(timeout=ANSWER_S) for _ in range(size - 1))
 
 
 @pytest.mark.parametrize("size", [2, 4])

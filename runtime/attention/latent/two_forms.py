@@ -1,0 +1,72 @@
+"""What kernels of latent attention have in common: who computes which form.
+
+The expanded form, of prompts, is the same on all devices; kernels differ in the absorbed one.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from twinflow.parallel.latent.block_share import BlockShare
+from twinflow.parallel.latent.sharing.base import LatentSharing
+from twinflow.runtime.attention.latent.base import Expansion, LatentHeads, LatentKernel
+from twinflow.runtime.attention.latent.expanded import ExpandedTiles
+from twinflow.runtime.attention.rows import FlatRows
+from twinflow.runtime.kv.cache import KVCache
+from twinflow.runtime.kv.latent_planes import LatentPlanes
+
+
+class AbsorbedForm(Protocol):
+    """Absorbed attention over what a rank holds."""
+
+    def plan(self, rows: FlatRows) -> None:
+        """Take over the rows of a step."""
+        ...
+
+    def attend(
+        self, layer: int, queries: Tensor, *, with_lse: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `LatentKernel.attend_generated`."""
+        ...
+
+
+Absorbed = TypeVar("Absorbed", bound=AbsorbedForm)
+
+
+class TwoFormKernel(LatentKernel, Generic[Absorbed]):
+    """Prompts in expanded form by tiles, generated tokens in an absorbed form.
+
+    Args:
+        cache: the latents and rotary keys that this rank holds.
+        heads: sizes of the model.
+        sharing: this rank's part of it.
+        absorbed: makes the absorbed form for cache, planes, attended heads and held blocks.
+    """
+
+    def __init__(
+        self,
+        cache: KVCache,
+        heads: LatentHeads,
+        sharing: LatentSharing,
+        absorbed: Callable[[KVCache, LatentPlanes, int, BlockShare], Absorbed],
+    ) -> None:
+        super().__init__(cache, heads, sharing)
+        attended = sharing.attended_heads(heads.num_heads)
+        self._absorbed = absorbed(cache, self._planes, attended, self.share)
+        device = cache.data.device
+        self._expanded = ExpandedTiles(self._planes, heads, sharing, self.share, device)
+
+    def attend_prompt(self, layer: int, queries: Tensor, expansions: Sequence[Expansion]) -> Tensor:
+        """See the base class."""
+        return self._expanded.attend(layer, queries, expansions)
+
+    def attend_generated(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See the base class."""
+        with_lse = self._sharing.needs_merging
+        return self._absorbed.attend(layer, queries, with_lse=with_lse)
+
+    def _plan(self) -> None:
+        self._expanded.plan(self.prompt.rows)
+        if not self.generated.is_empty:
+            self._absorbed.plan(self.generated.rows)
