@@ -62,7 +62,7 @@ class Engine:
 
     Attributes:
         blocks: see above.
-        traffic: what experts did in the last step, by layer; of this rank, if there are several.
+        traffic: what experts did in the last step, by layer.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from twinflow.protos.errors import EngineError, TwinflowError
 from twinflow.runtime.executor import Executor
 from twinflow.runtime.kv.block_manager import BlockManager
-from twinflow.runtime.layer_traffic import LayerTraffic
+from twinflow.runtime.layer_traffic import LayerTotals, LayerTraffic
 from twinflow.runtime.output_history import OutputHistory
 from twinflow.runtime.outputs import FinishReason, PhaseTime, SampledToken, TokenDelta
 from twinflow.runtime.queues import RequestQueues
@@ -58,15 +58,12 @@ class EngineCounters:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
-    expert_layers: int = 0
-    distinct_experts: int = 0
-    expert_bytes: int = 0
+    experts: dict[int, LayerTotals] = field(default_factory=dict)
 
     def note_experts(self, traffic: Sequence[LayerTraffic]) -> None:
         """Add the traffic of a step."""
-        self.expert_layers += len(traffic)
-        self.distinct_experts += sum(layer.distinct for layer in traffic)
-        self.expert_bytes += sum(layer.loaded_bytes for layer in traffic)
+        for layer in traffic:
+            self.experts[layer.layer] = self.experts.get(layer.layer, LayerTotals()).plus(layer)
 
 
 class RequestLifecycle:

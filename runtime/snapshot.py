@@ -1,8 +1,10 @@
 """An engine's load and totals at one moment, safe to read from any thread."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from twinflow.runtime.engine import Engine
+from twinflow.runtime.layer_traffic import LayerTotals
 from twinflow.runtime.request import RequestStatus
 
 
@@ -26,10 +28,7 @@ class EngineSnapshot:
             that another worker computes is counted there.
         prefix_hits: those of them that were in the prefix cache.
         steps: since the start.
-        expert_layers: layers with experts that rows went through, added up over the steps.
-        distinct_experts: experts that a step needed in a layer, added up over all of these; their
-            quotient is how many a layer needs in a step.
-        expert_bytes: bytes of experts' weights that rank 0 read for them.
+        experts: what experts did since the start, by index of their layer.
     """
 
     num_running: int = 0
@@ -46,9 +45,7 @@ class EngineSnapshot:
     prefix_queries: int = 0
     prefix_hits: int = 0
     steps: int = 0
-    expert_layers: int = 0
-    distinct_experts: int = 0
-    expert_bytes: int = 0
+    experts: Mapping[int, LayerTotals] = field(default_factory=dict)
 
 
 def take_snapshot(engine: Engine) -> EngineSnapshot:
@@ -73,7 +70,5 @@ def take_snapshot(engine: Engine) -> EngineSnapshot:
         prefix_queries=blocks.counters.queries,
         prefix_hits=blocks.counters.hits,
         steps=counters.steps,
-        expert_layers=counters.expert_layers,
-        distinct_experts=counters.distinct_experts,
-        expert_bytes=counters.expert_bytes,
+        experts=dict(counters.experts),
     )

@@ -174,6 +174,15 @@ class WorkerCore:
             draining=self.refusal is not None,
             steps=now.steps,
             ranks=self.config.tensor_parallel_size,
+            expert_layers=[
+                pb.ExpertLayerStats(
+                    layer=layer,
+                    steps=totals.steps,
+                    distinct=totals.distinct,
+                    loaded_bytes=totals.loaded_bytes,
+                )
+                for layer, totals in now.experts.items()
+            ],
         )
 
     async def check_integrity(self) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from twinflow.protos.twinflow.internal.v1.worker_pb2 import WorkerStats
+from twinflow.protos.twinflow.internal.v1.worker_pb2 import ExpertLayerStats, WorkerStats
 
 _LABELS = ("model_name", "worker", "role")
 _UP = "twinflow:worker_up"
@@ -23,6 +23,15 @@ class _Metric:
     name: str
     text: str
     value: Callable[[WorkerStats], float]
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerCounter:
+    """Counts something in every layer with experts."""
+
+    name: str
+    text: str
+    value: Callable[[ExpertLayerStats], int]
 
 
 @dataclass(slots=True)
@@ -92,6 +101,22 @@ _METRICS = (
     ),
 )
 
+_LAYER_COUNTERS = (
+    _LayerCounter(
+        "twinflow:expert_steps", "Steps that needed experts of a layer.", lambda s: s.steps
+    ),
+    _LayerCounter(
+        "twinflow:experts_needed",
+        "Distinct experts of a layer that steps needed, added up.",
+        lambda s: s.distinct,
+    ),
+    _LayerCounter(
+        "twinflow:expert_bytes_loaded",
+        "Bytes of experts' weights that were read in a layer, by all ranks.",
+        lambda s: s.loaded_bytes,
+    ),
+)
+
 
 class WorkerCollector(Collector):
     """Reports the latest stats of every known worker at a scrape.
@@ -120,7 +145,7 @@ class WorkerCollector(Collector):
             self._workers[worker_id].stats = None
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        """One family per metric, one sample per worker."""
+        """One family per metric, one sample per worker, or per worker and layer."""
         workers = sorted(self._workers.items())
         up = GaugeMetricFamily(_UP, "1 while the gateway hears of the worker.", labels=_LABELS)
         for worker_id, worker in workers:
@@ -133,3 +158,14 @@ class WorkerCollector(Collector):
                     value = metric.value(worker.stats)
                     family.add_metric((self._model, worker_id, worker.role), value)
             yield family
+        for counter in _LAYER_COUNTERS:
+            yield self._by_layer(counter)
+
+    def _by_layer(self, counter: _LayerCounter) -> CounterMetricFamily:
+        family = CounterMetricFamily(counter.name, counter.text, labels=(*_LABELS, "layer"))
+        for worker_id, worker in sorted(self._workers.items()):
+            layers = worker.stats.expert_layers if worker.stats is not None else ()
+            for layer in layers:
+                labels = (self._model, worker_id, worker.role, str(layer.layer))
+                family.add_metric(labels, counter.value(layer))
+        return family

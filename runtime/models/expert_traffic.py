@@ -10,30 +10,29 @@ import torch
 from torch import Tensor
 
 from twinflow.runtime.layer_traffic import LayerTraffic
-from twinflow.runtime.models.sharding import Cut
 
 
 class ExpertCounter:
-    """Counts for one layer, on one rank.
+    """Counts for one layer. Every rank routes all rows, so that each of them counts the same.
 
     Args:
         layer: index of the layer.
-        held: the experts of the layer of which this rank holds weights.
-        expert_bytes: bytes of weights of one of them.
+        num_experts: routed experts of the layer.
+        expert_bytes: bytes of weights of one of them, on whatever ranks they are.
         device: where rows are routed.
 
     Attributes:
         layer: see above.
-        held: see above.
         expert_bytes: see above.
         counts: int64 [2, experts]: rows of each expert, and passes that needed it.
     """
 
-    def __init__(self, layer: int, held: Cut, expert_bytes: int, device: torch.device) -> None:
+    def __init__(
+        self, layer: int, num_experts: int, expert_bytes: int, device: torch.device
+    ) -> None:
         self.layer = layer
-        self.held = held
         self.expert_bytes = expert_bytes
-        self.counts = torch.zeros(2, held.total, dtype=torch.int64, device=device)
+        self.counts = torch.zeros(2, num_experts, dtype=torch.int64, device=device)
 
     def note(self, rows: Tensor) -> None:
         """Count one pass; `rows` is int64 [experts], the rows of each expert."""
@@ -42,7 +41,7 @@ class ExpertCounter:
 
 
 class ExpertTraffic:
-    """The counters of all layers with experts, on one rank.
+    """The counters of all layers with experts.
 
     Args:
         counters: one of each such layer; at least one.
@@ -61,10 +60,9 @@ class ExpertTraffic:
 
 def _traffic(counter: ExpertCounter, counts: list[list[int]]) -> LayerTraffic:
     rows, passes = counts
-    held = sum(passes[counter.held.start : counter.held.stop])
     return LayerTraffic(
         layer=counter.layer,
         rows=tuple(rows),
         distinct=sum(count > 0 for count in rows),
-        loaded_bytes=held * counter.expert_bytes,
+        loaded_bytes=sum(passes) * counter.expert_bytes,
     )

@@ -92,8 +92,8 @@ class ExpertMLP(MLPBlock):
         self._ranks = weights.placement.ranks
         self._experts = share.experts
         self._router = Router(moe, weights.linear("router"), bias)
-        expert_bytes = 3 * inner * hidden * gate_up.itemsize
-        counter = ExpertCounter(weights.layer, share.experts, expert_bytes, gate_up.device)
+        expert_bytes = 3 * moe.expert_size * hidden * gate_up.itemsize
+        counter = ExpertCounter(weights.layer, moe.num_experts, expert_bytes, gate_up.device)
         self.counter: ExpertCounter = counter
         self._products = create_products(gate_up, down, weights.linears)
         self._shared = (

@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from twinflow.cluster.gateway.metrics import GatewayMetrics
 from twinflow.protos.errors import Overloaded
-from twinflow.protos.twinflow.internal.v1.worker_pb2 import WorkerStats
+from twinflow.protos.twinflow.internal.v1.worker_pb2 import ExpertLayerStats, WorkerStats
 from twinflow.runtime.outputs import FinishReason, PhaseTime
 
 
@@ -107,6 +107,21 @@ def test_workers_report_themselves(registry: CollectorRegistry, metrics: Gateway
         assert sample(registry, name, **labels) == value
     empty = {"worker": "prefill-0", "role": "prefill"}
     assert sample(registry, "vllm:kv_cache_usage_perc", **empty) == 0
+
+
+def test_traffic_of_experts_is_reported_by_layer(
+    registry: CollectorRegistry, metrics: GatewayMetrics
+) -> None:
+    layers = [
+        ExpertLayerStats(layer=layer, steps=2, distinct=9 + layer, loaded_bytes=1 << 40)
+        for layer in (1, 2)
+    ]
+    metrics.observe_worker("w", "mixed", WorkerStats(expert_layers=layers))
+    labels = {"worker": "w", "role": "mixed", "layer": "2"}
+    assert sample(registry, "twinflow:expert_steps_total", **labels) == 2
+    assert sample(registry, "twinflow:experts_needed_total", **labels) == 11
+    assert sample(registry, "twinflow:expert_bytes_loaded_total", **labels) == 1 << 40
+    assert sample(registry, "twinflow:expert_steps_total", **(labels | {"layer": "0"})) is None
 
 
 def test_a_worker_that_leaves_or_changes_its_role(
