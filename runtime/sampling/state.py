@@ -5,6 +5,7 @@ bytes per distinct token, and is dropped with the sequence.
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,14 @@ class TokenCounts:
             self._counts = np.concatenate([self._counts, np.zeros(room, dtype=np.float32)])
         self._ids[index] = token_id
         self._counts[index] += 1
+
+    def copy(self) -> "TokenCounts":
+        """The same counts, to be counted on without changing these."""
+        twin = TokenCounts(())
+        twin._index = self._index.copy()
+        twin._ids = self._ids.copy()
+        twin._counts = self._counts.copy()
+        return twin
 
     @property
     def ids(self) -> IntArray:
@@ -89,10 +98,26 @@ class SamplingState:
         if self.counts is not None:
             self.counts.add(token_id)
 
+    def after(self, token_id: int) -> "SamplingState":
+        """The state of the sequence if this token came next; this one stays as it is.
+
+        Costs a copy of the token counts where a penalty needs them, and next to nothing otherwise.
+        """
+        twin = copy(self)
+        if self.counts is not None:
+            twin.counts = self.counts.copy()
+        twin.append(token_id)
+        return twin
+
     @property
     def position(self) -> int:
         """Absolute position of the next token: prompt length plus generated tokens."""
         return self._prompt_length + self._num_outputs
+
+    @property
+    def seed(self) -> int:
+        """The sequence's seed."""
+        return self._seed
 
     @property
     def noise_key(self) -> int:

@@ -1,0 +1,1 @@
+"""Guessing next tokens: from the sequence, from earlier outputs, from what the model said."""

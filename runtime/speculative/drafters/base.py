@@ -1,0 +1,84 @@
+"""What a drafter is asked and told.
+
+A drafter is asked between steps for proposals, and told what the target found likely at every
+position that was verified. It may remember what it likes; whatever it proposes, tokens stay what
+they are. It knows no queues, no blocks and no other request's business.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from twinflow.runtime.speculative.draft import Draft
+
+
+class DraftedSequence(Protocol):
+    """A sequence, as far as a drafter may look at it."""
+
+    @property
+    def request_id(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def cache_salt(self) -> str:
+        """Sequences with different salts must not learn from one another."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and output; tokens are only ever appended."""
+        ...
+
+    def tokens(self, start: int, count: int) -> Sequence[int]:
+        """Tokens [start, start + count)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DraftQuery:
+    """Propose something for a sequence.
+
+    Attributes:
+        sequence: whose next tokens are wanted.
+        limit: most nodes, at least one.
+    """
+
+    sequence: DraftedSequence
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class LikelyNext:
+    """What the target found likely behind a token.
+
+    Attributes:
+        token_id: the token.
+        next_ids: likeliest next tokens, best first.
+        cache_salt: of the sequence.
+    """
+
+    token_id: int
+    next_ids: tuple[int, ...]
+    cache_salt: str
+
+
+class Drafter(Protocol):
+    """Proposes tokens."""
+
+    @property
+    def likely_tokens(self) -> int:
+        """How many likely next tokens `observe` wants to hear of; 0 for no calls at all."""
+        ...
+
+    def propose(self, queries: Sequence[DraftQuery]) -> Sequence[Draft]:
+        """One proposal for each query, in order; an empty one where there is nothing to say."""
+        ...
+
+    def observe(self, likely: Sequence[LikelyNext]) -> None:
+        """Hear what the target said in a step, in the order of its rows."""
+        ...
+
+    def forget(self, sequence: DraftedSequence) -> None:
+        """The sequence is over; one that was never asked about is fine."""
+        ...

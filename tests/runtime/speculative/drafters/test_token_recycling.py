@@ -1,0 +1,60 @@
+"""Token recycling: what the target said is proposed again."""
+
+from tests.support.drafted import FakeSequence, proposed
+
+from twinflow.runtime.speculative.drafters.base import DraftQuery, LikelyNext
+from twinflow.runtime.speculative.drafters.salted import BySalt
+from twinflow.runtime.speculative.drafters.token_recycling import (
+    RecyclingConfig,
+    TokenRecyclingDrafter,
+)
+from twinflow.runtime.speculative.trees.template import TreeTemplate
+
+
+def drafter(template: TreeTemplate | None = None) -> TokenRecyclingDrafter:
+    shape = template or TreeTemplate.chain(4)
+    return TokenRecyclingDrafter(RecyclingConfig(vocab_size=100, template=shape, width=2))
+
+
+def test_nothing_is_known_at_first() -> None:
+    assert proposed(drafter(), FakeSequence([1, 2])) == ()
+
+
+def test_the_likeliest_tokens_are_followed_as_far_as_they_are_known() -> None:
+    recycling = drafter()
+    recycling.observe([LikelyNext(1, (2, 3), ""), LikelyNext(2, (5, 1), "")])
+    assert proposed(recycling, FakeSequence([9, 1])) == (2, 5)
+    assert proposed(recycling, FakeSequence([9, 1]), limit=1) == (2,)
+    assert proposed(recycling, FakeSequence([1, 9])) == ()
+
+
+def test_what_is_said_later_counts() -> None:
+    recycling = drafter()
+    recycling.observe([LikelyNext(1, (2, 3), ""), LikelyNext(1, (4,), "")])
+    assert proposed(recycling, FakeSequence([1])) == (4,)
+
+
+def test_trees_are_filled_by_rank() -> None:
+    shape = TreeTemplate(parents=(0, 0, 1, 1, 2, 5), ranks=(0, 1, 0, 1, 0, 0))
+    recycling = drafter(shape)
+    recycling.observe([LikelyNext(1, (2, 3), ""), LikelyNext(2, (5, 6), "")])
+    (draft,) = recycling.propose([DraftQuery(FakeSequence([1]), 10)])
+    # Nobody knows what follows 3, so that its child and grandchild stay out.
+    assert (draft.tokens, draft.parents) == ((2, 3, 5, 6), (0, 0, 1, 1))
+
+
+def test_salts_learn_nothing_from_one_another() -> None:
+    recycling = drafter()
+    recycling.observe([LikelyNext(1, (2,), "mine")])
+    assert proposed(recycling, FakeSequence([1], cache_salt="mine")) == (2,)
+    assert proposed(recycling, FakeSequence([1], cache_salt="theirs")) == ()
+
+
+def test_only_the_latest_salts_are_kept() -> None:
+    kept: BySalt[list[int]] = BySalt(list)
+    for number in range(20):
+        kept.take("first").append(number)
+        kept.take(str(number))
+    assert len(kept) == 8
+    assert kept.find("first") == list(range(20))
+    assert kept.find("2") is None

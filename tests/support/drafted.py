@@ -1,0 +1,47 @@
+"""Sequences as drafters see them, and rounds of drafting against a known continuation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from twinflow.runtime.speculative.drafters.base import Drafter, DraftQuery
+
+
+@dataclass
+class FakeSequence:
+    """A sequence that tests append to; see `DraftedSequence`."""
+
+    all_tokens: list[int]
+    request_id: str = "a"
+    cache_salt: str = ""
+    reads: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.all_tokens)
+
+    def tokens(self, start: int, count: int) -> Sequence[int]:
+        self.reads.append((start, count))
+        return self.all_tokens[start : start + count]
+
+
+def proposed(drafter: Drafter, sequence: FakeSequence, limit: int = 4) -> tuple[int, ...]:
+    """The tokens of a proposal."""
+    (draft,) = drafter.propose([DraftQuery(sequence, limit)])
+    return draft.tokens
+
+
+def rounds(
+    drafter: Drafter, sequence: FakeSequence, continuation: Sequence[int], limit: int
+) -> int:
+    """Rounds that it takes to append a continuation when proposals that agree are accepted."""
+    count, done = 0, 0
+    while done < len(continuation):
+        count += 1
+        accepted = 0
+        for token in proposed(drafter, sequence, limit):
+            if done + accepted == len(continuation) or token != continuation[done + accepted]:
+                break
+            accepted += 1
+        sequence.all_tokens.extend(continuation[done : done + accepted + 1])
+        done += accepted + 1
+    return count
