@@ -28,11 +28,12 @@ from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
 from twinflow.runtime.checkpoint.weights import Checkpoint
 from twinflow.runtime.config import EngineConfig, check_block_size
 from twinflow.runtime.cost.base import StepTimes
-from twinflow.runtime.engine import Engine, KVProgress
+from twinflow.runtime.engine import Engine
 from twinflow.runtime.host_memory import MemoryShare, available_memory, taken_memory
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.kv.layouts import model_layout, rank_layout
+from twinflow.runtime.kv_progress import OnKV
 from twinflow.runtime.latent_setup import LatentOptions, LatentSetup, settle_latents
 from twinflow.runtime.model_executor import ModelExecutor
 from twinflow.runtime.model_runner import ModelRunner
@@ -176,7 +177,7 @@ def build_engine(
     options: EngineOptions,
     *,
     clock: Callable[[], float],
-    on_kv: Callable[[KVProgress], None] | None = None,
+    on_kv: OnKV | None = None,
     progress: LoadProgress | None = None,
     times: StepTimes | None = None,
 ) -> BuiltEngine:
@@ -288,7 +289,7 @@ def assemble_engine(
     runner: Runner,
     *,
     clock: Callable[[], float],
-    on_kv: Callable[[KVProgress], None] | None = None,
+    on_kv: OnKV | None = None,
     times: StepTimes | None = None,
 ) -> BuiltEngine:
     """Put an engine round a runner.

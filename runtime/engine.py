@@ -1,13 +1,16 @@
-"""The engine: schedule, run, update.
+"""The engine: schedule, compute, update.
 
 One plain object, driven from one thread, that takes requests in and gives tokens out. It knows
 no clients, no network and no other worker: whoever drives it carries its orders to receive KV,
 and reports back. A failure of one request, or of one step, never takes the engine down.
+
+Steps are computed by its lanes (`runtime.lanes`): by the only one while the engine waits, or by two
+at the same time. Whose rows are being computed keeps its blocks until they are, whatever happens.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from twinflow.parallel.partition.control import Mode
 from twinflow.protos.errors import (
     ContextLengthExceeded,
     EngineError,
@@ -16,8 +19,12 @@ from twinflow.protos.errors import (
     WorkerLost,
 )
 from twinflow.runtime.config import EngineConfig
-from twinflow.runtime.executor import Executor, LayersDone, Work
+from twinflow.runtime.executor import Executor, Work
 from twinflow.runtime.kv.block_manager import BlockManager
+from twinflow.runtime.kv_progress import OnKV, layer_listener
+from twinflow.runtime.lanes.base import Lanes, Step, StepOutcome
+from twinflow.runtime.lanes.one import OneLane
+from twinflow.runtime.lanes.view import lane_state
 from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.lifecycle import EngineCounters, EngineOutputs, RequestLifecycle
 from twinflow.runtime.outputs import NumericalFault, PhaseTime, SampledToken
@@ -27,40 +34,22 @@ from twinflow.runtime.schedulers.base import Scheduler, SchedulerState
 from twinflow.runtime.step_plan import RowGroup, StepPlan
 
 
-@dataclass(frozen=True, slots=True)
-class KVProgress:
-    """KV of a held request is final in some layers and can be sent while others are computed.
-
-    Attributes:
-        request_id: whose.
-        first_layer: first layer of the range.
-        end_layer: one behind the last layer.
-        token_start: first token that this step computed.
-        token_end: one behind the last.
-        blocks: the whole block table.
-    """
-
-    request_id: str
-    first_layer: int
-    end_layer: int
-    token_start: int
-    token_end: int
-    blocks: Sequence[int]
-
-
 class Engine:
     """Continuous batching over one executor.
 
     Args:
         config: limits.
-        executor: computes.
+        executor: keeps the sampling state of requests, and computes unless there are lanes.
         blocks: accounts for the KV memory.
         scheduler: decides.
         num_layers: layers of the model.
         clock: seconds, monotonic; only durations are ever used.
-        on_kv: told, from inside a step, about every finished layer range of held requests.
+        on_kv: told, from inside a step and on the thread that computes it, about every finished
+            layer range of held requests.
+        lanes: compute; None for one lane, on which the executor computes.
 
     Attributes:
+        executor: see above.
         blocks: see above.
         traffic: what experts did in the last step, by layer.
     """
@@ -74,11 +63,13 @@ class Engine:
         *,
         num_layers: int,
         clock: Callable[[], float],
-        on_kv: Callable[[KVProgress], None] | None = None,
+        on_kv: OnKV | None = None,
+        lanes: Lanes | None = None,
     ) -> None:
         self._num_layers = num_layers
         self._config = config
-        self._executor = executor
+        self._lanes = lanes or OneLane(executor)
+        self._under_way: dict[Mode | None, Step] = {}
         self._scheduler = scheduler
         self._clock = clock
         self._on_kv = on_kv
@@ -87,6 +78,7 @@ class Engine:
         self._life = RequestLifecycle(
             executor, blocks, max_model_len=config.max_model_len, clock=clock
         )
+        self.executor = executor
         self.blocks = blocks
         self.traffic: tuple[LayerTraffic, ...] = ()
 
@@ -137,7 +129,11 @@ class Engine:
         self._life.enqueue(request)
 
     def abort(self, request_id: str) -> None:
-        """End a request at once, silently; unknown ids are fine: it may just have finished."""
+        """End a request silently; unknown ids are fine: it may just have finished.
+
+        Nothing is heard of it any more. If its rows are being computed, its blocks are given back
+        when they are.
+        """
         request = self.queues.get(request_id)
         if request is not None:
             self._life.close(request)
@@ -148,30 +144,72 @@ class Engine:
         return outputs
 
     def step(self) -> bool:
-        """Schedule, run, update. Returns False if nothing could be done."""
-        plan = self._schedule()
-        work = self._work(plan)
+        """Let every idle lane begin a step, wait until a step is over, and account for it.
+
+        Returns:
+            False if nothing could be done and nothing is under way.
+
+        Raises:
+            EngineError: too many steps in a row have failed, or a lane has died.
+            WorkerLost: another process that takes part in steps is gone.
+        """
+        self._idle_until = None
+        progressed = False
+        for lane in self._lanes.idle():
+            progressed = self._begin(lane) or progressed
+        if not self._under_way:
+            return progressed
+        until = self._idle_until
+        patience = None if until is None else max(until - self._clock(), 0.0)
+        for outcome in self._lanes.over(patience):
+            self._end(outcome)
+        return True
+
+    def interrupt(self) -> None:
+        """Have a `step` that waits return soon; from any thread."""
+        self._lanes.interrupt()
+
+    def close(self) -> None:
+        """Finish what is under way, whose results are lost; no step may follow."""
+        self._lanes.close()
+
+    def _begin(self, lane: Mode | None) -> bool:
+        """Plan a step for a lane and hand it over; False if there is nothing to do."""
+        plan = self._schedule(lane)
+        work = tuple(self._work(plan))
         if work:
-            self._update(work, self._run(work), plan.layer_groups)
+            self.counters.steps += 1
+            for item in work:
+                item.request.computing = True
+            listener = layer_listener(work, self._on_kv)
+            step = self._under_way[lane] = Step(lane, work, plan.layer_groups, listener)
+            self._lanes.begin(step)
         return bool(plan.row_groups or plan.receive or plan.preempted)
 
-    def _schedule(self) -> StepPlan:
+    def _schedule(self, lane: Mode | None) -> StepPlan:
+        plan = self._scheduler.plan(self._state(lane), self._clock())
+        if plan.idle_until is not None:
+            self._idle_until = plan.idle_until
+        for request_id in plan.preempted:
+            self._life.preempt(self._life.require(request_id))
+        ids = (*plan.receive, *(group.request_id for group in plan.row_groups))
+        self._life.admit(map(self._life.require, ids), plan.receive)
+        return plan
+
+    def _state(self, lane: Mode | None) -> SchedulerState:
         queues = self.queues
         state = SchedulerState(
             running=queues.running,
             waiting=queues.waiting,
             num_parked=queues.num_parked,
             blocks=self.blocks,
-            receiving=queues.receiving,
+            growing=queues.receiving,
             history=self._life.history,
         )
-        plan = self._scheduler.plan(state, self._clock())
-        self._idle_until = plan.idle_until
-        for request_id in plan.preempted:
-            self._life.preempt(self._life.require(request_id))
-        ids = (*plan.receive, *(group.request_id for group in plan.row_groups))
-        self._life.admit(map(self._life.require, ids), plan.receive)
-        return plan
+        if lane is None:
+            return state
+        under_way = frozenset().union(*(step.requests for step in self._under_way.values()))
+        return lane_state(state, lane, under_way)
 
     def _work(self, plan: StepPlan) -> list[Work]:
         work: list[Work] = []
@@ -181,57 +219,44 @@ class Engine:
             work.append(Work(request, group, self.blocks.blocks(request.request_id)))
         return work
 
-    def _run(self, work: Sequence[Work]) -> Sequence[SampledToken | NumericalFault]:
-        """Execute; if the whole step fails, every request in it does, and nobody else.
+    def _end(self, outcome: StepOutcome) -> None:
+        """Account for a step that is over, and end the requests that were aborted meanwhile."""
+        step = outcome.step
+        del self._under_way[step.lane]
+        for item in step.work:
+            item.request.computing = False
+        if outcome.error is not None:
+            self._fail_step(step, outcome.error)
+        else:
+            self._failed_steps = 0
+            self.traffic = tuple(outcome.traffic)
+            self.counters.note_experts(self.traffic)
+            self._update(step, outcome.results)
+        for item in step.work:
+            if item.request.doomed:
+                self._life.close(item.request)
 
-        Raises:
-            EngineError: too many steps in a row have failed.
-            WorkerLost: another process that takes part in steps is gone.
-        """
-        self.counters.steps += 1
-        try:
-            results = self._executor.execute(work, self._kv_listener(work))
-        except WorkerLost:
-            raise  # not this step alone: nothing can be computed here any more
-        except Exception as error:  # the fence between a step and the engine
-            self._failed_steps += 1
-            reason = f"the step failed with {type(error).__name__}: {error}"
-            if self._failed_steps >= self._config.max_step_failures:
-                raise EngineError(f"{self._failed_steps} times in a row, {reason}") from error
-            for item in work:
+    def _fail_step(self, step: Step, error: Exception) -> None:
+        """If a whole step fails, every request in it does, and nobody else."""
+        if isinstance(error, WorkerLost):
+            raise error  # not this step alone: nothing can be computed here any more
+        self._failed_steps += 1
+        reason = f"the step failed with {type(error).__name__}: {error}"
+        if self._failed_steps >= self._config.max_step_failures:
+            raise EngineError(f"{self._failed_steps} times in a row, {reason}") from error
+        for item in step.work:
+            if not item.request.doomed:
                 self._life.fail(item.request, EngineError(reason))
-            return ()
-        self._failed_steps = 0
-        self.traffic = tuple(self._executor.take_traffic())
-        self.counters.note_experts(self.traffic)
-        return results
 
-    def _kv_listener(self, work: Sequence[Work]) -> LayersDone | None:
-        on_kv, held = self._on_kv, [item for item in work if item.request.hold]
-        if on_kv is None or not held:
-            return None
-
-        def on_layers(first: int, end: int) -> None:
-            for item in held:
-                if not item.group.crosses(end):
-                    continue
-                span = (item.group.token_start, item.group.token_end)
-                on_kv(KVProgress(item.request.request_id, first, end, *span, item.blocks))
-
-        return on_layers
-
-    def _update(
-        self,
-        work: Sequence[Work],
-        results: Sequence[SampledToken | NumericalFault],
-        layer_groups: int,
-    ) -> None:
+    def _update(self, step: Step, results: Sequence[SampledToken | NumericalFault]) -> None:
         """Account for the computed rows and append the sampled tokens."""
-        live = [item for item in work if item.request.status is RequestStatus.RUNNING]
-        for item in live:
-            self._advance(item.request, item.group, layer_groups)
-        sampling = [item.request for item in live if item.group.samples]
+        for item in step.work:
+            if not item.request.doomed:
+                self._advance(item.request, item.group, step.layer_groups)
+        sampling = [item.request for item in step.work if item.group.samples]
         for request, result in zip(sampling, results, strict=True):
+            if request.doomed:
+                continue
             if isinstance(result, NumericalFault):
                 self._life.fail(request, EngineError(str(result)))
             else:
@@ -302,3 +327,10 @@ class Engine:
         if self.blocks.holders != holders:
             odd = sorted(self.blocks.holders ^ holders)
             raise AssertionError(f"block tables and admitted requests differ: {odd}")
+        computing = {r.request_id for r in self.queues if r.computing}
+        if computing != frozenset().union(*(step.requests for step in self._under_way.values())):
+            raise AssertionError(f"requests in steps and steps differ: {sorted(computing)}")
+        doomed = {r.request_id for r in self.queues if r.computing and r.doomed}
+        if self.blocks.quarantined != doomed:
+            odd = sorted(self.blocks.quarantined ^ doomed)
+            raise AssertionError(f"quarantined tables and aborted requests differ: {odd}")

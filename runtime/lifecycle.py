@@ -200,9 +200,11 @@ class RequestLifecycle:
         self.close(request)
 
     def close(self, request: Request) -> None:
-        """Give everything back; blocks that still receive are given back when that is over."""
-        if request.status is RequestStatus.RECEIVING:
+        """Give everything back; while KV is received or rows are computed, when that is over."""
+        if request.status is RequestStatus.RECEIVING or request.computing:
             request.doomed = True
+            if request.computing:
+                self._blocks.quarantine(request.request_id)
             return
         if request.output_token_ids and not request.hold:
             self.history.record(len(request.output_token_ids))

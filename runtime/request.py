@@ -105,7 +105,9 @@ class Request:
         order: arrival number, set by the engine; breaks ties of priority.
         arrival: when the engine took it in, on the engine's clock.
         last_token_at: when it got its latest token, on the same clock.
-        doomed: finished or aborted while its blocks still receive; they are freed afterwards.
+        computing: rows of it are in a step that is under way.
+        doomed: finished or aborted while its blocks still receive, or its rows are being computed;
+            everything is given back afterwards.
         prefix_names: names of its leading full blocks, as far as they were needed; they stay
             true for ever, because tokens are only appended.
         stopwatch: where its time went, set by the engine.
@@ -128,6 +130,7 @@ class Request:
     order: int = 0
     arrival: float = 0.0
     last_token_at: float | None = None
+    computing: bool = False
     doomed: bool = False
     prefix_names: list[bytes] = field(default_factory=list)
     stopwatch: Stopwatch = field(default_factory=lambda: Stopwatch("queue", 0.0))

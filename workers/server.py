@@ -16,7 +16,7 @@ from twinflow.protos.errors import ConfigError, RankLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
 from twinflow.runtime.build import BuiltEngine, LoadProgress, build_engine
-from twinflow.runtime.engine import KVProgress
+from twinflow.runtime.kv_progress import KVProgress
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.core import WorkerCore
 from twinflow.workers.handoff.end import HandoffEnd

@@ -1,31 +1,24 @@
 """Two lanes of one simulated worker: who may be scheduled on which, and what a step costs there.
 
-The engine is told of one lane at a time: its policy sees the requests of that lane only, less those
-in the other lane's step. Prompts are admitted and computed on one lane and decode on the other;
-blocks and queues are common.
+The engine is told of one lane at a time, and its policy sees what `runtime.lanes.view` shows of it,
+as it does where lanes are real. Blocks and queues are common.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from twinflow.cluster.simulator.config import Partition
-from twinflow.cluster.simulator.run_ahead import decode_load
 from twinflow.parallel.partition.control import Controller, Decision, Inputs, Mode
 from twinflow.parallel.partition.layout import Layout
 from twinflow.runtime.cost.base import StepLoad
 from twinflow.runtime.cost.forecast import StepForecast
 from twinflow.runtime.cost.lanes import Lane, LaneTimes
 from twinflow.runtime.engine import Engine
-from twinflow.runtime.request import Request
+from twinflow.runtime.lanes.view import decode_load, decodes, lane_state
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerState
 from twinflow.runtime.step_plan import StepPlan
 
 _NOTHING = StepLoad((), 0)
-
-
-def decodes(request: Request) -> bool:
-    """Whether a request's next row is that of a generated token."""
-    return request.num_uncomputed == 1 and bool(request.output_token_ids)
 
 
 class LaneScheduler:
@@ -48,22 +41,7 @@ class LaneScheduler:
         """See `Scheduler.plan`."""
         if self.lane is None:
             return self._policy.plan(state, now)
-        wanted = self.lane is Mode.DECODE
-        running = [
-            request
-            for request in state.running
-            if decodes(request) == wanted and request.request_id not in self.elsewhere
-        ]
-        hidden = len(state.running) - len(running)
-        return self._policy.plan(
-            replace(
-                state,
-                running=running,
-                waiting=() if wanted else state.waiting,
-                num_parked=state.num_parked + hidden,
-            ),
-            now,
-        )
+        return self._policy.plan(lane_state(state, self.lane, self.elsewhere), now)
 
 
 @dataclass(frozen=True, slots=True)

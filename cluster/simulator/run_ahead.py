@@ -9,7 +9,6 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from twinflow.runtime.cost.base import PhaseLoad, SegmentLoad, StepLoad
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.request import Request
 
@@ -41,14 +40,6 @@ class Run:
     def last(self, steps: int) -> float:
         """Duration of the last one of so many steps."""
         return self.first + (steps - 1) * self.growth
-
-
-def decode_load(requests: Sequence[Request], num_layers: int, later: int = 0) -> StepLoad:
-    """The step that decodes all of these requests, `later` steps from now."""
-    rows = len(requests)
-    context = sum(request.num_tokens for request in requests) + later * rows
-    decode = PhaseLoad(rows, context, context)
-    return StepLoad((SegmentLoad(num_layers, PhaseLoad(), decode),), rows)
 
 
 def steps_ahead(requests: Sequence[Request], blocks: BlockManager, max_model_len: int) -> int:

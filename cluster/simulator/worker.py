@@ -15,13 +15,14 @@ from twinflow.cluster.router.snapshot import WorkerView
 from twinflow.cluster.simulator.agenda import Agenda
 from twinflow.cluster.simulator.config import SimulationConfig
 from twinflow.cluster.simulator.executor import VirtualClock, VirtualExecutor
-from twinflow.cluster.simulator.lanes import LaneDevice, Lanes, LaneScheduler, decodes
-from twinflow.cluster.simulator.run_ahead import Run, advance, decode_load, steps_ahead
+from twinflow.cluster.simulator.lanes import LaneDevice, Lanes, LaneScheduler
+from twinflow.cluster.simulator.run_ahead import Run, advance, steps_ahead
 from twinflow.parallel.partition.control import Decision, Mode
 from twinflow.runtime.cost.base import StepLoad
 from twinflow.runtime.cost.lanes import Lane
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.kv.block_manager import BlockManager
+from twinflow.runtime.lanes.view import decode_load, decodes
 from twinflow.runtime.lifecycle import EngineOutputs, ReceiveOrder
 from twinflow.runtime.outputs import SampledToken
 from twinflow.runtime.request import Request

@@ -5,10 +5,12 @@
     names     [ published ................................ ]  only full, computed blocks
 
 A table's blocks are held from `open` to `free`. Blocks are published as soon as every token in
-them is computed in all layers, never earlier. The manager knows no tensors and makes no policy:
-schedulers ask what fits, the engine carries out.
+them is computed in all layers, never earlier. A sequence that has ended while its rows are being
+computed is in quarantine: it holds its blocks until they can be reused without harm. The manager
+knows no tensors and makes no policy: schedulers ask what fits, the engine carries out.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,6 +85,7 @@ class BlockManager:
     ) -> None:
         self._pool = BlockPool(num_blocks)
         self._tables: dict[str, BlockTable] = {}
+        self._quarantined: set[str] = set()
         self._identity = (model_fingerprint, layout_digest)
         self._caching = enable_prefix_caching
         self._share_generated = share_generated
@@ -103,6 +106,18 @@ class BlockManager:
     def holders(self) -> frozenset[str]:
         """Ids of the sequences that have a block table."""
         return frozenset(self._tables)
+
+    @property
+    def quarantined(self) -> frozenset[str]:
+        """Ids of the sequences in quarantine."""
+        return frozenset(self._quarantined)
+
+    @property
+    def num_quarantined(self) -> int:
+        """Blocks that only sequences in quarantine hold: all others that are not idle are those of
+        live sequences."""
+        holders = Counter(b for name in self._quarantined for b in self._tables[name].blocks)
+        return sum(self._pool.references(block) == count for block, count in holders.items())
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that `num_tokens` tokens fill, the last one perhaps in part."""
@@ -172,8 +187,15 @@ class BlockManager:
             self._pool.publish(table.blocks[index], request.prefix_names[index])
         table.published = num_full
 
+    def quarantine(self, request_id: str) -> None:
+        """Keep the blocks of a sequence that has ended until it is freed: a step that is under way
+        reads and writes them."""
+        if request_id in self._tables:
+            self._quarantined.add(request_id)
+
     def free(self, request_id: str) -> None:
         """Give back every block of a sequence; a sequence without a table is fine."""
+        self._quarantined.discard(request_id)
         table = self._tables.pop(request_id, None)
         if table is not None:
             self._pool.release(table.blocks)

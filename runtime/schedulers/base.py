@@ -73,9 +73,10 @@ class SchedulerState:
     Attributes:
         running: requests whose rows can be scheduled, best rank first.
         waiting: requests without blocks, best rank first.
-        num_parked: requests that hold blocks without being scheduled: receiving and held ones.
+        num_parked: requests that hold blocks without being scheduled: receiving and held ones, and
+            those of another lane.
         blocks: the KV memory.
-        receiving: the parked ones that run here once their KV has come.
+        growing: the parked ones that grow here: once their KV has come, or on another lane.
         history: how long outputs were lately.
     """
 
@@ -83,7 +84,7 @@ class SchedulerState:
     waiting: Sequence[Request]
     num_parked: int
     blocks: BlockView
-    receiving: Sequence[Request] = ()
+    growing: Sequence[Request] = ()
     history: OutputHistory = field(default_factory=OutputHistory)
 
 

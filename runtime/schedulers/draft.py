@@ -133,7 +133,7 @@ class Draft:
         return True
 
     def _reserve(self, candidate: Request) -> int:
-        holders = [*self.running, *self._state.receiving, *self._admitted]
+        holders = [*self.running, *self._state.growing, *self._admitted]
         if not holders and not self._state.num_parked:
             return 0
         return self._setup.admission.reserve(self._state, holders, candidate)

@@ -18,8 +18,8 @@ from tests.support.engines import (
 )
 
 from twinflow.protos.errors import ContextLengthExceeded, EngineError, InvalidRequest
-from twinflow.runtime.engine import KVProgress
 from twinflow.runtime.executor import LayersDone, Work
+from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.outputs import FinishReason, NumericalFault, PhaseTime, SampledToken
 from twinflow.runtime.request import Request, RequestStatus
 from twinflow.runtime.sampling_params import SamplingParams

@@ -7,9 +7,10 @@ from typing import Any
 
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.cost.base import StepTimes
-from twinflow.runtime.engine import Engine, KVProgress
+from twinflow.runtime.engine import Engine
 from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.kv.block_manager import BlockManager
+from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.outputs import NumericalFault, SampledToken, TokenDelta
 from twinflow.runtime.request import Request

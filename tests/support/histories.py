@@ -17,7 +17,7 @@ from tests.support.engines import (
 from tests.support.schedulers import CheckedScheduler
 
 from twinflow.protos.errors import EngineError
-from twinflow.runtime.engine import KVProgress
+from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.request import Request
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerLimits
 

@@ -54,7 +54,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> set[ModelExecutor]:
 
 
 def break_engine(worker: WorkerServer, broken: set[ModelExecutor]) -> None:
-    executor = worker.parts.built.engine._executor
+    executor = worker.parts.built.engine.executor
     assert isinstance(executor, ModelExecutor)
     broken.add(executor)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from twinflow.protos.errors import StaleLink
-from twinflow.runtime.engine import KVProgress
+from twinflow.runtime.kv_progress import KVProgress
 from twinflow.workers.handoff.end import HandoffEnd
 from twinflow.workers.handoff.fetching import RankReceiver, Tally
 from twinflow.workers.handoff.incoming import IncomingTransfer

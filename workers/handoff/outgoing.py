@@ -19,8 +19,8 @@ from twinflow.parallel.links.manifest import TransferManifest, Unit, UnitAnnounc
 from twinflow.parallel.links.transfer import UnitSender
 from twinflow.protos.errors import HandoffError, TwinflowError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
-from twinflow.runtime.engine import KVProgress
 from twinflow.runtime.kv.cache import KVCache
+from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.outputs import TokenDelta
 from twinflow.workers.convert import failure_to_pb, output_to_pb
 from twinflow.workers.handoff.held import HeldPrompt

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from twinflow.parallel.links.manifest import TransferManifest
 from twinflow.protos.errors import HandoffError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
-from twinflow.runtime.engine import KVProgress
+from twinflow.runtime.kv_progress import KVProgress
 from twinflow.workers.handoff.end import HandoffEnd
 from twinflow.workers.handoff.ending import look_away, to_the_end
 from twinflow.workers.handoff.held import HeldPrompt, held_id

@@ -1,7 +1,7 @@
 """Which blocks of which layers are final, and so can be sent, as an engine computes a prompt."""
 
 from twinflow.parallel.links.manifest import TransferManifest, Unit, layer_units
-from twinflow.runtime.engine import KVProgress
+from twinflow.runtime.kv_progress import KVProgress
 
 
 class UnitPlanner:

@@ -21,7 +21,7 @@ from twinflow.runtime.build import (
     load_runner,
     plan_engine,
 )
-from twinflow.runtime.engine import KVProgress
+from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.model_runner import ModelRunner
 from twinflow.workers.ranks.config import TeamConfig
 from twinflow.workers.ranks.follower import Follower, FollowerLoop

@@ -13,8 +13,8 @@ import structlog
 from twinflow.parallel.links.deadline import Deadline
 from twinflow.parallel.ranks.distributed import DistributedRanks
 from twinflow.protos.errors import ConfigError, RankLost
-from twinflow.runtime.engine import KVProgress
 from twinflow.runtime.executor import LayersDone
+from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.model_runner import SequenceRows
 from twinflow.runtime.runner import Runner
 from twinflow.workers.ranks.address import connect

@@ -15,7 +15,7 @@ from twinflow.parallel.links.manifest import choose_layers_per_unit
 from twinflow.protos.errors import RankLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
 from twinflow.runtime.build import LoadProgress
-from twinflow.runtime.engine import KVProgress
+from twinflow.runtime.kv_progress import KVProgress
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.handoff.end import HandoffEnd
 from twinflow.workers.handoff.follower import FollowerHandoffs

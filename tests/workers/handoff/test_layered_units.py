@@ -7,7 +7,7 @@ from tests.support.schedulers import LinearTimes
 
 from twinflow.parallel.kv_layout import KVLayout
 from twinflow.parallel.links.manifest import TransferLedger, TransferManifest
-from twinflow.runtime.engine import KVProgress
+from twinflow.runtime.kv_progress import KVProgress
 from twinflow.workers.handoff.units import UnitPlanner
 
 BLOCK_SIZE = 4

@@ -6,7 +6,7 @@ import pytest
 
 from twinflow.parallel.kv_layout import KVLayout
 from twinflow.parallel.links.manifest import TransferLedger, TransferManifest, Unit, layer_units
-from twinflow.runtime.engine import KVProgress
+from twinflow.runtime.kv_progress import KVProgress
 from twinflow.workers.handoff.units import UnitPlanner
 
 BLOCK = 4

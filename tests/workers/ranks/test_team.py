@@ -23,8 +23,8 @@ from tests.support.rank_teams import (
 
 from twinflow.parallel.links.deadline import Deadline
 from twinflow.protos.errors import ConfigError, EngineError, RankLost, TwinflowError
-from twinflow.runtime.engine import KVProgress
 from twinflow.runtime.executor import LayersDone, Work
+from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.model_runner import SequenceRows
 from twinflow.runtime.outputs import NumericalFault, SampledToken
 from twinflow.workers.engine_loop import EngineLoop
