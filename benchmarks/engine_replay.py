@@ -1,21 +1,20 @@
 """The simulator against a real engine in this process: `python -m benchmarks.engine_replay MODEL`.
 
 Measures the model's steps, fits the cost model, then runs the engine on drawn requests and
-simulates the same ones. The engine's steps are real; time passes only while one is computed, and
-arrivals are placed on that time line. With `--cpu-time` it is the CPU time of this process, with
-one thread, and so nearly independent of what else the machine does: the one comparison that a
-shared machine allows. Front doors, processes and the network are not part of it;
-`benchmarks.simulator` has them. Exit status 1 if the median of TTFT or of TBT is off by more than
-15 %.
+simulates the same ones. The engine's steps are real, on a time line of their own
+(`benchmarks.replay`). With `--cpu-time` it is the CPU time of this process, with one thread, and
+so nearly independent of what else the machine does: the one comparison that a shared machine
+allows. Front doors, processes and the network are not part of it; `benchmarks.simulator` has them.
+Exit status 1 if the median of TTFT or of TBT is off by more than 15 %.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 
+from benchmarks.replay import Arrivals, Clock, Replay, Timeline
 from benchmarks.simulator import QUANTILES, TOLERANCE, RealRun, compare, simulate
 from twinflow.cluster.simulator.config import Deployment, Link, SimulationConfig
 from twinflow.cluster.simulator.lengths import Lengths
@@ -26,48 +25,13 @@ from twinflow.runtime.cost.fit import Accuracy, fit_model
 from twinflow.runtime.cost.lanes import LaneTimes
 from twinflow.runtime.cost.measure import measure
 from twinflow.runtime.cost.model import CostModel
-from twinflow.runtime.request import Request
-from twinflow.runtime.sampling_params import SamplingParams
-
-Clock = Callable[[], float]
 
 
-def run_engine(
-    built: BuiltEngine, arrivals: Sequence[tuple[float, Shape]], clock: Clock
-) -> RealRun:
-    """Serve requests; latencies are on a time line on which only steps take time."""
-    engine, rng = built.engine, Random(0)
-    coming = list(reversed(arrivals))
-    due, latest = dict[str, float](), dict[str, float]()
-    ttft, gaps, now = list[float](), list[float](), 0.0
-    while coming or engine.runnable:
-        if not engine.runnable:
-            now = max(now, coming[-1][0])
-        while coming and coming[-1][0] <= now:
-            time_due, shape = coming.pop()
-            request_id = str(len(due))
-            due[request_id] = time_due
-            engine.add_request(_request(request_id, shape, rng, built.model.vocab_size))
-        began = clock()
-        engine.step()
-        now += clock() - began
-        for request_id, _ in engine.take_outputs().deltas:
-            before = latest.get(request_id)
-            if before is None:
-                ttft.append(now - due[request_id])
-            else:
-                gaps.append(now - before)
-            latest[request_id] = now
+def run_engine(built: BuiltEngine, arrivals: Arrivals, timeline: Timeline) -> RealRun:
+    """Serve requests on a time line."""
+    found = Replay(built.engine, arrivals, timeline, built.model.vocab_size).run()
     shapes = [Shape(shape.input_tokens, shape.output_tokens, at) for at, shape in arrivals]
-    return RealRun("engine", shapes, ttft, gaps)
-
-
-def _request(request_id: str, shape: Shape, rng: Random, vocab_size: int) -> Request:
-    params = SamplingParams(
-        temperature=0.0, max_tokens=shape.output_tokens, ignore_eos=True, seed=0
-    )
-    prompt = [rng.randrange(vocab_size) for _ in range(shape.input_tokens)]
-    return Request(request_id=request_id, prompt_token_ids=prompt, params=params)
+    return RealRun("engine", shapes, found.ttft, found.gaps)
 
 
 def simulation_of(built: BuiltEngine, times: CostModel) -> SimulationConfig:
@@ -140,11 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     held_out = Accuracy.of(times, measured.checking)
     write = sys.stdout.write
     write(f"held-out steps: error {held_out.median:.1%} median, {held_out.p95:.1%} p95\n")
-    built = build_engine(options, clock=clock)
+    timeline = Timeline(clock)
+    built = build_engine(options, clock=timeline)
     config = simulation_of(built, times)
     rate = arguments.load * _full_rate(config, arguments)
     arrivals = list(_workload(arguments, rate).arrivals(0))
-    run = run_engine(built, arrivals, clock)
+    run = run_engine(built, arrivals, timeline)
     found = compare(run, simulate(run, config))
     write(f"{len(arrivals)} requests at {rate:.3g} per second\n")
     for each in found:

@@ -13,7 +13,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.load.machine import machine_facts
+from benchmarks.random_model import random_model
 from benchmarks.rank_processes import connect, run_ranks
 from benchmarks.rank_report import PHASES, SIZES, Times, as_markdown, cells, draw
 from twinflow.parallel.ranks.base import OneRank, RankGroup
@@ -28,7 +29,6 @@ from twinflow.runtime.kv.layouts import model_layout, rank_layout
 from twinflow.runtime.model_runner import ModelRunner, SequenceRows
 from twinflow.runtime.models.base import Placement
 from twinflow.runtime.models.config import ModelConfig
-from twinflow.runtime.models.registry import checkpoint_shapes, create_model
 
 BLOCK_SIZE = 16
 _CPU = torch.device("cpu")
@@ -149,16 +149,10 @@ def _rank(rank: int, size: int, folder: Path, plan: Plan) -> Times:
 def _arm(plan: Plan, ranks: RankGroup) -> tuple[ModelRunner, TimedRanks]:
     timed, config = TimedRanks(ranks), plan.model
     placement = Placement(dtype=torch.float32, device=_CPU, ranks=timed)
-    model = create_model(config, placement, _weights(config), on_warning=lambda text: None)
+    model = random_model(config, placement)
     layout = rank_layout(model_layout(config, BLOCK_SIZE, "float32", ranks.size), timed)
     blocks = 1 + plan.batch * (plan.chunk // BLOCK_SIZE + 1)
     return ModelRunner(model, layout, blocks, max(plan.chunk, plan.batch), _CPU), timed
-
-
-def _weights(config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    for name, shape in checkpoint_shapes(config).items():
-        yield name, 0.02 * torch.randn(shape, generator=generator)
 
 
 def _rows(plan: Plan, phase: str) -> list[SequenceRows]:

@@ -8,12 +8,12 @@ from twinflow.runtime.schedulers.search import largest
 from twinflow.runtime.step_plan import RowGroup
 
 # Work of one step, in tokens that cross all layers, after which the paper sets its groups.
-_TOKENS_PER_GROUP = 512
+TOKENS_PER_GROUP = 512
 
 
-def paper_groups(num_tokens: int, num_layers: int) -> int:
+def paper_groups(num_tokens: int, num_layers: int, tokens_per_group: int = TOKENS_PER_GROUP) -> int:
     """Groups such that a step has as much work as one with a chunk of 512 tokens (section 4)."""
-    return min(max(1, -(-num_tokens // _TOKENS_PER_GROUP)), num_layers)
+    return min(max(1, -(-num_tokens // tokens_per_group)), num_layers)
 
 
 def fewest_groups(

@@ -24,16 +24,27 @@ from collections.abc import Sequence
 from twinflow.runtime.request import Request
 from twinflow.runtime.schedulers.base import SchedulerState
 from twinflow.runtime.schedulers.draft import Draft
-from twinflow.runtime.schedulers.layer_groups import fewest_groups, group_end, paper_groups
+from twinflow.runtime.schedulers.layer_groups import (
+    TOKENS_PER_GROUP,
+    fewest_groups,
+    group_end,
+    paper_groups,
+)
 from twinflow.runtime.schedulers.setup import SchedulerSetup
 from twinflow.runtime.step_plan import StepPlan
 
 
 class LayeredScheduler:
-    """See the module."""
+    """See the module.
 
-    def __init__(self, setup: SchedulerSetup) -> None:
+    Args:
+        setup: of the policy.
+        tokens_per_group: tokens of a wave for each group, where no objective decides.
+    """
+
+    def __init__(self, setup: SchedulerSetup, *, tokens_per_group: int = TOKENS_PER_GROUP) -> None:
         self._setup = setup
+        self._tokens_per_group = tokens_per_group
 
     def plan(self, state: SchedulerState, now: float) -> StepPlan:
         """See `Scheduler.plan`; this policy does not look at the time."""
@@ -90,7 +101,7 @@ class LayeredScheduler:
         setup = self._setup
         if setup.times is None or setup.tbt_objective is None:
             tokens = sum(count for _, _, count in members)
-            return paper_groups(tokens, setup.limits.num_layers)
+            return paper_groups(tokens, setup.limits.num_layers, self._tokens_per_group)
         wave = [draft.rows(*member) for member in members]
         return fewest_groups(wave, draft.groups, setup.times, setup.tbt_objective)
 

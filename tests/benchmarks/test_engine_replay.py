@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.engine_replay import run_engine, simulation_of
+from benchmarks.replay import Timeline
 from benchmarks.simulator import compare, simulate
 from tests.support.cost import LLAMA_8B
 from tests.support.served_models import write_tiny_model
@@ -29,7 +30,7 @@ def test_steps_that_all_take_a_second(tmp_path: Path) -> None:
     requests = [(0.0, 40, 5), (0.5, 10, 3), (2.5, 70, 4), (40.0, 5, 6), (40.0, 8, 1), (41.2, 9, 2)]
     arrivals = [(at, Shape(inputs, outputs, at)) for at, inputs, outputs in requests]
     ticks = count()
-    run = run_engine(built, arrivals, lambda: float(next(ticks)))
+    run = run_engine(built, arrivals, Timeline(lambda: float(next(ticks))))
     assert len(run.ttft) == 6
     assert len(run.gaps) == sum(outputs - 1 for _, _, outputs in requests)
     measures = simulate(run, simulation_of(built, CostModel(LLAMA_8B, Prices(step=1.0))))
