@@ -59,8 +59,9 @@ class Forecast(Protocol):
 
 
 class ControlConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How a device is divided. The slacks are those that leave a choice on Hopper's curves;
-    Nexus's own (1.3 and 1.1) leave none there.
+    """How a device is divided. The slacks leave a choice on Hopper's curves, where Nexus's own (1.3
+    and 1.1) leave none; a tighter one for decoding makes prompts wait for little
+    (`benchmarks.lanes`).
 
     Attributes:
         prefill_slack: alpha; what a prefill step may take, in times of what it takes alone.
@@ -71,7 +72,7 @@ class ControlConfig(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     prefill_slack: float = 1.5
-    decode_slack: float = 1.2
+    decode_slack: float = 1.5
     kv_high: float = 0.70
     kv_low: float = 0.62
     delta: int = 16

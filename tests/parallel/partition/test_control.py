@@ -167,7 +167,7 @@ def test_the_mode_has_a_band() -> None:
 
 def drift(delta: int, decode_times: list[float]) -> int:
     """Switches of a controller while the batches' shapes wander."""
-    controller = Controller(ControlConfig(delta=delta), H100)
+    controller = Controller(ControlConfig(delta=delta, decode_slack=1.2), H100)
     for seconds in decode_times:
         controller.decide(both(), PowerForecast(0.1, 0.01, (0.2, seconds)))
     return controller.switches

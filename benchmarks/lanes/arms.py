@@ -1,0 +1,58 @@
+"""What is compared: the arms of Nexus's evaluation that a simulation can tell apart.
+
+Two streams that share a device without being divided (its arms C and D) are not among them: nobody
+has published how such streams slow each other down, so their price would be invented.
+"""
+
+from dataclasses import dataclass
+
+from twinflow.cluster.simulator.config import Partition
+from twinflow.parallel.partition.control import ControlConfig
+from twinflow.parallel.partition.layout import Grid
+
+# More than any prompt of the load.
+_WHOLE_PROMPT = 16384
+_LANE_CHUNK = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A way to run both phases on one device.
+
+    Attributes:
+        name: in tables.
+        chunk: rows of a step.
+        order: in which prompts are computed.
+        lanes: how the device is divided; None for one lane.
+    """
+
+    name: str
+    chunk: int
+    order: str = "fcfs"
+    lanes: Partition | None = None
+
+
+# What `twinflow serve` does unless told otherwise.
+BASE = Arm("B chunked 1024", 1024)
+
+ONE_LANE = (
+    Arm("A whole prompts", _WHOLE_PROMPT),
+    Arm("B chunked 512", 512),
+    BASE,
+    Arm("B chunked 2048", 2048),
+    Arm("B chunked 1024, SPF", 1024, "spf"),
+)
+
+
+def fixed(grid: Grid, prefill: int, order: str) -> Arm:
+    """Two lanes whose split stays: `prefill` processors for prompts."""
+    letter, suffix = ("H", ", SPF") if order == "spf" else ("E", "")
+    partition = Partition(grid, None, grid.splits.index(prefill))
+    return Arm(f"{letter} fixed at {prefill}{suffix}", _LANE_CHUNK, order, partition)
+
+
+def divided(grid: Grid, order: str) -> Arm:
+    """Two lanes that the controller divides."""
+    letter, suffix = ("G", ", SPF") if order == "spf" else ("F", "")
+    partition = Partition(grid, ControlConfig(), grid.middle)
+    return Arm(f"{letter} divided anew{suffix}", _LANE_CHUNK, order, partition)
