@@ -35,6 +35,8 @@ from twinflow.parallel.latent.kind import LatentKind
 from twinflow.parallel.latent.transforms.name import SUFFIX, TransformName
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.config import EngineConfig
+from twinflow.runtime.speculative.config import SpeculativeConfig
+from twinflow.runtime.speculative.drafters.registry import create_drafter
 from twinflow.workers.role import Role
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -48,6 +50,7 @@ class Group(Enum):
     DOORS = "Front doors"
     ENGINE = "Engine"
     SCHEDULING = "Scheduling"
+    SPECULATION = "Speculative decoding"
     LATENTS = "Latent attention (MLA)"
     MEMORY = "KV cache"
     LIMITS = "Queues and deadlines"
@@ -105,6 +108,14 @@ def _api_key(value: SecretStr) -> SecretStr:
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError("a key is printable ASCII without spaces, and not empty")
     return value
+
+
+def _speculation(value: object) -> object:
+    if value is None or isinstance(value, SpeculativeConfig):
+        return value
+    config = SpeculativeConfig.parse(value)
+    create_drafter(config, vocab_size=1)
+    return config
 
 
 def _transform(value: str) -> str:
@@ -209,6 +220,13 @@ class ServeConfig(BaseModel):
 
     grpc_port: Annotated[Port, Group.DOORS] = 50051
     """gRPC port; 0 takes a free one."""
+
+    speculative_config: Annotated[
+        SpeculativeConfig | None, BeforeValidator(_speculation), Group.SPECULATION
+    ] = None
+    """How next tokens are guessed, as JSON with vLLM's names, such as {"method": "ngram",
+    "num_speculative_tokens": 4}; methods are ngram, suffix and token_recycling. Tokens stay what
+    they are."""
 
     max_num_seqs: Annotated[Count, Group.ENGINE] = default_of(EngineConfig, "max_num_seqs")
     """Requests that one worker runs at the same time."""
@@ -435,10 +453,13 @@ class ServeConfig(BaseModel):
     @classmethod
     def _every_sequence_decodes(cls, tokens: int, info: ValidationInfo) -> int:
         sequences = info.data.get("max_num_seqs", 0)
-        if tokens < sequences:
+        speculation = info.data.get("speculative_config")
+        proposed = speculation.num_speculative_tokens if speculation else 0
+        if tokens < sequences * (1 + proposed):
+            times = f" times 1 + num_speculative_tokens ({proposed})" if proposed else ""
             raise ValueError(
-                f"must be at least --max-num-seqs ({sequences}): every running request decodes "
-                "in every step"
+                f"must be at least --max-num-seqs ({sequences}){times}: every running request "
+                "decodes in every step"
             )
         return tokens
 

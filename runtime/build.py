@@ -50,6 +50,8 @@ from twinflow.runtime.schedulers import (
     resolve_scheduler,
 )
 from twinflow.runtime.schedulers.setup import SchedulerSetup
+from twinflow.runtime.speculative.config import SpeculativeConfig
+from twinflow.runtime.speculative.speculation import create_speculation
 from twinflow.runtime.step_times import engine_key, measured_times
 from twinflow.runtime.weight_memory import weight_bytes
 
@@ -82,6 +84,7 @@ class EngineOptions:
             than it has ranks, and no model more than it has KV heads.
         latents: how latent attention is shared by ranks.
         host_memory: of the host's memory, what a CPU engine may take; None for all that is free.
+        speculative_config: how next tokens are guessed; None for not at all.
     """
 
     model: Path
@@ -103,6 +106,13 @@ class EngineOptions:
     kv_parts: int = 1
     latents: LatentOptions = field(default_factory=LatentOptions)
     host_memory: MemoryShare | None = None
+    speculative_config: SpeculativeConfig | None = None
+
+    @property
+    def num_speculative_tokens(self) -> int:
+        """Most tokens proposed to a request at a time."""
+        config = self.speculative_config
+        return 0 if config is None else config.num_speculative_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +318,7 @@ def assemble_engine(
         Sampler(plan.model.vocab_size, plan.options.device),
         vocab_size=plan.model.vocab_size,
         layers_per_unit=layers_per_unit,
+        speculation=create_speculation(plan.options.speculative_config, plan.model.vocab_size),
     )
     fingerprint = plan.fingerprint
     return BuiltEngine(
@@ -411,6 +422,7 @@ def _engine_config(
             admission=options.admission,
             tbt_objective=options.tbt_objective,
             ttft_objective=options.ttft_objective,
+            num_speculative_tokens=options.num_speculative_tokens,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -25,6 +25,7 @@ class EngineConfig:
         tbt_objective: longest wanted time between two tokens of a request, in seconds; None for
             none.
         ttft_objective: longest wanted time to a first token, in seconds; None for none.
+        num_speculative_tokens: most tokens proposed to a request at a time; 0 for no speculation.
         watermark: share of the blocks that admission leaves idle, so that running requests can
             grow for a while before one must be preempted.
         max_step_failures: consecutive failed steps after which the engine gives up.
@@ -42,6 +43,7 @@ class EngineConfig:
     admission: str = "aggressive"
     tbt_objective: float | None = None
     ttft_objective: float | None = None
+    num_speculative_tokens: int = 0
     watermark: float = 0.01
     max_step_failures: int = 3
 
@@ -56,11 +58,11 @@ class EngineConfig:
         if not 0.0 <= self.watermark < 1.0:
             raise ValueError(f"watermark must be at least 0 and below 1, not {self.watermark}")
         check_block_size(self.block_size)
-        if self.max_num_batched_tokens < self.max_num_seqs:
+        if self.num_speculative_tokens < 0:
             raise ValueError(
-                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
-                f"max_num_seqs ({self.max_num_seqs}): every running request decodes in every step"
+                f"num_speculative_tokens must be at least 0, not {self.num_speculative_tokens}"
             )
+        self._check_rows()
         usable = max(0, self.num_blocks - 1)
         capacity = usable * self.entry_tokens
         if capacity < self.max_model_len:
@@ -68,6 +70,18 @@ class EngineConfig:
                 f"{usable} KV blocks of {self.entry_tokens} tokens hold {capacity} "
                 f"tokens, less than max_model_len ({self.max_model_len}): lower --max-model-len "
                 f"or raise the KV memory"
+            )
+
+    def _check_rows(self) -> None:
+        """A step must have rows for all who decode, and for everything proposed to them."""
+        needed = self.max_num_seqs * (1 + self.num_speculative_tokens)
+        if self.max_num_batched_tokens < needed:
+            count = self.num_speculative_tokens
+            proposed = f" times 1 + num_speculative_tokens ({count})" if count else ""
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
+                f"max_num_seqs ({self.max_num_seqs}){proposed}: every running request decodes in "
+                f"every step"
             )
 
     @property

@@ -27,7 +27,8 @@ from twinflow.runtime.lanes.one import OneLane
 from twinflow.runtime.lanes.view import lane_state
 from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.lifecycle import EngineCounters, EngineOutputs, RequestLifecycle
-from twinflow.runtime.outputs import NumericalFault, PhaseTime, SampledToken
+from twinflow.runtime.outputs import NumericalFault, PhaseTime, SampledRun, SampledToken
+from twinflow.runtime.proposals import Proposals
 from twinflow.runtime.queues import RequestQueues
 from twinflow.runtime.request import Request, RequestStatus, Wave
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerState
@@ -78,6 +79,7 @@ class Engine:
         self._life = RequestLifecycle(
             executor, blocks, max_model_len=config.max_model_len, clock=clock
         )
+        self._proposals = Proposals(config, executor, blocks, self._life.counters.speculation)
         self.executor = executor
         self.blocks = blocks
         self.traffic: tuple[LayerTraffic, ...] = ()
@@ -187,7 +189,9 @@ class Engine:
         return bool(plan.row_groups or plan.receive or plan.preempted)
 
     def _schedule(self, lane: Mode | None) -> StepPlan:
-        plan = self._scheduler.plan(self._state(lane), self._clock())
+        state = self._state(lane)
+        self._proposals.renew(state.running)
+        plan = self._scheduler.plan(state, self._clock())
         if plan.idle_until is not None:
             self._idle_until = plan.idle_until
         for request_id in plan.preempted:
@@ -215,8 +219,9 @@ class Engine:
         work: list[Work] = []
         for group in plan.row_groups:
             request = self._life.require(group.request_id)
-            self.blocks.grow(request.request_id, request.num_tokens)
-            work.append(Work(request, group, self.blocks.blocks(request.request_id)))
+            self.blocks.grow(request.request_id, request.num_tokens + group.drafted)
+            blocks = self.blocks.blocks(request.request_id)
+            work.append(Work(request, group, blocks, request.draft.shortened(group.drafted)))
         return work
 
     def _end(self, outcome: StepOutcome) -> None:
@@ -248,19 +253,20 @@ class Engine:
             if not item.request.doomed:
                 self._life.fail(item.request, EngineError(reason))
 
-    def _update(self, step: Step, results: Sequence[SampledToken | NumericalFault]) -> None:
+    def _update(self, step: Step, results: Sequence[SampledRun]) -> None:
         """Account for the computed rows and append the sampled tokens."""
         for item in step.work:
             if not item.request.doomed:
                 self._advance(item.request, item.group, step.layer_groups)
-        sampling = [item.request for item in step.work if item.group.samples]
-        for request, result in zip(sampling, results, strict=True):
-            if request.doomed:
+        sampling = [item for item in step.work if item.group.samples]
+        for item, result in zip(sampling, results, strict=True):
+            if item.request.doomed:
                 continue
             if isinstance(result, NumericalFault):
-                self._life.fail(request, EngineError(str(result)))
+                self._life.fail(item.request, EngineError(str(result)))
             else:
-                self._life.append(request, result, phase="decode")
+                self._life.extend(item.request, result, phase="decode")
+                self._proposals.settle(item, len(result) - 1)
 
     def _advance(self, request: Request, group: RowGroup, layer_groups: int) -> None:
         """Tokens count as computed, and can be found by others, once they crossed all layers."""
@@ -270,7 +276,8 @@ class Engine:
             request.wave = Wave(*span, group.layer_end, groups)
             return
         request.wave = None
-        request.num_computed += group.token_count
+        # Proposed tokens are the request's once it is known which of them it gets.
+        request.num_computed += group.token_count - group.drafted
         self.blocks.publish(request)
         if group.token_end <= len(request.prompt_token_ids):
             self.counters.prompt_tokens += group.token_count
@@ -327,6 +334,7 @@ class Engine:
         if self.blocks.holders != holders:
             odd = sorted(self.blocks.holders ^ holders)
             raise AssertionError(f"block tables and admitted requests differ: {odd}")
+        self._proposals.check_integrity(self.queues)
         computing = {r.request_id for r in self.queues if r.computing}
         if computing != frozenset().union(*(step.requests for step in self._under_way.values())):
             raise AssertionError(f"requests in steps and steps differ: {sorted(computing)}")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from twinflow.runtime.layer_traffic import LayerTraffic
-from twinflow.runtime.outputs import NumericalFault, SampledToken
+from twinflow.runtime.outputs import SampledRun
 from twinflow.runtime.request import Request
+from twinflow.runtime.speculative.draft import NOTHING, Draft
 from twinflow.runtime.step_plan import RowGroup
 
 # Called with [first, end) when the KV of these layers is written for the rows of the step that
@@ -26,15 +27,27 @@ class Work:
         request: whose rows.
         group: which rows.
         blocks: the request's block table, covering at least `group.token_end` tokens.
+        draft: what was proposed, if rows of the group are of proposed tokens: so many.
     """
 
     request: Request
     group: RowGroup
     blocks: Sequence[int]
+    draft: Draft = NOTHING
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """Tokens of the rows."""
+        group = self.group
+        tokens = self.request.tokens(group.token_start, group.token_count - group.drafted)
+        return (*tokens, *self.draft.tokens) if group.drafted else tokens
 
 
 class Executor(Protocol):
-    """Computes row groups and keeps the sampling state of the requests it was told of."""
+    """Computes row groups and keeps the sampling state of the requests it was told of.
+
+    `execute` and `take_traffic` may run on another thread than the rest.
+    """
 
     def admit(self, request: Request) -> None:
         """Prepare sampling for a request, whose output so far is taken into account."""
@@ -52,13 +65,24 @@ class Executor(Protocol):
         """The request is over."""
         ...
 
-    def execute(
-        self, work: Sequence[Work], on_layers: LayersDone | None
-    ) -> Sequence[SampledToken | NumericalFault]:
-        """Compute all rows, sample where asked.
+    def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> Sequence[Draft]:
+        """Guess what comes next in sequences that decode.
+
+        Args:
+            requests: whose next tokens are wanted.
+            limits: most tokens for each, at least one.
 
         Returns:
-            One result for each work whose group samples, in order.
+            One proposal for each, perhaps an empty one, in order.
+        """
+        ...
+
+    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> Sequence[SampledRun]:
+        """Compute all rows, sample where asked, and verify what was proposed.
+
+        Returns:
+            One result for each work whose group samples, in order: at least one token, and one
+            more for each proposed token that was accepted.
         """
         ...
 

@@ -15,6 +15,8 @@ from twinflow.runtime.output_history import OutputHistory
 from twinflow.runtime.outputs import FinishReason, PhaseTime, SampledToken, TokenDelta
 from twinflow.runtime.queues import RequestQueues
 from twinflow.runtime.request import Request, RequestStatus, Stopwatch
+from twinflow.runtime.speculative.account import SpeculationAccount
+from twinflow.runtime.speculative.draft import NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class EngineCounters:
     generation_tokens: int = 0
     preemptions: int = 0
     experts: dict[int, LayerTotals] = field(default_factory=dict)
+    speculation: SpeculationAccount = field(default_factory=SpeculationAccount)
 
     def note_experts(self, traffic: Sequence[LayerTraffic]) -> None:
         """Add the traffic of a step."""
@@ -137,26 +140,30 @@ class RequestLifecycle:
         first = request.num_computed // self._blocks.block_size
         self.outputs.receives.append(ReceiveOrder(request, first, blocks))
 
-    def append(self, request: Request, sampled: SampledToken, *, phase: str) -> None:
-        """Add a token, report it, and end the request if the token ends it.
+    def extend(self, request: Request, run: Sequence[SampledToken], *, phase: str) -> None:
+        """Add tokens, report them, and end the request if one of them ends it.
+
+        Tokens behind that one are as if they had never been sampled. Of the others, all but the
+        last were proposed and verified, so that their KV is there; it can be found by others.
 
         Args:
             request: running or receiving.
-            sampled: the token.
+            run: at least one token.
             phase: what the request's time goes to from now on.
         """
-        request.output_token_ids.append(sampled.token_id)
-        self._executor.accept(request.request_id, sampled.token_id)
+        taken, reason = self._take(request, run)
+        if len(taken) > 1:
+            request.num_computed += len(taken) - 1
+            self._blocks.publish(request)
         now = request.last_token_at = self._clock()
         if not request.hold:
             # What a held request waits for is another worker's time, and counted there.
             request.stopwatch.enter(phase, now)
-        reason = None if request.hold else self._finish_reason(request, sampled.token_id)
         delta = TokenDelta(
-            token_ids=(sampled.token_id,),
-            logprobs=(sampled.logprobs,) if sampled.logprobs else (),
+            token_ids=tuple(sampled.token_id for sampled in taken),
+            logprobs=tuple(sampled.logprobs for sampled in taken if sampled.logprobs),
             finish_reason=reason,
-            stop_token_id=sampled.token_id if reason is FinishReason.STOP else None,
+            stop_token_id=taken[-1].token_id if reason is FinishReason.STOP else None,
             cached_tokens=request.cached_tokens or 0,
             phases=(
                 request.stopwatch.total(now)
@@ -168,9 +175,23 @@ class RequestLifecycle:
         if request.hold:
             self.queues.move(request, RequestStatus.HELD)
             return
-        self.counters.generation_tokens += 1
+        self.counters.generation_tokens += len(taken)
         if reason is not None:
             self.close(request)
+
+    def _take(
+        self, request: Request, run: Sequence[SampledToken]
+    ) -> tuple[list[SampledToken], FinishReason | None]:
+        """Append tokens up to the one that ends the request, if one does."""
+        taken: list[SampledToken] = []
+        for sampled in run:
+            taken.append(sampled)
+            request.output_token_ids.append(sampled.token_id)
+            self._executor.accept(request.request_id, sampled.token_id)
+            reason = None if request.hold else self._finish_reason(request, sampled.token_id)
+            if reason is not None:
+                return taken, reason
+        return taken, None
 
     def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
         num_outputs = len(request.output_token_ids)
@@ -190,6 +211,7 @@ class RequestLifecycle:
         self._executor.restart(request.request_id)
         request.num_computed = 0
         request.wave = None
+        request.draft = NOTHING
         request.fetch_from = None
         request.stopwatch.enter(phase, self._clock())
         self.queues.move(request, RequestStatus.WAITING)
@@ -222,7 +244,7 @@ class RequestLifecycle:
         """The worker that computes the prompt has sampled its first token; KV may still come."""
         request.stopwatch.insert(phases, self._clock())
         request.cached_tokens = max(cached_tokens, request.cached_tokens or 0)
-        self.append(request, sampled, phase="transfer")
+        self.extend(request, [sampled], phase="transfer")
 
     def received(self, request: Request) -> None:
         """Every block arrived and was proved right, and so did the first token."""

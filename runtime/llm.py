@@ -24,6 +24,7 @@ from twinflow.runtime.build import BuiltEngine, EngineOptions, build_engine
 from twinflow.runtime.outputs import CompletionOutput, FinishReason, RequestOutput, TokenLogprobs
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams, completion_seed
+from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.text.chat_template import ChatTemplate, UnlimitedRenderer
 from twinflow.runtime.text.sequence_text import SequenceText, TextDelta
 from twinflow.runtime.text.tokenizer import Tokenizer
@@ -73,8 +74,8 @@ class LLM:
 
     Args:
         model: directory of the checkpoint, as Hugging Face lays it out.
-        options: further `EngineOptions` by name, such as `dtype="float32"`, `max_model_len=2048`
-            or `kv_cache_memory=1 << 30`.
+        options: further `EngineOptions` by name, such as `dtype="float32"`, `max_model_len=2048`,
+            `kv_cache_memory=1 << 30` or `speculative_config={"method": "ngram"}`.
 
     Raises:
         CheckpointError: the directory cannot be served.
@@ -91,6 +92,8 @@ class LLM:
         unknown = sorted(options.keys() - known.keys())
         if unknown:
             raise ConfigError(f"LLM has no option {unknown[0]!r}; options are {sorted(known)}")
+        given = options.pop("speculative_config", None)
+        options["speculative_config"] = None if given is None else _speculative_config(given)
         settings = replace(EngineOptions(model=Path(model)), **options)  # type: ignore[arg-type]
         self._built: BuiltEngine = build_engine(settings, clock=time.monotonic)
         self._engine = self._built.engine
@@ -247,6 +250,13 @@ class LLM:
             outputs=tuple(completion.output() for completion in completions),
             cached_tokens=completions[0].cached_tokens,
         )
+
+
+def _speculative_config(given: object) -> SpeculativeConfig:
+    try:
+        return given if isinstance(given, SpeculativeConfig) else SpeculativeConfig.parse(given)
+    except ValueError as error:
+        raise ConfigError(f"speculative_config: {error}") from None
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -1,17 +1,21 @@
 """The executor that runs a model: rows to logits, logits to tokens.
 
-Keeps one sampling state per request. Knows no queues and frees no blocks.
+Keeps one sampling state per request. Proposed tokens are sampled behind like any others, each with
+the state that the sequence would have there. Knows no queues and frees no blocks.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
 from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.model_runner import SequenceRows
-from twinflow.runtime.outputs import NumericalFault, SampledToken
+from twinflow.runtime.outputs import SampledRun
 from twinflow.runtime.request import Request
 from twinflow.runtime.runner import Runner
 from twinflow.runtime.sampling import Sampler, SamplingState
+from twinflow.runtime.speculative.draft import NOTHING, Draft
+from twinflow.runtime.speculative.speculation import Speculation, judge
 
 
 class ModelExecutor:
@@ -22,16 +26,25 @@ class ModelExecutor:
         sampler: for the same vocabulary.
         vocab_size: columns of the logits.
         layers_per_unit: how often a listener hears of finished layers.
+        speculation: makes proposals; None for none.
     """
 
     def __init__(
-        self, runner: Runner, sampler: Sampler, *, vocab_size: int, layers_per_unit: int
+        self,
+        runner: Runner,
+        sampler: Sampler,
+        *,
+        vocab_size: int,
+        layers_per_unit: int,
+        speculation: Speculation | None = None,
     ) -> None:
         self._runner = runner
         self._sampler = sampler
         self._vocab_size = vocab_size
         self._layers_per_unit = layers_per_unit
+        self._speculation = speculation
         self._states: dict[str, SamplingState] = {}
+        self._requests: dict[str, Request] = {}
 
     def admit(self, request: Request) -> None:
         """See `Executor.admit`."""
@@ -45,6 +58,7 @@ class ModelExecutor:
         for token_id in request.output_token_ids:
             state.append(token_id)
         self._states[request.request_id] = state
+        self._requests[request.request_id] = request
 
     def accept(self, request_id: str, token_id: int) -> None:
         """See `Executor.accept`."""
@@ -57,15 +71,22 @@ class ModelExecutor:
     def forget(self, request_id: str) -> None:
         """See `Executor.forget`."""
         self._states.pop(request_id, None)
+        request = self._requests.pop(request_id, None)
+        if request is not None and self._speculation is not None:
+            self._speculation.forget(request)
         self._runner.forget(request_id)
 
-    def execute(
-        self, work: Sequence[Work], on_layers: LayersDone | None
-    ) -> list[SampledToken | NumericalFault]:
+    def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> Sequence[Draft]:
+        """See `Executor.propose`."""
+        if self._speculation is None:
+            return [NOTHING] * len(requests)
+        return self._speculation.propose(requests, limits)
+
+    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledRun]:
         """See `Executor.execute`."""
         rows = [
             SequenceRows(
-                token_ids=item.request.tokens(item.group.token_start, item.group.token_count),
+                token_ids=item.token_ids,
                 start=item.group.token_start,
                 block_ids=item.blocks,
                 samples=item.group.samples,
@@ -74,12 +95,24 @@ class ModelExecutor:
                 layer_start=item.group.layer_start,
                 layer_end=item.group.layer_end,
                 sequence=item.request.request_id,
+                drafted=item.group.drafted,
             )
             for item in work
         ]
         logits = self._runner.forward(rows, on_layers, self._layers_per_unit)
-        states = [self._states[w.request.request_id] for w in work if w.group.samples]
-        return self._sampler.sample(logits, states)
+        sampling = [item for item in work if item.group.samples]
+        if self._speculation is not None:
+            self._speculation.observe(sampling, logits)
+        states = [state for item in sampling for state in self._states_along(item)]
+        sampled = iter(self._sampler.sample(logits, states))
+        return [judge(w.draft, list(islice(sampled, w.group.sampled_rows))) for w in sampling]
+
+    def _states_along(self, item: Work) -> list[SamplingState]:
+        """The sampling state of a sequence, and those that it would have behind proposed tokens."""
+        states = [self._states[item.request.request_id]]
+        for parent, token in zip(item.draft.parents, item.draft.tokens, strict=True):
+            states.append(states[parent].after(token))
+        return states
 
     def take_traffic(self) -> Sequence[LayerTraffic]:
         """See `Executor.take_traffic`."""

@@ -38,6 +38,8 @@ class SequenceRows:
         start: position of the first row in its sequence; what comes before is in the KV cache.
         block_ids: block table covering the sequence up to the last row.
         samples: logits of the last row are wanted.
+        drafted: so many of the last rows are of tokens that were proposed only; with `samples`,
+            logits of each of them and of the row before them are wanted.
         prompt_tokens: tokens of the sequence that are its prompt, the others being generated; may
             decide how a token attends, and so is the same in all steps of a sequence.
         held_as: what the sequence is called where its KV is handed over, if it is; for ranks that
@@ -57,6 +59,12 @@ class SequenceRows:
     layer_start: int = 0
     layer_end: int | None = None
     sequence: str = ""
+    drafted: int = 0
+
+    @property
+    def sampled_rows(self) -> int:
+        """How many of the last rows' logits are wanted."""
+        return 1 + self.drafted if self.samples else 0
 
     def crosses(self, end: int) -> bool:
         """Whether the rows reach the end of the layers before `end` in this step."""
@@ -122,7 +130,7 @@ class ModelRunner:
             layers_per_unit: layers of such a call, 0 for all of them.
 
         Returns:
-            float32 [groups with `samples`, vocab_size], in their order.
+            float32 [rows whose logits are wanted, vocab_size], in their order.
 
         Raises:
             ValueError: no rows, too many, a token, position, block or layer that does not exist,
@@ -214,6 +222,11 @@ class ModelRunner:
                 )
             if end < num_layers and group.samples:
                 raise ValueError(f"row group {index}: no logits before the last layer")
+            if not 0 <= group.drafted < len(group.token_ids):
+                raise ValueError(
+                    f"row group {index}: {group.drafted} of {len(group.token_ids)} rows cannot be "
+                    f"proposals, because the first row never is"
+                )
             ranges.append((group.layer_start, end))
         return ranges
 
@@ -271,10 +284,10 @@ def _front(rows: SequenceRows, layer: int) -> tuple[str, FrontierPlace]:
 
 
 def _sampled_rows(rows: Sequence[SequenceRows], flat: FlatRows) -> IntArray:
-    """The last rows of the groups whose logits are wanted."""
-    sampled = np.array([group.samples for group in rows])
-    last: IntArray = (flat.first_rows + flat.counts - 1)[sampled]
-    return last
+    """The rows whose logits are wanted."""
+    ends = flat.first_rows + flat.counts
+    wanted = [np.arange(end - g.sampled_rows, end) for g, end in zip(rows, ends, strict=True)]
+    return np.concatenate(wanted)
 
 
 def _check_layout(model: Model, layout: KVLayout) -> None:

@@ -54,6 +54,11 @@ class NumericalFault:
         return f"the logits at position {self.position} are not finite numbers"
 
 
+# What the rows of a request yield in a step: its next token and, if tokens were proposed, those
+# that come behind it.
+SampledRun = tuple[SampledToken, ...] | NumericalFault
+
+
 @dataclass(frozen=True, slots=True)
 class PhaseTime:
     """A stretch of a request's life.

@@ -15,6 +15,8 @@ from enum import IntEnum
 
 from twinflow.runtime.outputs import PhaseTime
 from twinflow.runtime.sampling_params import SamplingParams
+from twinflow.runtime.speculative.account import SpeculationAccount
+from twinflow.runtime.speculative.draft import NOTHING, Draft
 
 
 class RequestStatus(IntEnum):
@@ -100,6 +102,8 @@ class Request:
         output_token_ids: tokens generated so far, here or in an earlier attempt.
         num_computed: leading tokens whose KV is complete in all layers.
         wave: the chunk behind those tokens that has crossed some of the layers, if there is one.
+        draft: what was proposed to come next; the step that verifies it uses it up.
+        speculation: what became of the proposals.
         cached_tokens: prompt tokens that a prefix cache had, set at the first admission.
         status: where it stands.
         order: arrival number, set by the engine; breaks ties of priority.
@@ -125,6 +129,8 @@ class Request:
     output_token_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
     wave: Wave | None = None
+    draft: Draft = NOTHING
+    speculation: SpeculationAccount = field(default_factory=SpeculationAccount)
     cached_tokens: int | None = None
     status: RequestStatus = RequestStatus.WAITING
     order: int = 0

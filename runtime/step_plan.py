@@ -14,6 +14,7 @@ class RowKind(StrEnum):
 
     PREFILL = "prefill"
     DECODE = "decode"
+    VERIFY = "verify"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class RowGroup:
         layer_end: one behind the last layer.
         kind: why they are computed.
         samples: the last row yields the next token of the request.
+        drafted: so many of the last rows are of tokens that were proposed and are not of the
+            sequence yet. Each of them, and the row before them, says what comes behind it.
     """
 
     request_id: str
@@ -37,6 +40,12 @@ class RowGroup:
     layer_end: int
     kind: RowKind
     samples: bool
+    drafted: int = 0
+
+    @property
+    def sampled_rows(self) -> int:
+        """How many of the last rows say what comes behind them."""
+        return 1 + self.drafted if self.samples else 0
 
     @property
     def token_end(self) -> int:

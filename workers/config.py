@@ -10,6 +10,7 @@ import msgspec
 
 from twinflow.parallel.latent.kind import LatentKind
 from twinflow.runtime.host_memory import MemoryShare
+from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.workers.role import Role
 
 
@@ -54,6 +55,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         max_session_backlog: messages a gateway may leave unread before its session is cut.
         host_memory: of the host's memory, what a worker on the CPU may take; None for all that is
             free.
+        speculative_config: how next tokens are guessed; None for not at all.
     """
 
     worker_id: str
@@ -90,6 +92,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     lease_s: float = 30.0
     max_session_backlog: int = 4096
     host_memory: MemoryShare | None = None
+    speculative_config: SpeculativeConfig | None = None
 
     def encode(self) -> bytes:
         """As JSON, on one line."""

@@ -32,4 +32,5 @@ def engine_options(config: WorkerConfig) -> EngineOptions:
             hold_all=config.role == "prefill",
         ),
         host_memory=config.host_memory,
+        speculative_config=config.speculative_config,
     )

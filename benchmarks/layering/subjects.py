@@ -32,7 +32,7 @@ from twinflow.runtime.model_executor import ModelExecutor
 from twinflow.runtime.model_runner import ModelRunner
 from twinflow.runtime.models.base import Placement
 from twinflow.runtime.models.config import ModelConfig, MoEConfig
-from twinflow.runtime.outputs import SampledToken
+from twinflow.runtime.outputs import SampledRun
 from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.schedulers.setup import SchedulerSetup
 
@@ -140,7 +140,7 @@ class CountingExecutor(VirtualExecutor):
         self._shape = times.shape
         self._traffic: list[LayerTraffic] = []
 
-    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledToken]:
+    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledRun]:
         """See `Executor.execute`."""
         shape = self._shape
         self._traffic = []

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from twinflow.cluster.cli.nearest import did_you_mean
 from twinflow.cluster.config import ServeConfig
 from twinflow.protos.errors import ConfigError
+from twinflow.runtime.nearest import did_you_mean
 
 MAX_BYTES = 1 << 20
 

@@ -9,7 +9,7 @@ believes to be in force must be in force. Values are checked where all settings 
 import os
 from collections.abc import Mapping
 
-from twinflow.cluster.cli.nearest import did_you_mean
+from twinflow.runtime.nearest import did_you_mean
 
 PREFIX = "TWINFLOW_"
 

@@ -11,8 +11,8 @@ from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from twinflow.cluster.cli.nearest import nearest
 from twinflow.cluster.config import Group, ServeConfig
+from twinflow.runtime.nearest import nearest
 
 POSITIONAL = "model"
 
@@ -99,6 +99,6 @@ def _noun(name: str) -> str:
 def _metavar(name: str, field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return "{" + ",".join(get_args(field.annotation)) + "}"
-    return {"host": "HOST", "kv_cache_memory": "SIZE"}.get(
+    return {"host": "HOST", "kv_cache_memory": "SIZE", "speculative_config": "JSON"}.get(
         name, "SECONDS" if field.annotation is float else "N"
     )

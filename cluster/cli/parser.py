@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import NoReturn, TextIO, TypeAlias
 
 from twinflow.cluster.cli.flags import complain_about_unknown
-from twinflow.cluster.cli.nearest import did_you_mean
 from twinflow.protos.errors import ConfigError
+from twinflow.runtime.nearest import did_you_mean
 
 # What ArgumentParser.add_subparsers returns; argparse has no public name for it.
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"

@@ -191,6 +191,7 @@ def _plan_worker(config: ServeConfig, role: Role, name: str, token: str) -> Work
         token=token,
         kv_transfer_timeout_s=config.kv_transfer_timeout,
         link_idle_s=config.kv_link_idle_timeout,
+        speculative_config=config.speculative_config,
     )
 
 

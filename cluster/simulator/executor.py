@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from twinflow.runtime.cost.base import StepLoad
 from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.layer_traffic import LayerTraffic
-from twinflow.runtime.outputs import SampledToken
+from twinflow.runtime.outputs import SampledRun, SampledToken
 from twinflow.runtime.request import Request
+from twinflow.runtime.speculative.draft import NOTHING, Draft
 
 _TOKEN = SampledToken(0)
 
@@ -55,9 +56,13 @@ class VirtualExecutor:
         """See `Executor.take_traffic`: nothing is loaded."""
         return ()
 
-    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledToken]:
+    def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft]:
+        """See `Executor.propose`: speculation is not simulated."""
+        return [NOTHING] * len(requests)
+
+    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledRun]:
         """See `Executor.execute`."""
         load = StepLoad.of([item.group for item in work])
         requests = frozenset(item.request.request_id for item in work)
         self._clock.now += self._seconds(load, requests)
-        return [_TOKEN] * load.sampled
+        return [(_TOKEN,)] * load.sampled

@@ -82,7 +82,7 @@ class StepLoad:
             if crossing:
                 loads = [_phase(crossing, decode) for decode in (False, True)]
                 segments.append(SegmentLoad(end - first, *loads))
-        return cls(tuple(segments), sum(group.samples for group in groups))
+        return cls(tuple(segments), sum(group.sampled_rows for group in groups))
 
 
 class StepTimes(Protocol):
@@ -102,7 +102,7 @@ def _phase(groups: Iterable[RowGroup], decode: bool) -> PhaseLoad:
     # Numbers, not sums of `PhaseLoad.of`: simulations come by here millions of times.
     rows = pairs = context = 0
     for group in groups:
-        if (group.kind is RowKind.DECODE) == decode:
+        if (group.kind is not RowKind.PREFILL) == decode:
             start, count = group.token_start, group.token_count
             rows += count
             pairs += count * start + count * (count + 1) // 2

@@ -176,6 +176,19 @@ class BlockManager:
         if missing > 0:
             table.blocks.extend(self._pool.allocate(missing))
 
+    def trim(self, request_id: str, num_tokens: int) -> None:
+        """Give back the blocks behind the first `num_tokens` tokens of a sequence.
+
+        What is in them was computed for tokens that did not become part of the sequence, and was
+        never published.
+        """
+        table = self._tables[request_id]
+        kept = self.blocks_for(num_tokens)
+        surplus = table.blocks[kept:]
+        if surplus:
+            del table.blocks[kept:]
+            self._pool.release(surplus)
+
     def publish(self, request: Request) -> None:
         """Make findable every full block among the computed tokens of a sequence."""
         table = self._tables[request.request_id]

@@ -12,7 +12,7 @@ from typing import Protocol
 from twinflow.parallel.partition.control import Mode
 from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.layer_traffic import LayerTraffic
-from twinflow.runtime.outputs import NumericalFault, SampledToken
+from twinflow.runtime.outputs import SampledRun
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +49,7 @@ class StepOutcome:
     """
 
     step: Step
-    results: Sequence[SampledToken | NumericalFault] = ()
+    results: Sequence[SampledRun] = ()
     traffic: Sequence[LayerTraffic] = ()
     error: Exception | None = None
 

@@ -58,12 +58,15 @@ class SchedulerLimits:
         max_num_batched_tokens: rows of a step.
         num_layers: layers of the model.
         watermark_blocks: blocks that admission leaves idle while others run.
+        rows_per_seat: rows that a decoding request gets at most: one, and one for each token that
+            may be proposed to it.
     """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     num_layers: int
     watermark_blocks: int
+    rows_per_seat: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,14 @@
 """A plan in the making, and what all policies do alike: decode rows, preemption, admission.
 
-Every decoding request gets its row first, so no prompt ever stalls one. When one needs a block and
-none is idle, the request of the worst rank is preempted and computed again later. A request comes
-in with the blocks of its whole prompt, and nobody who waits overtakes in the policy's order: if
-one does not fit, none behind it is let in, so no request waits for ever.
+Every decoding request gets its row first, so no prompt ever stalls one. Rows that verify proposals
+come next, and only while memory is plenty: nobody is preempted for a guess. When a decoding request
+needs a block and none is idle, the request of the worst rank is preempted and computed again later.
+A request comes in with the blocks of its whole prompt, and nobody who waits overtakes in the
+policy's order: if one does not fit, none behind it is let in, so no request waits for ever.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from twinflow.runtime.request import Request, RequestStatus
 from twinflow.runtime.schedulers.base import SchedulerLimits, SchedulerState
@@ -70,7 +72,7 @@ class Draft:
         )
 
     def decode(self) -> None:
-        """Give each decoding request its row and its block."""
+        """Give each decoding request its row and its block, and then rows to what was proposed."""
         blocks, index = self._state.blocks, 0
         while index < len(self.running):
             request = self.running[index]
@@ -84,6 +86,30 @@ class Draft:
                 self.decoding.append(request)
                 self.add(request, request.num_computed, 1)
             index += 1
+        if not self._preempted:
+            self._verify()
+
+    def _verify(self) -> None:
+        """Give rows to proposals as far as there are blocks that nobody waits for.
+
+        No proposal takes rows from another one: the budget has rows for the longest of each seat.
+        """
+        blocks = self._state.blocks
+        for index, request in enumerate(self.decoding):
+            own = max(blocks.num_held(request.request_id), blocks.blocks_for(request.num_tokens))
+            spare = max(self._idle - self.limits.watermark_blocks, 0)
+            room = (own + spare) * blocks.block_size - request.num_tokens
+            drafted = min(len(request.draft), room, self.budget)
+            if drafted <= 0:
+                continue
+            self._idle -= max(blocks.blocks_for(request.num_tokens + drafted) - own, 0)
+            self.budget -= drafted
+            self.groups[index] = replace(
+                self.groups[index],
+                token_count=1 + drafted,
+                kind=RowKind.VERIFY,
+                drafted=drafted,
+            )
 
     def _preempt(self) -> None:
         """Take the blocks of the running request with the worst rank.

@@ -70,17 +70,18 @@ class LayeredScheduler:
     def _set_out(self, draft: Draft) -> StepPlan:
         """Form a wave of the prompts that fit into one, and give it its first layers.
 
-        Every seat that the wave leaves may be one of a decode row before the wave arrives.
+        Every seat that the wave leaves may be one of decode rows before the wave arrives.
         """
-        seats = self._setup.limits.max_num_seqs if _hurries(draft) else 0
-        room = self._setup.limits.max_num_batched_tokens - seats if seats else draft.budget
+        limits = self._setup.limits
+        own_seat = limits.rows_per_seat if _hurries(draft) else 0
+        seats = limits.max_num_seqs * own_seat
+        room = limits.max_num_batched_tokens - seats if seats else draft.budget
         members: list[tuple[Request, int, int]] = []
 
         def give(request: Request, start: int) -> bool:
             nonlocal room
             if members and room <= 0:
                 return False
-            own_seat = 1 if seats else 0
             count = min(request.num_tokens - start, room + own_seat)
             if count > 0:
                 members.append((request, start, count))

@@ -50,6 +50,7 @@ class SchedulerSetup:
             max_num_batched_tokens=config.max_num_batched_tokens,
             num_layers=num_layers,
             watermark_blocks=max(1, int(config.watermark * config.num_blocks)),
+            rows_per_seat=1 + config.num_speculative_tokens,
         )
         return cls(
             limits=limits,

@@ -116,3 +116,7 @@ class Draft:
         left[elder] = 0.0
         left /= left.sum()
         return left
+
+
+NOTHING = Draft()
+"""The proposal of whoever has nothing to propose."""

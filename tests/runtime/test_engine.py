@@ -20,7 +20,13 @@ from tests.support.engines import (
 from twinflow.protos.errors import ContextLengthExceeded, EngineError, InvalidRequest
 from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.kv_progress import KVProgress
-from twinflow.runtime.outputs import FinishReason, NumericalFault, PhaseTime, SampledToken
+from twinflow.runtime.outputs import (
+    FinishReason,
+    NumericalFault,
+    PhaseTime,
+    SampledRun,
+    SampledToken,
+)
 from twinflow.runtime.request import Request, RequestStatus
 from twinflow.runtime.sampling_params import SamplingParams
 
@@ -237,7 +243,7 @@ class TestFailures:
         class OneFault(FakeExecutor):
             def execute(
                 self, work: Sequence[Work], on_layers: LayersDone | None
-            ) -> list[SampledToken | NumericalFault]:
+            ) -> list[SampledRun]:
                 results = super().execute(work, on_layers)
                 sampling = [item for item in work if item.group.samples]
                 return [

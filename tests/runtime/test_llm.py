@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,33 @@ def test_tokens_do_not_depend_on_the_engines_limits(
     assert [output.outputs for output in outputs] == [output.outputs for output in mix.alone]
     assert (llm._engine.counters.preemptions > 0) is preempts
     llm.check_integrity()
+
+
+@pytest.mark.parametrize("method", ["ngram", "suffix", "token_recycling"])
+def test_tokens_do_not_depend_on_proposals(model: Path, mix: Mix, method: str) -> None:
+    config = {"method": method, "num_speculative_tokens": 3}
+    llm = load(model, speculative_config=config, max_num_seqs=8, max_num_batched_tokens=32)
+    outputs = llm.generate(mix.prompts, mix.params, use_tqdm=False)
+    assert [output.outputs for output in outputs] == [output.outputs for output in mix.alone]
+    assert llm._engine.counters.speculation.drafts > 0
+    llm.check_integrity()
+
+
+def test_a_stop_string_inside_an_accepted_run_ends_the_sequence_there(
+    llm: LLM, model: Path
+) -> None:
+    (whole,) = llm.generate(TEXTS[0], GREEDY, use_tqdm=False)
+    text = whole.outputs[0].text
+    speculating = load(model, speculative_config={"method": "token_recycling"})
+    speculating.generate(TEXTS[0], GREEDY, use_tqdm=False)  # and now it knows what comes
+    for end in range(2, 9):
+        params = replace(GREEDY, stop=(text[end : end + 2],))
+        expected, found = (
+            one.generate(TEXTS[0], params, use_tqdm=False)[0].outputs for one in (llm, speculating)
+        )
+        assert found == expected
+    assert speculating._engine.counters.speculation.accepted_tokens > 0
+    speculating.check_integrity()
 
 
 class TestCompletions:
@@ -285,6 +312,18 @@ class TestOptions:
         with pytest.raises(ConfigError, match=message):
             load(model, tensor_parallel_size=2)
         load(model, tensor_parallel_size=1)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"method": "ngrm"}, "'ngrm' is unknown; did you mean ngram?"),
+            ({"method": "ngram", "num_spec_tokens": 3}, "did you mean num_speculative_tokens?"),
+            ({"method": "ngram", "num_speculative_tokens": 20}, r"num_speculative_tokens \(20\)"),
+        ],
+    )
+    def test_proposals_that_cannot_be(self, model: Path, given: object, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            load(model, speculative_config=given)
 
     def test_max_model_len(self, model: Path) -> None:
         assert load(model, max_model_len=40).max_model_len == 40

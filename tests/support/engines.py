@@ -12,12 +12,14 @@ from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.layer_traffic import LayerTraffic
-from twinflow.runtime.outputs import NumericalFault, SampledToken, TokenDelta
+from twinflow.runtime.outputs import SampledRun, SampledToken, TokenDelta, TokenLogprobs
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.schedulers import create_scheduler
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerLimits
 from twinflow.runtime.schedulers.setup import SchedulerSetup
+from twinflow.runtime.speculative.draft import NOTHING, Draft
+from twinflow.runtime.speculative.speculation import judge
 
 NUM_LAYERS = 4
 VOCAB = 997
@@ -30,6 +32,10 @@ def next_token(token_ids: Sequence[int]) -> int:
     for token in token_ids:
         value = (value ^ (token + 1)) * 1099511628211 % 2**64
     return 1 + value % (VOCAB - 1)
+
+
+# From the tokens of a sequence and a limit to tokens that may come next.
+Guess = Callable[[Sequence[int], int], Sequence[int]]
 
 
 class FakeExecutor:
@@ -47,6 +53,7 @@ class FakeExecutor:
         self.unfinished: dict[str, tuple[int, int, int]] = {}
         self.admitted: set[str] = set()
         self.batches: list[list[tuple[str, int, int]]] = []
+        self.guess: Guess | None = None
         self._fail = fail
 
     def admit(self, request: Request) -> None:
@@ -62,13 +69,10 @@ class FakeExecutor:
     def restart(self, request_id: str) -> None:
         self.unfinished.pop(request_id, None)
 
-    def execute(
-        self, work: Sequence[Work], on_layers: LayersDone | None
-    ) -> list[SampledToken | NumericalFault]:
+    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledRun]:
         self.batches.append(
             [(w.request.request_id, w.group.token_start, w.group.token_count) for w in work]
         )
-        results: list[SampledToken | NumericalFault] = []
         for item in work:
             if self._fail is not None and self._fail(item):
                 raise RuntimeError("planted failure")
@@ -76,12 +80,20 @@ class FakeExecutor:
         if on_layers is not None:
             on_layers(0, NUM_LAYERS // 2)
             on_layers(NUM_LAYERS // 2, NUM_LAYERS)
-        for item in work:
-            if item.group.samples:
-                results.append(
-                    SampledToken(next_token(self.read(item.blocks, item.group.token_end)))
-                )
-        return results
+        return [self._verified(item) for item in work if item.group.samples]
+
+    def _verified(self, item: Work) -> SampledRun:
+        """What each sampled row says, as far as proposals agree with it."""
+        end = item.group.token_end
+        ends = range(end - item.group.drafted, end + 1)
+        rows = [SampledToken(next_token(self.read(item.blocks, count))) for count in ends]
+        return judge(item.draft, rows)
+
+    def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft]:
+        if self.guess is None:
+            return [NOTHING] * len(requests)
+        asked = zip(requests, limits, strict=True)
+        return [Draft.chain(self.guess(request.token_ids, limit)) for request, limit in asked]
 
     def take_traffic(self) -> list[LayerTraffic]:
         """As if a row's position chose one of four experts, of 100 bytes, in every layer."""
@@ -103,7 +115,7 @@ class FakeExecutor:
         if group.layer_end < NUM_LAYERS:
             assert request_id not in self.unfinished
             self.unfinished[request_id] = (start, count, group.layer_end)
-        for position, token in enumerate(item.request.tokens(start, count), start):
+        for position, token in enumerate(item.token_ids, start):
             cell = self._cell(item.blocks, position)
             if group.layer_start:
                 assert (self.cells[cell], self.layers[cell]) == (token, group.layer_start)
@@ -164,6 +176,7 @@ class EngineSpec:
     tbt_objective: float | None = None
     ttft_objective: float | None = None
     times: StepTimes | None = None
+    num_speculative_tokens: int = 0
 
 
 def create_engine(
@@ -190,6 +203,7 @@ def create_engine(
         admission=spec.admission,
         tbt_objective=spec.tbt_objective,
         ttft_objective=spec.ttft_objective,
+        num_speculative_tokens=spec.num_speculative_tokens,
     )
     blocks = BlockManager(
         spec.num_blocks,
@@ -244,6 +258,7 @@ class Collected:
     """The outputs of an engine, by request."""
 
     tokens: dict[str, list[int]] = field(default_factory=dict)
+    logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
     last: dict[str, TokenDelta] = field(default_factory=dict)
     failures: dict[str, Exception] = field(default_factory=dict)
 
@@ -254,6 +269,7 @@ class Collected:
             assert request_id not in self.failures
             assert request_id not in self.last or self.last[request_id].finish_reason is None
             self.tokens.setdefault(request_id, []).extend(delta.token_ids)
+            self.logprobs.setdefault(request_id, []).extend(delta.logprobs)
             self.last[request_id] = delta
         for request_id, error in outputs.failures:
             assert request_id not in self.failures

@@ -10,7 +10,7 @@ from tests.support.workers import PATIENCE_S
 
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.executor import LayersDone, Work
-from twinflow.runtime.outputs import NumericalFault, SampledToken
+from twinflow.runtime.outputs import SampledRun
 from twinflow.workers.engine_loop import EngineLoop
 
 
@@ -28,9 +28,7 @@ class HaltingExecutor(FakeExecutor):
         self._halted = threading.Event()
         self._go_on = threading.Event()
 
-    def execute(
-        self, work: Sequence[Work], on_layers: LayersDone | None
-    ) -> list[SampledToken | NumericalFault]:
+    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledRun]:
         if any(len(item.request.output_token_ids) >= self._tokens for item in work):
             self._halted.set()
             assert self._go_on.wait(PATIENCE_S)

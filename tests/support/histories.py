@@ -1,7 +1,7 @@
 """Random histories of one engine under virtual time: arrivals, hand-offs of both kinds, aborts."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.support.engines import (
@@ -54,6 +54,7 @@ class History:
         self._build = build
         self._overtaking = spec.ttft_objective or 0.0
         self.checker: CheckedScheduler | None = None
+        self._guessing = random.Random(seed)
         self.engine, self.executor = create_engine(
             spec,
             executor=FakeExecutor(spec.block_size),
@@ -61,6 +62,14 @@ class History:
             wrap=self._wrap,
             on_kv=self._hear,
         )
+        self.executor.guess = self._guess
+
+    def _guess(self, tokens: Sequence[int], limit: int) -> list[int]:
+        """Some of the next tokens, as often as not with a mistake among them."""
+        guess = expected_output(tokens, self._guessing.randint(0, limit))
+        if guess and self._guessing.random() < 0.5:
+            guess[self._guessing.randrange(len(guess))] = 1
+        return guess
 
     def _wrap(self, policy: Scheduler, limits: SchedulerLimits) -> CheckedScheduler:
         made = self._build(limits) if self._build else policy

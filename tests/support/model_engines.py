@@ -19,6 +19,8 @@ from twinflow.runtime.request import Request
 from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.schedulers import create_scheduler
 from twinflow.runtime.schedulers.setup import SchedulerSetup
+from twinflow.runtime.speculative.drafters.base import Drafter
+from twinflow.runtime.speculative.speculation import Speculation
 
 
 @dataclass
@@ -37,7 +39,11 @@ class ModelEngine:
 
     @classmethod
     def build(
-        cls, model: Model, config: EngineConfig, times: StepTimes | None = None
+        cls,
+        model: Model,
+        config: EngineConfig,
+        times: StepTimes | None = None,
+        drafter: Drafter | None = None,
     ) -> "ModelEngine":
         """An engine over a model, which may be shared with others."""
         runner = make_runner(
@@ -45,7 +51,11 @@ class ModelEngine:
         )
         vocab_size, num_layers = model.config.vocab_size, model.config.num_layers
         executor = ModelExecutor(
-            runner, Sampler(vocab_size, "cpu"), vocab_size=vocab_size, layers_per_unit=2
+            runner,
+            Sampler(vocab_size, "cpu"),
+            vocab_size=vocab_size,
+            layers_per_unit=2,
+            speculation=None if drafter is None else Speculation(drafter),
         )
         blocks = BlockManager(
             config.num_blocks,

@@ -16,7 +16,7 @@ from twinflow.runtime.schedulers.admission import create_admission
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerLimits, SchedulerState
 from twinflow.runtime.schedulers.orders import create_order
 from twinflow.runtime.schedulers.setup import SchedulerSetup
-from twinflow.runtime.step_plan import RowGroup, StepPlan
+from twinflow.runtime.step_plan import RowGroup, RowKind, StepPlan
 
 
 class LinearTimes:
@@ -210,10 +210,15 @@ class CheckedScheduler:
         else:
             assert group.token_start == state.blocks.match(request).num_tokens
             assert group.layer_start == 0
-        assert 1 <= group.token_count <= request.num_tokens - group.token_start
+        count = group.token_count - group.drafted
+        assert 1 <= count <= request.num_tokens - group.token_start
         assert group.layer_start < group.layer_end <= num_layers
-        last = group.token_end == request.num_tokens and group.layer_end == num_layers
+        last = group.token_start + count == request.num_tokens and group.layer_end == num_layers
         assert group.samples == last
+        assert (group.kind is RowKind.VERIFY) == (group.drafted > 0)
+        if group.drafted:
+            assert count == 1
+            assert group.drafted <= min(len(request.draft), self._limits.rows_per_seat - 1)
         if request.output_token_ids and request.num_uncomputed == 1 and not wave:
             assert group.layer_end == num_layers, "a decode row stops short"
 
@@ -244,12 +249,14 @@ class CheckedScheduler:
         idle = state.blocks.num_idle
         idle += sum(state.blocks.num_reclaimable(request_id) for request_id in plan.preempted)
         known = {r.request_id: r for r in (*state.running, *state.waiting)}
+        drafted = {group.request_id: group.drafted for group in plan.row_groups}
         for request_id in _planned(plan):
             request = known[request_id]
             match = state.blocks.match(request)
             waits = request.status is RequestStatus.WAITING
             held = len(match.blocks) if waits else state.blocks.num_held(request_id)
-            idle -= max(0, state.blocks.blocks_for(request.num_tokens) - held)
+            needed = request.num_tokens + drafted.get(request_id, 0)
+            idle -= max(0, state.blocks.blocks_for(needed) - held)
             # Cautious: two requests of a plan may match the same idle block.
             idle -= match.num_idle if waits else 0
         assert idle >= 0

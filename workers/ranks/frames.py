@@ -17,7 +17,7 @@ import msgspec
 
 from twinflow.runtime.model_runner import SequenceRows
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 StoreOperation = Literal["set", "get", "add", "compare_set", "check", "delete"]
 
@@ -162,6 +162,7 @@ class Rows(_Frame, frozen=True):
     layer_start: int
     layer_end: int | None
     sequence: str
+    drafted: int
 
 
 class Step(_Frame, frozen=True, tag="step"):
@@ -196,6 +197,7 @@ class Step(_Frame, frozen=True, tag="step"):
                 layer_start=rows.layer_start,
                 layer_end=rows.layer_end,
                 sequence=rows.sequence,
+                drafted=rows.drafted,
             )
             for rows in self.rows
         ]
@@ -261,6 +263,7 @@ def step_frame(
             layer_start=group.layer_start,
             layer_end=group.layer_end,
             sequence=group.sequence,
+            drafted=group.drafted,
         )
         for group in rows
     ]

@@ -8,7 +8,7 @@ summaries, code that is edited, answers with quotations (A. Saxena, "Prompt Look
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from twinflow.runtime.speculative.draft import Draft
+from twinflow.runtime.speculative.draft import NOTHING, Draft
 from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, LikelyNext
 from twinflow.runtime.speculative.drafters.occurrences import Histories
 
@@ -50,7 +50,7 @@ class NgramDrafter:
         index = self._histories.update(query.sequence)
         found = index.find(index.tokens[-self._config.longest :])
         if not found:
-            return Draft()
+            return NOTHING
         # The first of equal maxima, which is the latest.
         best = max(found, key=lambda occurrence: occurrence.length)
         return Draft.chain(index.following(best.end, query.limit))

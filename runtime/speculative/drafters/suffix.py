@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from twinflow.runtime.speculative.draft import Draft
+from twinflow.runtime.speculative.draft import NOTHING, Draft
 from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, LikelyNext
 from twinflow.runtime.speculative.drafters.occurrences import Histories, OccurrenceIndex
 from twinflow.runtime.speculative.drafters.salted import BySalt
@@ -115,7 +115,7 @@ class SuffixDrafter:
         indices = (own, *(earlier.indices if earlier else ()))
         found = [(place, index) for index in indices for place in index.find(suffix)]
         if not found:
-            return Draft()
+            return NOTHING
         longest = max(place.length for place, _ in found)
         behind = [
             index.following(place.end, query.limit)

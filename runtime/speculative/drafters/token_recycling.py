@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from twinflow.runtime.speculative.draft import Draft
+from twinflow.runtime.speculative.draft import NOTHING, Draft
 from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, LikelyNext
 from twinflow.runtime.speculative.drafters.salted import BySalt
 from twinflow.runtime.speculative.trees.template import TreeTemplate
@@ -57,7 +57,7 @@ class TokenRecyclingDrafter:
         sequence = query.sequence
         table = self._tables.find(sequence.cache_salt)
         if table is None:
-            return Draft()
+            return NOTHING
         (last,) = sequence.tokens(sequence.num_tokens - 1, 1)
 
         def children(token: int) -> list[int]:

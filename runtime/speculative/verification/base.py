@@ -6,7 +6,6 @@ node is that of the sequence with the node's path appended: penalties, bias, mas
 included. Rules know no logits, no requests and no KV.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,8 +71,3 @@ def residual(target: FloatArray, drawn_from: FloatArray, share: float = 1.0) -> 
     excess = np.maximum(share * target - drawn_from, 0.0)
     mass = float(excess.sum())
     return excess / mass if mass > 0.0 else target
-
-
-def first_child_with(draft: Draft, children: Sequence[int], token: int) -> int | None:
-    """The first of the children that has this token."""
-    return next((child for child in children if draft.token(child) == token), None)

@@ -15,14 +15,27 @@ token, whatever is proposed.
 from collections.abc import Callable
 
 from twinflow.runtime.speculative.draft import Draft
-from twinflow.runtime.speculative.verification.base import (
-    Chance,
-    Target,
-    Verdict,
-    first_child_with,
-)
+from twinflow.runtime.speculative.verification.base import Chance, Target, Verdict
 
 Choice = Callable[[Target, int, Chance], int]
+
+
+def follow(draft: Draft, choose: Callable[[int], int]) -> Verdict:
+    """Go along the target's choices as long as they were proposed.
+
+    Args:
+        draft: the proposal.
+        choose: the target's token behind a node; asked along the accepted path only.
+    """
+    path: list[int] = []
+    node = 0
+    while True:
+        token = choose(node)
+        child = next((c for c in draft.children(node) if draft.token(c) == token), None)
+        if child is None:
+            return Verdict(tuple(path), token)
+        path.append(child)
+        node = child
 
 
 class Matching:
@@ -37,15 +50,7 @@ class Matching:
 
     def verify(self, draft: Draft, target: Target, chance: Chance) -> Verdict:
         """See `VerificationRule.verify`."""
-        path: list[int] = []
-        node = 0
-        while True:
-            token = self._choose(target, node, chance)
-            child = first_child_with(draft, draft.children(node), token)
-            if child is None:
-                return Verdict(tuple(path), token)
-            path.append(child)
-            node = child
+        return follow(draft, lambda node: self._choose(target, node, chance))
 
 
 def likeliest(target: Target, node: int, chance: Chance) -> int:

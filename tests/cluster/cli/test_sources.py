@@ -93,6 +93,44 @@ def test_an_empty_pool_is_the_fault_of_its_setting(flags: dict[str, object], ori
     assert line.startswith(f"{origin}: ") and "cannot serve without a mixed one" in line
 
 
+def test_speculation_is_json_with_the_names_of_vllm(file: Path) -> None:
+    text = '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}'
+    config = configure({"speculative_config": text}).speculative_config
+    assert config is not None
+    assert (config.method, config.num_speculative_tokens) == ("ngram", 3)
+    file.write_text("model: m\nspeculative-config: {method: suffix}\n")
+    config = configure({"config": str(file)}).speculative_config
+    assert config is not None
+    assert config.method == "suffix"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("ngram", "is no JSON"),
+        ("[]", "must be a JSON object"),
+        ('{"num_speculative_tokens": 3}', "'method' is missing"),
+        ('{"method": "ngram", "promt_lookup_max": 3}', "did you mean prompt_lookup_max?"),
+        ('{"method": "suffix", "prompt_lookup_max": 3}', "of method ngram, and the method is"),
+        ('{"method": "eagle"}', "'eagle' is unknown; choose one of"),
+        ('{"method": "ngram", "num_speculative_tokens": 0}', "must be in 1..64, not 0"),
+        ('{"method": "ngram", "num_speculative_tokens": true}', "Expected `int`, got `bool`"),
+        ('{"method": "ngram", "prompt_lookup_min": 6, "prompt_lookup_max": 3}', "at most"),
+    ],
+)
+def test_wrong_speculation_is_named(text: str, reason: str) -> None:
+    (complaint,) = refused({"speculative_config": text})
+    assert complaint.startswith("--speculative-config ")
+    assert reason in complaint
+
+
+def test_a_step_has_rows_for_everything_that_may_be_proposed() -> None:
+    (complaint,) = refused(
+        {"speculative_config": '{"method": "ngram"}', "max_num_batched_tokens": "300"}
+    )
+    assert "must be at least --max-num-seqs (64) times 1 + num_speculative_tokens (5)" in complaint
+
+
 def test_a_missing_model_is_asked_for() -> None:
     with pytest.raises(ConfigError, match=r"^MODEL: missing"):
         resolve({}, {}, [])

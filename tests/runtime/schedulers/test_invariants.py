@@ -48,6 +48,21 @@ def test_every_plan_of_some_histories(seed: int, spec: EngineSpec, **policy: str
     play(seed, spec, **policy)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    spec=SPECS,
+    scheduler=st.sampled_from(SCHEDULERS),
+    tokens=st.integers(1, 5),
+)
+def test_every_plan_of_some_histories_with_proposals(
+    seed: int, spec: EngineSpec, scheduler: str, tokens: int
+) -> None:
+    rows = max(spec.max_num_batched_tokens, spec.max_num_seqs * (1 + tokens))
+    spec = replace(spec, num_speculative_tokens=tokens, max_num_batched_tokens=rows)
+    play(seed, spec, scheduler=scheduler)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("prefill_order", ORDERS)

@@ -5,6 +5,7 @@ import random
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from tests.support.child_processes import ANSWER_S
@@ -17,6 +18,7 @@ from twinflow.runtime.engine import Engine
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
+from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.options import engine_options
 from twinflow.workers.ranks.build import BuiltLeader, build_leader
@@ -29,18 +31,18 @@ SETTINGS = {"num_kv_blocks": 61, "max_num_seqs": 6, "max_model_len": 160}
 MAX_TOKENS = 64
 
 
-def generate(engine: Engine) -> Collected:
+def generate(engine: Engine, count: int = 10, max_tokens: int = MAX_TOKENS) -> Collected:
     """Requests that come while others run, some of them with a prompt that was seen before."""
     rng = random.Random(11)
     common = [rng.randrange(3, 300) for _ in range(40)]
     collected, number = Collected(), 0
     for step in range(3000):
-        if step % 5 == 0 and number < 10:
+        if step % 5 == 0 and number < count:
             length = rng.randrange(1, 60)
             prompt = [rng.randrange(3, 300) for _ in range(length)]
             prompt = common + prompt[:20] if number % 3 == 2 else prompt
             params = SamplingParams(
-                temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=0
+                temperature=0, max_tokens=max_tokens, ignore_eos=True, logprobs=0
             )
             engine.add_request(
                 Request(request_id=f"r{number}", prompt_token_ids=prompt, params=params)
@@ -49,7 +51,7 @@ def generate(engine: Engine) -> Collected:
         engine.step()
         collected.take(engine)
         engine.check_integrity()
-        if number == 10 and not engine.runnable:
+        if number == count and not engine.runnable:
             return collected
     raise AssertionError("the engine does not come to an end")
 
@@ -98,6 +100,23 @@ def test_greedy_tokens_and_kv_are_those_of_one_rank(model: Path, size: int) -> N
         assert [follower.line() for follower in followers] == ["ready"] * (size - 1)
         assert [follower.line() for follower in followers] == ["ended"] * (size - 1)
         assert [follower.wait() for follower in followers] == [0] * (size - 1)
+
+
+def test_tokens_on_two_ranks_stay_the_same_with_proposals(model: Path) -> None:
+    configs = rank_configs(model, 2, **SETTINGS)
+    alone = build_engine(engine_options(configs[0]), clock=time.monotonic)
+    expected = generate(alone.engine, 4, 20)
+    speculation = SpeculativeConfig(method="ngram", num_speculative_tokens=4)
+    guessing = [msgspec.structs.replace(one, speculative_config=speculation) for one in configs]
+    with processes(*guessing[1:]):
+        made = lead(guessing[0])
+        try:
+            found = generate(made.built.engine, 4, 20)
+        finally:
+            made.leader.close()
+    assert found.tokens == expected.tokens
+    account = made.built.engine.counters.speculation
+    assert account.draft_tokens > account.accepted_tokens > 0
 
 
 def lead(config: WorkerConfig) -> BuiltLeader:

@@ -26,7 +26,7 @@ from twinflow.protos.errors import ConfigError, EngineError, RankLost, TwinflowE
 from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.model_runner import SequenceRows
-from twinflow.runtime.outputs import NumericalFault, SampledToken
+from twinflow.runtime.outputs import SampledRun
 from twinflow.workers.engine_loop import EngineLoop
 from twinflow.workers.ranks.address import connect, listen, new_address
 from twinflow.workers.ranks.follower import Follower, FollowerLoop
@@ -62,6 +62,16 @@ def test_every_rank_computes_every_step(size: int) -> None:
         assert [loop.steps for loop in made.loops] == [3] * (size - 1)
     seen = [[tuple(group.token_ids) for group in step] for step in made.runners[-1].steps]
     assert seen == [[(0, 5), (7,)], [(1, 5), (7,)], [(2, 5), (7,)]]
+
+
+def test_followers_verify_the_rows_that_rank_0_verifies() -> None:
+    proposed = SequenceRows((5, 6, 7), 4, [1, 2, 3], samples=True, sequence="a", drafted=2)
+    with team(2) as made:
+        made.runner.forward([proposed])
+        made.leader.close()
+        assert made.outcomes() == [None]
+    ((seen,),) = made.runners[-1].steps
+    assert (tuple(seen.token_ids), seen.start, seen.drafted) == ((5, 6, 7), 4, 2)
 
 
 def test_followers_hear_of_the_kv_of_held_sequences_as_rank_0_does() -> None:
@@ -312,9 +322,7 @@ def test_a_follower_that_hears_what_it_does_not_expect_ends() -> None:
 class LosingExecutor(FakeExecutor):
     """An executor whose second step finds a rank lost."""
 
-    def execute(
-        self, work: Sequence[Work], on_layers: LayersDone | None
-    ) -> list[SampledToken | NumericalFault]:
+    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledRun]:
         if self.batches:
             raise RankLost("rank 1 of mixed-0 is lost")
         return super().execute(work, on_layers)

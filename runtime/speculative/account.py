@@ -1,0 +1,33 @@
+"""What became of proposals: how many tokens were proposed, and how many were right, by place.
+
+Counts only; rates are for whoever shows them.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class SpeculationAccount:
+    """Totals of a request or of an engine.
+
+    Attributes:
+        drafts: proposals that were verified.
+        draft_tokens: tokens in them.
+        accepted_tokens: those of them that were right.
+        accepted_at: proposals whose token was accepted at each place, the first one first.
+    """
+
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_at: list[int] = field(default_factory=list)
+
+    def note(self, drafted: int, accepted: int) -> None:
+        """Add a proposal of `drafted` tokens, the first `accepted` of which were right."""
+        self.drafts += 1
+        self.draft_tokens += drafted
+        self.accepted_tokens += accepted
+        missing = accepted - len(self.accepted_at)
+        self.accepted_at.extend([0] * max(0, missing))
+        for place in range(accepted):
+            self.accepted_at[place] += 1

@@ -1,0 +1,82 @@
+"""Drafters by name, made from what an operator has chosen."""
+
+from collections.abc import Callable
+
+from twinflow.runtime.nearest import did_you_mean
+from twinflow.runtime.speculative.config import SpeculativeConfig
+from twinflow.runtime.speculative.drafters.base import Drafter
+from twinflow.runtime.speculative.drafters.ngram import NgramConfig, NgramDrafter
+from twinflow.runtime.speculative.drafters.suffix import SuffixConfig, SuffixDrafter
+from twinflow.runtime.speculative.drafters.token_recycling import (
+    RecyclingConfig,
+    TokenRecyclingDrafter,
+)
+from twinflow.runtime.speculative.trees.template import TreeTemplate
+
+_SHORTEST_LOOKUP, _LONGEST_LOOKUP = 2, 5
+
+# From what was chosen and the size of the target's vocabulary to a drafter.
+DrafterBuilder = Callable[[SpeculativeConfig, int], Drafter]
+
+_DRAFTERS: dict[str, DrafterBuilder] = {}
+
+
+def register_drafter(name: str, build: DrafterBuilder) -> None:
+    """Make a drafter available under a name; a name can be taken only once."""
+    if name in _DRAFTERS:
+        raise ValueError(f"a drafter named {name!r} is already registered")
+    _DRAFTERS[name] = build
+
+
+def create_drafter(config: SpeculativeConfig, vocab_size: int) -> Drafter:
+    """Build what was chosen.
+
+    Args:
+        config: the choice.
+        vocab_size: of the model whose tokens are guessed.
+
+    Raises:
+        ValueError: there is no such method, or its settings mean nothing.
+    """
+    build = _DRAFTERS.get(config.method)
+    if build is None:
+        hint = did_you_mean(
+            config.method, _DRAFTERS, otherwise=f"; choose one of {drafter_names()}"
+        )
+        raise ValueError(f"method {config.method!r} is unknown{hint}")
+    return build(config, vocab_size)
+
+
+def drafter_names() -> list[str]:
+    """Every name."""
+    return sorted(_DRAFTERS)
+
+
+def _ngram(config: SpeculativeConfig, vocab_size: int) -> Drafter:
+    shortest, longest = config.prompt_lookup_min, config.prompt_lookup_max
+    if shortest is None:
+        shortest = min(_SHORTEST_LOOKUP, longest or _SHORTEST_LOOKUP)
+    if longest is None:
+        longest = max(_LONGEST_LOOKUP, shortest)
+    return NgramDrafter(NgramConfig(shortest=shortest, longest=longest))
+
+
+def _suffix(config: SpeculativeConfig, vocab_size: int) -> Drafter:
+    return SuffixDrafter(
+        SuffixConfig(
+            max_tree_depth=config.suffix_decoding_max_tree_depth,
+            max_cached_requests=config.suffix_decoding_max_cached_requests,
+            max_spec_factor=config.suffix_decoding_max_spec_factor,
+            min_token_prob=config.suffix_decoding_min_token_prob,
+        )
+    )
+
+
+def _token_recycling(config: SpeculativeConfig, vocab_size: int) -> Drafter:
+    template = TreeTemplate.chain(config.num_speculative_tokens)
+    return TokenRecyclingDrafter(RecyclingConfig(vocab_size=vocab_size, template=template))
+
+
+register_drafter("ngram", _ngram)
+register_drafter("suffix", _suffix)
+register_drafter("token_recycling", _token_recycling)

@@ -1,0 +1,189 @@
+"""Proposals in the engine: right tokens in fewer steps, whatever is proposed and wherever it ends.
+
+The executor is a fake that reads tokens back through block tables: KV of rejected tokens that is
+read or published by anybody would change somebody's output.
+"""
+
+from collections.abc import Sequence
+
+import pytest
+from tests.support.engines import (
+    EngineSpec,
+    FakeExecutor,
+    create_engine,
+    create_request,
+    expected_output,
+    run,
+)
+
+from twinflow.runtime.engine import Engine
+from twinflow.runtime.outputs import FinishReason, NumericalFault, SampledToken
+from twinflow.runtime.request import Request
+from twinflow.runtime.sampling_params import SamplingParams
+from twinflow.runtime.speculative.draft import Draft
+from twinflow.runtime.speculative.speculation import judge
+from twinflow.runtime.step_plan import RowKind
+
+SPEC = EngineSpec(num_speculative_tokens=3, max_num_batched_tokens=32)
+WRONG = 1
+
+
+def right(tokens: Sequence[int], limit: int) -> list[int]:
+    return expected_output(tokens, limit)
+
+
+def wrong(tokens: Sequence[int], limit: int) -> list[int]:
+    return [WRONG] * limit
+
+
+def half_right(tokens: Sequence[int], limit: int) -> list[int]:
+    return [*expected_output(tokens, limit)[: limit // 2], *[WRONG] * (limit - limit // 2)]
+
+
+def speculating(guess: object, spec: EngineSpec = SPEC) -> tuple[Engine, FakeExecutor]:
+    engine, executor = create_engine(spec)
+    assert callable(guess)
+    executor.guess = guess
+    return engine, executor
+
+
+def serve(engine: Engine, *requests: Request) -> dict[str, list[int]]:
+    for request in requests:
+        engine.add_request(request)
+    tokens = run(engine).tokens
+    assert engine.blocks.num_idle == engine.blocks.num_blocks
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("guess", "steps", "accepted_at"),
+    [(right, 4, [3, 3, 3]), (wrong, 13, []), (half_right, 8, [5])],
+)
+def test_tokens_are_those_without_proposals_in_as_many_steps_as_they_deserve(
+    guess: object, steps: int, accepted_at: list[int]
+) -> None:
+    engine, executor = speculating(guess)
+    request = create_request(10, max_tokens=13)
+    tokens = serve(engine, request)[request.request_id]
+    assert tokens == expected_output(request.prompt_token_ids, 13)
+    assert len(executor.batches) == steps
+    assert engine.counters.speculation.accepted_at == request.speculation.accepted_at == accepted_at
+    assert engine.counters.speculation.accepted_tokens == sum(accepted_at)
+    assert engine.counters.generation_tokens == 13
+
+
+def test_a_step_says_several_tokens_at_once() -> None:
+    engine, _ = speculating(right)
+    request = create_request(10, max_tokens=9)
+    engine.add_request(request)
+    sizes = []
+    while engine.runnable:
+        engine.step()
+        sizes += [len(delta.token_ids) for _, delta in engine.take_outputs().deltas]
+    assert sizes == [1, 4, 4]
+
+
+def test_nobody_gets_more_than_max_tokens_and_nobody_else_gets_less() -> None:
+    engine, executor = speculating(right)
+    short, long = create_request(6, max_tokens=3), create_request(6, max_tokens=10)
+    tokens = serve(engine, short, long)
+    for request in (short, long):
+        expected = expected_output(request.prompt_token_ids, request.params.max_tokens or 0)
+        assert tokens[request.request_id] == expected
+    # Its last token needs no row: one proposed token is all that the short one has a use for.
+    assert [count for _, _, count in executor.batches[1]] == [2, 4]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3, 4, 5])
+def test_an_end_inside_an_accepted_run_is_exact(place: int) -> None:
+    prompt = list(range(40, 49))
+    expected = expected_output(prompt, 12)
+    params = SamplingParams(temperature=0, max_tokens=12, stop_token_ids=(expected[place],))
+    engine, _ = speculating(right)
+    request = create_request(prompt, params=params)
+    engine.add_request(request)
+    done = run(engine)
+    assert done.tokens[request.request_id] == expected[: place + 1]
+    last = done.last[request.request_id]
+    assert (last.finish_reason, last.stop_token_id) == (FinishReason.STOP, expected[place])
+    # What was computed behind the end cannot be found: another continuation gets its own tokens.
+    other = create_request([*prompt, *expected[:place], 500, 501, 502], max_tokens=6)
+    tokens = serve(engine, other)[other.request_id]
+    assert tokens == expected_output(other.prompt_token_ids, 6)
+
+
+def test_an_end_that_comes_too_early_is_passed_over() -> None:
+    prompt = list(range(60, 69))
+    expected = expected_output(prompt, 9)
+    params = SamplingParams(
+        temperature=0, max_tokens=9, min_tokens=4, stop_token_ids=(expected[2], expected[6])
+    )
+    engine, _ = speculating(right)
+    request = create_request(prompt, params=params)
+    assert serve(engine, request)[request.request_id] == expected[:7]
+
+
+def test_blocks_of_an_accepted_run_are_found_and_those_of_a_rejected_one_are_not() -> None:
+    for guess in (right, wrong, half_right):
+        engine, _ = speculating(guess)
+        first = create_request(10, max_tokens=14)
+        output = serve(engine, first)[first.request_id]
+        before = engine.blocks.counters.hits
+        again = create_request([*first.prompt_token_ids, *output, 700], max_tokens=5)
+        tokens = serve(engine, again)[again.request_id]
+        assert tokens == expected_output(again.prompt_token_ids, 5)
+        # All tokens but the last have KV: 23 of them fill five blocks of four.
+        assert engine.blocks.counters.hits - before == 20
+
+
+def test_a_request_aborted_with_a_proposal_leaves_nothing() -> None:
+    engine, _ = speculating(wrong)
+    request = create_request(10, max_tokens=20)
+    engine.add_request(request)
+    for _ in range(3):
+        engine.step()
+    engine.abort(request.request_id)
+    engine.check_integrity()
+    assert engine.blocks.num_idle == engine.blocks.num_blocks
+
+
+def test_nobody_is_preempted_for_a_guess() -> None:
+    """Two requests that just fit: with proposals they need no more blocks than without."""
+    spec = EngineSpec(
+        num_blocks=12, num_speculative_tokens=3, max_num_batched_tokens=32, max_model_len=24
+    )
+    counts = []
+    for guess in (None, wrong):
+        engine, executor = create_engine(spec)
+        executor.guess = guess
+        requests = [create_request(9, max_tokens=11) for _ in range(2)]
+        tokens = serve(engine, *requests)
+        for request in requests:
+            assert tokens[request.request_id] == expected_output(request.prompt_token_ids, 11)
+        counts.append((engine.counters.preemptions, len(executor.batches)))
+    assert counts[0] == counts[1]
+
+
+def test_held_requests_get_no_proposals_and_verify_rows_are_called_so() -> None:
+    engine, executor = speculating(right)
+    held = create_request(8, hold=True)
+    engine.add_request(held)
+    engine.step()
+    engine.release(held.request_id)
+    request = create_request(8, max_tokens=5)
+    kinds = []
+    execute = executor.execute
+    executor.execute = lambda work, on_layers: (  # type: ignore[method-assign]
+        kinds.append([item.group.kind for item in work]) or execute(work, on_layers)  # type: ignore[func-returns-value]
+    )
+    serve(engine, request)
+    assert kinds == [[RowKind.PREFILL], [RowKind.VERIFY]]
+
+
+def test_a_fault_behind_a_proposed_token_is_met_again_only_if_the_token_comes_true() -> None:
+    fault = NumericalFault(9)
+    rows: list[SampledToken | NumericalFault]
+    rows = [SampledToken(5), SampledToken(6), fault, SampledToken(8)]
+    assert judge(Draft.chain([5, 6, 7]), rows) == (SampledToken(5), SampledToken(6))
+    assert judge(Draft.chain([4, 6, 7]), rows) == (SampledToken(5),)
+    assert judge(Draft.chain([5]), [fault, *rows[:1]]) == fault
