@@ -39,6 +39,8 @@ from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.speculative.drafters.registry import create_drafter
 from twinflow.workers.role import Role
 
+# The address of no cluster: Ray is started for this deployment, on this machine.
+LOCAL = "local"
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
@@ -100,6 +102,16 @@ def _host(value: str) -> str:
     except ValueError:
         if not _HOST_NAME.fullmatch(value):
             raise ValueError("must be an address or a host name, without a port") from None
+    return value
+
+
+def _ray_address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    known = value in (LOCAL, "auto") or (
+        _HOST_NAME.fullmatch(host) and port.isdecimal() and 0 < int(port) < 1 << 16
+    )
+    if not known:
+        raise ValueError("must be local, auto, or the host and port of a Ray head: 10.0.0.1:6379")
     return value
 
 
@@ -210,7 +222,8 @@ class ServeConfig(BaseModel):
     (comma-separated), because other users of the machine can read command lines."""
 
     insecure: Annotated[bool, Group.DOORS] = False
-    """Allow listening on every interface without an API key."""
+    """Allow listening on every interface without an API key, and joining a Ray cluster without
+    tokens."""
 
     host: Annotated[str, AfterValidator(_host), Group.DOORS] = "127.0.0.1"
     """Address that HTTP and gRPC listen on; 0.0.0.0 needs an API key."""
@@ -324,6 +337,10 @@ class ServeConfig(BaseModel):
 
     launcher: Annotated[Literal["ray", "local"], Group.PROCESS] = "ray"
     """What starts and watches the workers: Ray actors, or plain processes of this machine."""
+
+    address: Annotated[str, AfterValidator(_ray_address), Group.PROCESS] = LOCAL
+    """Ray cluster that runs the workers: local starts one on this machine, auto joins the one that
+    this machine is a node of, HOST:PORT the one with its head there."""
 
     threads_per_worker: Annotated[Annotated[Whole, Field(ge=1, le=1024)] | None, Group.PROCESS] = (
         None
@@ -441,6 +458,13 @@ class ServeConfig(BaseModel):
                 "if everyone who can reach the machine may use it"
             )
         return host
+
+    @field_validator("address")
+    @classmethod
+    def _only_ray_has_clusters(cls, address: str, info: ValidationInfo) -> str:
+        if address != LOCAL and info.data.get("launcher") == "local":
+            raise ValueError("--launcher local starts processes of this machine only")
+        return address
 
     @field_validator("grpc_port")
     @classmethod

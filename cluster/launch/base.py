@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from twinflow.cluster.launch.places import Node
+
 ServiceKind = Literal["worker", "gateway"]
 
 
@@ -23,6 +25,9 @@ class ServiceSpec:
             None for none.
         threads: how many threads its numerical libraries may use.
         log_level: least severe log lines that it writes.
+        node: address of the machine that it must run on; empty for that of the launcher.
+        pool: the pool for which that machine declared room, some of which it takes; empty if it
+            declared none.
     """
 
     kind: ServiceKind
@@ -31,6 +36,8 @@ class ServiceSpec:
     gpu: int | None = None
     threads: int = 1
     log_level: str = "info"
+    node: str = ""
+    pool: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +99,20 @@ class ServiceHandle(Protocol):
 class Launcher(Protocol):
     """Starts services."""
 
+    def nodes(self) -> Sequence[Node]:
+        """The machines on which it can start services now; starts nothing itself.
+
+        Raises:
+            SetupError: there are none, or one of them could not run a service.
+        """
+        ...
+
     def open(self) -> None:
         """Make ready to start services."""
         ...
 
     def start(self, specs: Sequence[ServiceSpec]) -> Sequence[ServiceHandle]:
-        """Start a process for each service, all on one machine; returns before they are ready."""
+        """Start a process for each service, which share a node; returns before they are ready."""
         ...
 
     def close(self) -> None:

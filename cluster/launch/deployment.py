@@ -1,10 +1,9 @@
 """Which processes a configuration means, and how each is configured. Pure: starts nothing.
 
-What workers share is settled here for all of them together: the device, the cores, the memory.
-Every rank of every worker gets an equal share.
+What workers share is settled for all of them together: the device, the cores, the memory. Where
+each of them runs is decided in `twinflow.cluster.launch.places`.
 """
 
-import itertools
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,17 +15,11 @@ from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.gateway.config import GatewayConfig
 from twinflow.cluster.launch.base import ServiceSpec
 from twinflow.cluster.launch.latents import NO_SHARING, LatentChoice
-from twinflow.cluster.launch.machine import Gpus, Machine
-from twinflow.protos.errors import ConfigError
+from twinflow.cluster.launch.places import Node, Place, place_workers
 from twinflow.runtime.host_memory import MemoryShare
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.ranks.address import new_address
 from twinflow.workers.role import Role
-
-# Of the memory that is free at start, what all KV caches on a machine or GPU take together by
-# default; and what is enough for a rank on a CPU, where every page of it is touched at start.
-_KV_SHARE = 0.4
-_KV_ENOUGH = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,99 +46,41 @@ def new_token() -> str:
 
 
 def plan_workers(
-    config: ServeConfig, machine: Machine, token: str, latents: LatentChoice = NO_SHARING
+    config: ServeConfig, nodes: Sequence[Node], token: str, latents: LatentChoice = NO_SHARING
 ) -> list[WorkerPlan]:
-    """The workers of a configuration, on one machine.
+    """The workers of a configuration, each on one of the nodes.
 
     Args:
         config: what the operator asked for.
-        machine: shared evenly among all ranks unless the configuration says otherwise.
+        nodes: each shared evenly among the ranks on it unless the configuration says otherwise.
         token: the deployment's secret.
         latents: how decode workers share them.
 
     Raises:
-        ConfigError: it has not got the GPUs that the ranks need.
+        NoRoom: the nodes have not got what the ranks need.
     """
     roles = config.worker_roles
-    sizes = [config.ranks(role) for role in roles]
-    on_gpus = uses_gpus(config.device, machine.gpus, sizes)
-    numbers = itertools.count()
     plans: list[WorkerPlan] = []
-    for index, (role, size) in enumerate(zip(roles, sizes, strict=True)):
+    for index, place in enumerate(place_workers(config, nodes)):
+        role = place.role
         name = f"{role}-{index - roles.index(role)}"
-        gpus = [next(numbers) if on_gpus else None for _ in range(size)]
-        shares = [RankShare(machine, sum(sizes), gpu) for gpu in gpus]
         worker = msgspec.structs.replace(
             _plan_worker(config, role, name, token),
+            host=place.node.host,
             # KV is cut alike everywhere, for the worker with the most ranks.
-            kv_parts=max(sizes),
+            kv_parts=max(config.ranks(other) for other in roles),
             mla_parallel=latents.parallel,
             mla_shards=latents.shards,
             tpla_transform=latents.transform,
         )
-        ranks = (_plan_rank(config, worker, rank, share) for rank, share in enumerate(shares))
+        ranks = (_plan_rank(config, worker, rank, place) for rank in range(len(place.shares)))
         plans.append(WorkerPlan(role, tuple(ranks)))
     return plans
 
 
-def uses_gpus(device: str, gpus: Gpus, sizes: Sequence[int]) -> bool:
-    """Whether the workers run on GPUs, each rank on its own.
-
-    Args:
-        device: `auto`, `cpu` or `cuda`.
-        gpus: of the machine.
-        sizes: ranks of each worker on the machine.
-
-    Raises:
-        ConfigError: they should, and there are not enough.
-    """
-    count = len(gpus.free_memory)
-    if device == "cpu" or (device == "auto" and not count):
-        return False
-    if not count:
-        raise ConfigError(f"--device cuda: {gpus.problem}; use --device cpu")
-    if count < sum(sizes):
-        who = f"{len(sizes)} workers"
-        if max(sizes) > 1:
-            who += f" of {sum(sizes)} ranks together"
-        raise ConfigError(
-            f"--device {device}: {who} need a GPU each and torch sees {count}; start fewer "
-            "(--mixed 1 is a single worker, --tensor-parallel-size its ranks), or use --device cpu"
-        )
-    return True
-
-
-@dataclass(frozen=True, slots=True)
-class RankShare:
-    """What one rank of a worker gets of a machine.
-
-    Attributes:
-        machine: as it was before any worker started.
-        num_ranks: of all workers, which share it evenly.
-        gpu: number of its own GPU, if workers run on GPUs.
-    """
-
-    machine: Machine
-    num_ranks: int
-    gpu: int | None
-
-    @property
-    def threads(self) -> int:
-        """Its processor cores."""
-        return max(1, self.machine.cores // self.num_ranks)
-
-    @property
-    def kv_memory(self) -> int:
-        """Bytes for its KV cache."""
-        if self.gpu is not None:
-            return int(self.machine.gpus.free_memory[self.gpu] * _KV_SHARE)
-        return min(int(self.machine.free_memory * _KV_SHARE / self.num_ranks), _KV_ENOUGH)
-
-
-def _plan_rank(
-    config: ServeConfig, worker: WorkerConfig, rank: int, share: RankShare
-) -> ServiceSpec:
+def _plan_rank(config: ServeConfig, worker: WorkerConfig, rank: int, place: Place) -> ServiceSpec:
     """The process of a rank; `worker` is what the ranks have in common."""
+    share = place.shares[rank]
     threads = config.threads_per_worker or share.threads
     own = msgspec.structs.replace(
         worker,
@@ -163,6 +98,8 @@ def _plan_rank(
         gpu=share.gpu,
         threads=threads,
         log_level=config.log_level,
+        node=place.node.host,
+        pool=place.role if place.node.room is not None else "",
     )
 
 

@@ -15,6 +15,8 @@ import msgspec
 
 from twinflow.cluster.cli.environment import process_environment
 from twinflow.cluster.launch.base import ServiceSpec, ServiceStatus
+from twinflow.cluster.launch.machine import this_machine
+from twinflow.cluster.launch.places import Node
 from twinflow.parallel.links.nccl_environment import NCCL_ENVIRONMENT
 
 # Idle OpenMP threads must not burn the cores that other processes of the machine need.
@@ -145,10 +147,19 @@ class LocalHandle:
 
 
 class LocalLauncher:
-    """Starts services as child processes."""
+    """Starts services as child processes.
 
-    def __init__(self) -> None:
+    Args:
+        with_gpus: give them the GPUs of the machine, if it has some.
+    """
+
+    def __init__(self, *, with_gpus: bool) -> None:
+        self._with_gpus = with_gpus
         self._handles: list[LocalHandle] = []
+
+    def nodes(self) -> list[Node]:
+        """See `Launcher.nodes`."""
+        return [Node(this_machine(with_gpus=self._with_gpus))]
 
     def open(self) -> None:
         """See `Launcher.open`."""

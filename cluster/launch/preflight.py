@@ -8,13 +8,13 @@ still be refused by a worker.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from twinflow.cluster.cli.flags import flag_name
 from twinflow.cluster.config import ServeConfig
-from twinflow.cluster.launch.deployment import RankShare, uses_gpus
-from twinflow.cluster.launch.machine import Machine
+from twinflow.cluster.launch.places import Node, RankShare, place_workers
 from twinflow.parallel.latent.scheme import LatentScheme
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.checkpoint.config import load_model_config
@@ -84,31 +84,33 @@ def _held_latents(config: ServeConfig, role: Role) -> LatentScheme:
     return LatentScheme(kind=config.mla_parallel, shards=config.latent_shards)
 
 
-def check_fit(config: ServeConfig, checked: CheckedModel, machine: Machine) -> None:
-    """Check that weights and KV cache may fit into each rank's part of the machine.
+def check_fit(config: ServeConfig, checked: CheckedModel, nodes: Sequence[Node]) -> None:
+    """Check that weights and KV cache may fit into each rank's part of its machine.
 
     Raises:
         CheckpointError: they cannot.
         ConfigError: there are too few GPUs, or the KV cache cannot hold `--max-model-len`.
     """
-    roles = config.worker_roles
-    sizes = [config.ranks(role) for role in roles]
-    on_gpus = uses_gpus(config.device, machine.gpus, sizes)
+    for place in place_workers(config, nodes):
+        for share in place.shares:
+            _check_share(config, checked, place.role, share)
+
+
+def _check_share(config: ServeConfig, checked: CheckedModel, role: Role, share: RankShare) -> None:
     item_bytes = _item_bytes(config, checked.config)
-    part = MemoryShare(machine.free_memory, sum(sizes))
-    ranks = [role for role, size in zip(roles, sizes, strict=True) for _ in range(size)]
-    for index, role in enumerate(ranks):
-        size, scheme = config.ranks(role), _held_latents(config, role)
-        share = RankShare(machine, len(ranks), index if on_gpus else None)
-        slot_bytes = item_bytes * _slot_elements(checked.config, size, scheme)
-        kv_memory = config.kv_cache_memory or share.kv_memory
-        blocks = config.num_kv_blocks or kv_memory // (slot_bytes * config.block_size)
-        _check_context(config, blocks, scheme.block_shards)
-        available = machine.gpus.free_memory[index] if on_gpus else part.size
-        where = f"on GPU {index}" if on_gpus else f"in {part}"
-        weights = int(_SURELY_LOADED * item_bytes * checked.num_elements / size)
-        needed = weights + blocks * slot_bytes * config.block_size
-        check_memory(needed, available, f"weights and KV cache {where}")
+    size, scheme = config.ranks(role), _held_latents(config, role)
+    slot_bytes = item_bytes * _slot_elements(checked.config, size, scheme)
+    kv_memory = config.kv_cache_memory or share.kv_memory
+    blocks = config.num_kv_blocks or kv_memory // (slot_bytes * config.block_size)
+    _check_context(config, blocks, scheme.block_shards)
+    if share.gpu is None:
+        part = MemoryShare(share.machine.free_memory, share.num_ranks)
+        available, where = part.size, f"in {part}"
+    else:
+        available, where = share.machine.gpus.free_memory[share.gpu], f"on GPU {share.gpu}"
+    weights = int(_SURELY_LOADED * item_bytes * checked.num_elements / size)
+    needed = weights + blocks * slot_bytes * config.block_size
+    check_memory(needed, available, f"weights and KV cache {where}")
 
 
 def _slot_elements(model: ModelConfig, ranks: int, scheme: LatentScheme) -> int:

@@ -3,10 +3,10 @@
 Ray places, starts and watches the processes; no request and no token goes through it.
 """
 
-import logging
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,19 +14,25 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from twinflow.cluster.config import LOCAL, ServeConfig
 from twinflow.cluster.launch.base import ServiceKind, ServiceSpec, ServiceStatus
 from twinflow.cluster.launch.local import service_environment
 from twinflow.cluster.launch.logs import configure_logging
+from twinflow.cluster.launch.places import Node
+from twinflow.cluster.launch.ray_clusters import (
+    JoinedCluster,
+    OwnCluster,
+    RayCluster,
+    first_line,
+    keeping_handler,
+    pool_resource,
+)
 from twinflow.cluster.launch.service import ServiceRunner, create_service
-from twinflow.protos.errors import SetupError
+from twinflow.cluster.launch.survey import Survey
 
-NAMESPACE = "twinflow"
 _POLL_S = 1.0
-# A resource of our own that every service takes one of: Ray groups what asks for something only.
-_PLACE = "twinflow_place"
-_NUM_PLACES = 1 << 20
-# Nothing is ever put into the object store; this is the smallest that Ray accepts.
-_OBJECT_STORE_BYTES = 80 * 1024 * 1024
+# Every node has one of the resource that is its address; the smallest part pins a service to it.
+_PINCH = 0.001
 
 
 class ServiceActor:
@@ -60,14 +66,14 @@ class RayHandle:
         self, spec: ServiceSpec, where: PlacementGroupSchedulingStrategy | None = None
     ) -> None:
         self._name = spec.name
+        claims = _claims(spec)
         actor_class: Any = ray.remote(ServiceActor)
         self._actor: Any = actor_class.options(
             name=spec.name,
-            namespace=NAMESPACE,
             num_cpus=0,
             # Ray chooses which, and hides the others from the process.
-            num_gpus=0 if spec.gpu is None else 1,
-            resources={_PLACE: 1},
+            num_gpus=claims.pop("GPU", 0),
+            resources=claims,
             scheduling_strategy=where,
             max_concurrency=16,
             runtime_env={"env_vars": service_environment(spec)},
@@ -87,7 +93,7 @@ class RayHandle:
         except GetTimeoutError:
             return ServiceStatus("starting", "waiting for its process")
         except RayError as error:
-            return ServiceStatus("gone", f"the actor of {self._name} died: {_first_line(error)}")
+            return ServiceStatus("gone", f"the actor of {self._name} died: {first_line(error)}")
         return status
 
     def introduce(self, workers: Mapping[str, str]) -> None:
@@ -116,15 +122,20 @@ class RayHandle:
 
 
 class RayLauncher:
-    """Starts services as actors of a Ray cluster on this machine.
+    """Starts services as actors of a Ray cluster.
 
     Args:
-        num_gpus: GPUs that it may give to services.
+        cluster: where they run.
     """
 
-    def __init__(self, num_gpus: int = 0) -> None:
-        self._num_gpus = num_gpus
+    def __init__(self, cluster: RayCluster) -> None:
+        self._cluster = cluster
         self._handles: list[RayHandle] = []
+
+    def nodes(self) -> list[Node]:
+        """See `Launcher.nodes`."""
+        with keeping_handler(signal.SIGTERM):
+            return self._cluster.nodes()
 
     def open(self) -> None:
         """See `Launcher.open`.
@@ -132,28 +143,8 @@ class RayLauncher:
         Raises:
             SetupError: Ray does not start.
         """
-        with _keeping_handler(signal.SIGTERM):
-            try:
-                self._init()
-            except Exception as error:  # Ray raises nothing more precise
-                raise SetupError(
-                    f"Ray did not start: {_first_line(error)} Its logs are under /tmp/ray; "
-                    "--launcher local serves without Ray."
-                ) from error
-
-    def _init(self) -> None:
-        ray.init(
-            address="local",
-            namespace=NAMESPACE,
-            include_dashboard=False,
-            # Services do not ask for cores, and for each core Ray would start an idle worker.
-            num_cpus=0,
-            num_gpus=self._num_gpus,
-            resources={_PLACE: _NUM_PLACES},
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-            logging_level=logging.WARNING,
-        )
+        with keeping_handler(signal.SIGTERM):
+            self._cluster.connect()
 
     def start(self, specs: Sequence[ServiceSpec]) -> list[RayHandle]:
         """See `Launcher.start`.
@@ -161,10 +152,11 @@ class RayLauncher:
         Ranks of a worker get their places in one piece and on one node, or wait for them together:
         a part of them would only hold GPUs that it cannot use.
         """
+        specs = [replace(spec, node=spec.node or self._cluster.home) for spec in specs]
         if len(specs) == 1:
             handles = [RayHandle(spec) for spec in specs]
         else:
-            together = placement_group([_places(spec) for spec in specs], strategy="STRICT_PACK")
+            together = placement_group([_claims(spec) for spec in specs], strategy="STRICT_PACK")
             handles = [
                 RayHandle(spec, PlacementGroupSchedulingStrategy(together, index))
                 for index, spec in enumerate(specs)
@@ -178,20 +170,20 @@ class RayLauncher:
         self._handles.clear()
 
 
-def _places(spec: ServiceSpec) -> dict[str, float]:
-    """What a service takes up, in Ray's terms."""
-    return {_PLACE: 1.0} if spec.gpu is None else {_PLACE: 1.0, "GPU": 1.0}
+def create_ray_launcher(config: ServeConfig) -> RayLauncher:
+    """The launcher that a configuration asks for."""
+    with_gpus = config.device != "cpu"
+    if config.address == LOCAL:
+        return RayLauncher(OwnCluster(with_gpus=with_gpus))
+    survey = Survey(Path(config.model).resolve(), with_gpus=with_gpus)
+    return RayLauncher(JoinedCluster(config.address, survey, trusting=config.insecure))
 
 
-@contextmanager
-def _keeping_handler(number: signal.Signals) -> Iterator[None]:
-    """Ray takes SIGTERM for itself, to end the process; whoever waits for the signal keeps it."""
-    handler = signal.getsignal(number)
-    try:
-        yield
-    finally:
-        signal.signal(number, handler)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+def _claims(spec: ServiceSpec) -> dict[str, float]:
+    """What a service takes up, in Ray's terms; a little of its node's address pins it there."""
+    claims = {f"node:{spec.node}": _PINCH}
+    if spec.gpu is not None:
+        claims["GPU"] = 1.0
+    if spec.pool:
+        claims[pool_resource(spec.pool)] = 1.0
+    return claims

@@ -1,6 +1,7 @@
 """`twinflow serve`: starts a deployment, watches it, and takes it down in order.
 
-    check     the model's files, and whether it may fit: nothing has started yet
+    check     the model's files, and whether it may fit: nothing has started yet; in a Ray cluster
+              that exists already, wait until its nodes have room
     start     launcher → gateway (which refuses requests) and workers, all at once
               → the gateway meets the workers → a token through every pair
     stop      gateway drains (no new requests, running ones finish) → workers → launcher
@@ -17,12 +18,12 @@ from dataclasses import dataclass
 from types import FrameType
 
 from twinflow.cluster.cli.progress import ReadySummary, ServeUI
-from twinflow.cluster.config import ServeConfig
+from twinflow.cluster.config import LOCAL, ServeConfig
 from twinflow.cluster.launch import ray_environment
 from twinflow.cluster.launch.base import Launcher, ServiceHandle, ServiceStatus
 from twinflow.cluster.launch.deployment import new_token, plan_gateway, plan_workers
 from twinflow.cluster.launch.latents import choose_latents
-from twinflow.cluster.launch.machine import Machine, this_machine
+from twinflow.cluster.launch.places import Node, NoRoom, place_workers
 from twinflow.cluster.launch.preflight import check_fit, check_model
 from twinflow.cluster.launch.readiness import missing_for_readiness
 from twinflow.protos.errors import (
@@ -79,6 +80,7 @@ class Deployment:
         launcher: starts processes.
         ui: hears how far it is.
         interrupts: orders to stop so far.
+        check: refuses nodes that the model does not fit on.
         readiness: what is missing at a gateway's HTTP address; empty when it is ready.
         sleep: waits.
         clock: seconds, monotonic.
@@ -91,6 +93,7 @@ class Deployment:
         ui: ServeUI,
         interrupts: Callable[[], int],
         *,
+        check: Callable[[Sequence[Node]], None],
         readiness: Callable[[str], str],
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -99,13 +102,14 @@ class Deployment:
         self._launcher = launcher
         self._ui = ui
         self._interrupts = interrupts
+        self._check = check
         self._readiness = readiness
         self._sleep = sleep
         self._clock = clock
         self._workers: list[_Worker] = []
         self._gateway: ServiceHandle | None = None
 
-    def run(self, machine: Machine) -> int:
+    def run(self) -> int:
         """Serve until told to stop, and leave nothing behind; returns the exit status.
 
         That is 0 after an orderly stop, 130 after a hurried one and 1 after a failure.
@@ -114,7 +118,9 @@ class Deployment:
             SetupError: it could not start, and what to change.
         """
         try:
-            self._ui.ready(self.start(machine))
+            nodes = self.find_room()
+            self._check(nodes)
+            self._ui.ready(self.start(nodes))
             self.watch()
             self._ui.phase("Stopping", "running requests finish; Ctrl-C again cuts them off")
             self.stop(self._config.shutdown_timeout)
@@ -132,11 +138,35 @@ class Deployment:
         self._ui.message("Stopped.")
         return HURRIED_STATUS if self._interrupts() >= _HURRY else 0
 
-    def start(self, machine: Machine) -> ReadySummary:
+    def find_room(self) -> Sequence[Node]:
+        """The launcher's nodes; those of a cluster once there is room for all workers.
+
+        Raises:
+            SetupError: this machine has no room, or a node could not run a worker.
+            DeadlineExceeded: the cluster has no room, and got none.
+            Interrupted: an order to stop came first.
+        """
+        end = self._clock() + START_TIMEOUT_S
+        missing = ""
+        while True:
+            nodes = self._launcher.nodes()
+            try:
+                place_workers(self._config, nodes)
+            except NoRoom as error:
+                if self._config.address == LOCAL:
+                    raise
+                if error.message != missing:
+                    missing = error.message
+                    self._ui.phase("Waiting for nodes", missing)
+                self._wait(end, f"room in the Ray cluster: {missing}")
+            else:
+                return nodes
+
+    def start(self, nodes: Sequence[Node]) -> ReadySummary:
         """Start everything and wait until a token went through every pair.
 
         Raises:
-            SetupError: the machine has not got what the configuration wants, or attention would be
+            SetupError: the nodes have not got what the configuration wants, or attention would be
                 approximated and nobody knows how well; nothing was started.
             TwinflowError: a service failed, and why.
             Interrupted: an order to stop came first.
@@ -144,7 +174,7 @@ class Deployment:
         token, latents = new_token(), choose_latents(self._config)
         if latents.warning:
             self._ui.message(f"Warning: {latents.warning}")
-        plans = plan_workers(self._config, machine, token, latents)
+        plans = plan_workers(self._config, nodes, token, latents)
         self._ui.phase("Starting Ray" if self._config.launcher == "ray" else "Starting")
         self._launcher.open()
         names = [plan.name for plan in plans]
@@ -282,22 +312,25 @@ class Deployment:
         self._sleep(_POLL_S)
 
 
-def create_launcher(name: str, machine: Machine) -> Launcher:
-    """The launcher of this name; Ray is imported only if it is used."""
-    if name == "local":
+def create_launcher(config: ServeConfig) -> Launcher:
+    """The launcher that a configuration asks for; Ray is imported only if it is used."""
+    if config.launcher == "local":
         from twinflow.cluster.launch.local import LocalLauncher  # noqa: PLC0415
 
-        return LocalLauncher()
-    ray_environment.prepare()
-    from twinflow.cluster.launch.ray_actors import RayLauncher  # noqa: PLC0415
+        return LocalLauncher(with_gpus=config.device != "cpu")
+    if config.address == LOCAL:
+        ray_environment.prepare_own()
+    else:
+        ray_environment.prepare()
+    from twinflow.cluster.launch.ray_actors import create_ray_launcher  # noqa: PLC0415
 
-    return RayLauncher(len(machine.gpus.free_memory))
+    return create_ray_launcher(config)
 
 
 def serve(
     config: ServeConfig,
     ui: ServeUI,
-    create: Callable[[str, Machine], Launcher] = create_launcher,
+    create: Callable[[ServeConfig], Launcher] = create_launcher,
 ) -> int:
     """Serve until told to stop; returns the exit status of the command.
 
@@ -307,16 +340,15 @@ def serve(
     """
     with _counting_signals() as interrupts:
         model = check_model(config)
-        machine = this_machine(with_gpus=config.device != "cpu")
-        check_fit(config, model, machine)
         deployment = Deployment(
             config,
-            create(config.launcher, machine),
+            create(config),
             ui,
             lambda: interrupts.count,
+            check=lambda nodes: check_fit(config, model, nodes),
             readiness=missing_for_readiness,
         )
-        return deployment.run(machine)
+        return deployment.run()
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from tests.support.engines import ManualClock
 
 from twinflow.cluster.cli.progress import ReadySummary
 from twinflow.cluster.launch.base import ServiceSpec, ServiceStatus
+from twinflow.cluster.launch.machine import Machine
+from twinflow.cluster.launch.places import Node
 
 ENDPOINTS = {
     "worker": (("grpc", "127.0.0.1:5{number:03}"),),
@@ -102,6 +104,7 @@ class FakeLauncher:
         clock: moves as the deployment waits.
         prepare: may change a service before it is watched.
         problem: why it does not open, if it does not.
+        machines: what it can start services on.
         handles: every service, in the order of their start.
         opened: how often.
         closed: how often.
@@ -110,9 +113,13 @@ class FakeLauncher:
     clock: EventClock = field(default_factory=EventClock)
     prepare: Callable[[FakeHandle], None] = lambda handle: None
     problem: Exception | None = None
+    machines: list[Node] = field(default_factory=lambda: [Node(Machine(4, 1 << 30))])
     handles: list[FakeHandle] = field(default_factory=list)
     opened: int = 0
     closed: int = 0
+
+    def nodes(self) -> list[Node]:
+        return self.machines
 
     def open(self) -> None:
         self.opened += 1

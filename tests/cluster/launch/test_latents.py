@@ -17,6 +17,7 @@ from twinflow.cluster.gateway.latent_metrics import export_loss
 from twinflow.cluster.launch.deployment import plan_gateway, plan_workers
 from twinflow.cluster.launch.latents import LatentChoice, choose_latents
 from twinflow.cluster.launch.machine import Machine
+from twinflow.cluster.launch.places import Node
 from twinflow.parallel.latent.transforms.plain import PLAIN_KINDS
 from twinflow.protos.errors import CheckpointError, ConfigError
 from twinflow.runtime.latent_setup import LatentOptions, settle_latents
@@ -169,8 +170,8 @@ def test_settings_that_contradict_each_other(changes: dict[str, Any], message: s
 def test_every_process_is_told() -> None:
     row = quality_row("joint", 2)
     choice = LatentChoice(parallel="tpla", shards=2, transform="/t.safetensors", quality=row)
-    config, machine = ServeConfig(model="m"), Machine(cores=4, free_memory=1 << 30)
-    for plan in plan_workers(config, machine, "t", choice):
+    config, nodes = ServeConfig(model="m"), [Node(Machine(cores=4, free_memory=1 << 30))]
+    for plan in plan_workers(config, nodes, "t", choice):
         (spec,) = plan.ranks
         worker = WorkerConfig.decode(spec.config)
         assert (worker.mla_parallel, worker.mla_shards) == ("tpla", 2)

@@ -21,6 +21,7 @@ from tests.support.tiny_models import tiny_state_dict
 
 from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.launch.machine import Gpus, Machine
+from twinflow.cluster.launch.places import Node
 from twinflow.cluster.launch.preflight import check_fit, check_model
 from twinflow.cluster.launch.serve import serve
 from twinflow.protos.errors import CheckpointError, ConfigError, SetupError
@@ -150,18 +151,12 @@ def test_a_prefill_worker_needs_no_groups(latent_model: Path) -> None:
 
 
 def refuse(config: ServeConfig, reason: str) -> None:
-    """It must be refused in one line, before there is a launcher."""
-    created: list[str] = []
-
-    def create(name: str, machine: Machine) -> FakeLauncher:
-        created.append(name)
-        return FakeLauncher()
-
-    ui = RecordingUI()
+    """It must be refused in one line, before anything starts."""
+    launcher, ui = FakeLauncher(machines=[Node(MACHINE)]), RecordingUI()
     with pytest.raises(SetupError) as refused:
-        serve(config, ui, create)
+        serve(config, ui, lambda _: launcher)
     assert reason in str(refused.value) and "\n" not in str(refused.value)
-    assert (created, ui.phases) == ([], [])
+    assert (launcher.opened, launcher.handles, ui.phases) == (0, [], [])
 
 
 class TestFit:
@@ -169,7 +164,7 @@ class TestFit:
 
     def check(self, model: Path, machine: Machine = MACHINE, **flags: Any) -> None:
         config = ServeConfig(**{"model": str(model), **flags})
-        check_fit(config, check_model(config), machine)
+        check_fit(config, check_model(config), [Node(machine)])
 
     def test_what_fits(self, model: Path) -> None:
         self.check(model, max_model_len=512)

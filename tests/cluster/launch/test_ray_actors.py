@@ -6,6 +6,7 @@ import pytest
 import ray
 
 from twinflow.cluster.launch.ray_actors import RayLauncher
+from twinflow.cluster.launch.ray_clusters import OwnCluster
 from twinflow.protos.errors import SetupError
 
 
@@ -17,5 +18,5 @@ def test_a_ray_that_does_not_start_is_an_error_of_ours(monkeypatch: pytest.Monke
     monkeypatch.setattr(ray, "init", init)
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SetupError, match=r"timed out during startup\. Its logs .*--launcher local"):
-        RayLauncher().open()
+        RayLauncher(OwnCluster(with_gpus=False)).open()
     assert signal.getsignal(signal.SIGTERM) == handler

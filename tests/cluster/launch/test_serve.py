@@ -1,6 +1,6 @@
 """Starting, watching and stopping a deployment of services that are no processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tests.support.fake_launcher import FakeHandle, FakeLauncher, RecordingUI, f
 from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.launch.base import ServiceStatus
 from twinflow.cluster.launch.machine import Machine
+from twinflow.cluster.launch.places import Node
 from twinflow.cluster.launch.serve import (
     READY_TIMEOUT_S,
     START_TIMEOUT_S,
@@ -27,7 +28,7 @@ from twinflow.protos.errors import (
     TwinflowError,
 )
 
-MACHINE = Machine(cores=4, free_memory=1 << 30)
+NODES = [Node(Machine(cores=4, free_memory=1 << 30))]
 
 
 class Stage:
@@ -36,6 +37,7 @@ class Stage:
     Attributes:
         missing: what `/ready` says is missing, one answer after the other; at the end nothing is.
         interrupts: orders to stop so far.
+        checked: nodes that the model was checked to fit on.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class Stage:
         self.ui = RecordingUI()
         self.missing: list[str] = []
         self.interrupts = 0
+        self.checked: list[Sequence[Node]] = []
         self.deployment = Deployment(
             ServeConfig(**{"model": "models/tiny", "launcher": "local", **changes}),
             self.launcher,
             self.ui,
             lambda: self.interrupts,
+            check=self.checked.append,
             readiness=lambda address: self.missing.pop(0) if self.missing else "",
             sleep=self.clock.advance,
             clock=self.clock,
@@ -65,13 +69,55 @@ def only(name: str, change: Callable[[FakeHandle], None]) -> Callable[[FakeHandl
     return lambda handle: change(handle) if handle.name == name else None
 
 
+class TestRoom:
+    """The nodes of a cluster come when they come."""
+
+    ROOMY = Node(Machine(4, 1 << 30), "10.0.0.2")
+    PREFILL = Node(Machine(4, 1 << 30), "10.0.0.2", {"prefill": 1})
+    DECODE = Node(Machine(4, 1 << 30), "10.0.0.3", {"decode": 1})
+
+    def test_nodes_are_waited_for(self) -> None:
+        stage = Stage(launcher="ray", address="auto")
+        stage.launcher.machines = [self.PREFILL]
+        stage.clock.at = [(30.0, lambda: stage.launcher.machines.append(self.DECODE))]
+        assert stage.deployment.find_room() == [self.PREFILL, self.DECODE]
+        assert stage.ui.phases == ["Waiting for nodes"]
+        assert 30.0 <= stage.clock.now < 31.0
+
+    def test_but_not_for_ever(self) -> None:
+        stage = Stage(launcher="ray", address="auto")
+        stage.launcher.machines = [self.PREFILL]
+        with pytest.raises(DeadlineExceeded, match=r"room in the Ray cluster: .*twinflow_decode"):
+            stage.deployment.find_room()
+
+    def test_an_order_to_stop_ends_the_wait(self) -> None:
+        stage = Stage(launcher="ray", address="auto")
+        stage.launcher.machines = []
+        stage.clock.at = [(5.0, stage.interrupt)]
+        assert stage.deployment.run() == 0
+        assert (stage.launcher.opened, stage.launcher.closed) == (0, 1)
+
+    def test_the_model_is_checked_against_what_was_found(self) -> None:
+        stage = Stage(launcher="ray", address="auto")
+        stage.launcher.machines = [self.ROOMY]
+        stage.clock.at = [(100.0, stage.interrupt)]
+        assert stage.deployment.run() == 0
+        assert stage.checked == [[self.ROOMY]]
+
+    def test_this_machine_gets_no_more_room(self) -> None:
+        stage = Stage(device="cuda")
+        with pytest.raises(ConfigError, match="--device cuda: "):
+            stage.deployment.find_room()
+        assert stage.clock.now == 0.0
+
+
 class TestStart:
     """From nothing to a token through every pair."""
 
     def test_gateway_and_workers_then_proof(self) -> None:
         stage = Stage(prefill=1, decode=2, api_key=("key",), served_model_name=("tiny",))
         stage.missing = ["prefill-0→decode-0: not connected yet"]
-        summary = stage.deployment.start(MACHINE)
+        summary = stage.deployment.start(NODES)
         names = [handle.name for handle in stage.launcher.handles]
         assert names == ["gateway-0", "prefill-0", "decode-0", "decode-1"]
         workers = {
@@ -90,13 +136,13 @@ class TestStart:
     def test_nothing_starts_on_a_machine_that_lacks_what_is_wanted(self) -> None:
         stage = Stage(device="cuda")
         with pytest.raises(ConfigError, match="--device cuda: "):
-            stage.deployment.start(MACHINE)
+            stage.deployment.start(NODES)
         assert (stage.launcher.opened, stage.ui.phases) == (0, [])
 
     def test_a_measured_loss_is_said_before_anything_starts(self, tmp_path: Path) -> None:
         model = measured_model(write_checkpoint(tmp_path, tiny_latent_config()))
         stage = Stage(model=str(model), mla_parallel="tpla", mla_shards=2, tpla_transform="joint+4")
-        stage.deployment.start(MACHINE)
+        stage.deployment.start(NODES)
         assert "Warning: tpla approximates attention: joint+4" in stage.ui.messages[0]
         loss = stage.launcher.config_of("gateway-0")["loss"]
         assert isinstance(loss, dict) and loss["transform"] == "joint+4"
@@ -105,7 +151,7 @@ class TestStart:
             model=str(model), mla_parallel="tpla", mla_shards=4, tpla_transform="joint+4"
         )
         with pytest.raises(ConfigError, match="was not measured with 4 shards"):
-            unmeasured.deployment.start(MACHINE)
+            unmeasured.deployment.start(NODES)
         assert unmeasured.launcher.opened == 0
 
     def test_the_gateway_meets_the_workers_when_all_are_there(self) -> None:
@@ -114,7 +160,7 @@ class TestStart:
 
         stage = Stage(only("decode-0", hang))
         with pytest.raises(DeadlineExceeded):
-            stage.deployment.start(MACHINE)
+            stage.deployment.start(NODES)
         assert stage.launcher.named("gateway-0").introduced == []
 
     def test_a_taken_port_is_found_while_workers_load(self) -> None:
@@ -126,7 +172,7 @@ class TestStart:
 
         stage = Stage(never)
         with pytest.raises(ConfigError, match="gateway-0: cannot listen"):
-            stage.deployment.start(MACHINE)
+            stage.deployment.start(NODES)
         assert stage.clock.now < 1.0
 
     def test_workers_that_the_gateway_cannot_work_with(self) -> None:
@@ -137,12 +183,12 @@ class TestStart:
             (5.0, lambda: setattr(stage.launcher.named("gateway-0"), "steps", failed))
         ]
         with pytest.raises(ConfigError, match="gateway-0: they lay KV blocks out differently"):
-            stage.deployment.start(MACHINE)
+            stage.deployment.start(NODES)
         assert stage.clock.now < 6.0
 
     def test_all_processes_of_a_deployment_share_a_secret(self) -> None:
         stage = Stage()
-        stage.deployment.start(MACHINE)
+        stage.deployment.start(NODES)
         tokens = {
             stage.launcher.config_of(handle.name)["token"] for handle in stage.launcher.handles
         }
@@ -165,7 +211,7 @@ class TestStart:
 
         stage = Stage(only("decode-0", fail))
         with pytest.raises(error, match=f"decode-0: {detail}"):
-            stage.deployment.start(MACHINE)
+            stage.deployment.start(NODES)
 
     def test_a_process_that_is_gone(self) -> None:
         def die(handle: FakeHandle) -> None:
@@ -173,7 +219,7 @@ class TestStart:
 
         stage = Stage(only("decode-0", die))
         with pytest.raises(ServerError, match=r"^the process of decode-0 ended with status -9$"):
-            stage.deployment.start(MACHINE)
+            stage.deployment.start(NODES)
 
     def test_the_rank_that_failed_first_is_named(self) -> None:
         def fail(handle: FakeHandle) -> None:
@@ -184,7 +230,7 @@ class TestStart:
 
         stage = Stage(fail, mixed=1, tensor_parallel_size=2)
         with pytest.raises(ConfigError, match=r"^mixed-0-rank1: out of memory$"):
-            stage.deployment.start(MACHINE)
+            stage.deployment.start(NODES)
 
     def test_a_service_that_never_gets_ready(self) -> None:
         def hang(handle: FakeHandle) -> None:
@@ -194,14 +240,14 @@ class TestStart:
         with pytest.raises(
             DeadlineExceeded, match="waiting for prefill-0 to start: loading weights"
         ):
-            stage.deployment.start(MACHINE)
+            stage.deployment.start(NODES)
         assert stage.clock.now == pytest.approx(START_TIMEOUT_S, abs=1.0)
 
     def test_a_pair_that_never_works(self) -> None:
         stage = Stage()
         stage.missing = ["prefill-0→decode-0: no link"] * 10_000
         with pytest.raises(DeadlineExceeded, match=r"every prefill and decode pair: .*: no link"):
-            stage.deployment.start(MACHINE)
+            stage.deployment.start(NODES)
         assert stage.clock.now == pytest.approx(READY_TIMEOUT_S, abs=2.0)
 
     def test_a_gateway_that_dies_while_it_is_asked(self) -> None:
@@ -210,7 +256,7 @@ class TestStart:
         gone = [ServiceStatus("gone", "the process of gateway-0 ended with status 1")]
         stage.clock.at = [(5.0, lambda: setattr(stage.launcher.named("gateway-0"), "steps", gone))]
         with pytest.raises(ServerError, match="gateway-0 ended"):
-            stage.deployment.start(MACHINE)
+            stage.deployment.start(NODES)
         assert stage.clock.now < 6.0
 
     @pytest.mark.parametrize("when", [0.1, 0.5])
@@ -219,7 +265,7 @@ class TestStart:
         stage.missing = ["not yet"] * 10_000
         stage.clock.at = [(when, stage.interrupt)]
         with pytest.raises(Interrupted):
-            stage.deployment.start(MACHINE)
+            stage.deployment.start(NODES)
 
 
 class TestWatch:
@@ -227,14 +273,14 @@ class TestWatch:
 
     def test_until_an_order_to_stop(self) -> None:
         stage = Stage()
-        stage.deployment.start(MACHINE)
+        stage.deployment.start(NODES)
         stage.clock.at = [(100.0, stage.interrupt)]
         stage.deployment.watch()
         assert stage.clock.now >= 100.0
 
     def test_until_the_gateway_dies(self) -> None:
         stage = Stage()
-        stage.deployment.start(MACHINE)
+        stage.deployment.start(NODES)
         gone = [ServiceStatus("gone", "the process of gateway-0 ended")]
         stage.clock.at = [(50.0, lambda: setattr(stage.launcher.named("gateway-0"), "steps", gone))]
         with pytest.raises(ServerError, match="the process of gateway-0 ended"):
@@ -247,7 +293,7 @@ class TestWatch:
         self, dead: str, left: str
     ) -> None:
         stage = Stage()
-        stage.deployment.start(MACHINE)
+        stage.deployment.start(NODES)
         gone = [ServiceStatus("gone", f"the process of {dead} ended")]
         stage.clock.at = [
             (50.0, lambda: setattr(stage.launcher.named(dead), "steps", gone)),
@@ -260,7 +306,7 @@ class TestWatch:
     @pytest.mark.parametrize("lost", ["mixed-0", "mixed-0-rank1"])
     def test_a_rank_that_dies_takes_its_worker_along(self, lost: str) -> None:
         stage = Stage(mixed=2, tensor_parallel_size=2)
-        summary = stage.deployment.start(MACHINE)
+        summary = stage.deployment.start(NODES)
         assert (summary.pools, summary.ranks) == ({"mixed": ("mixed-0", "mixed-1")}, {"mixed": 2})
         gone = [ServiceStatus("gone", f"the process of {lost} ended")]
         stage.clock.at = [
@@ -274,7 +320,7 @@ class TestWatch:
 
     def test_a_frozen_rank_is_killed_with_its_worker(self) -> None:
         stage = Stage(mixed=2, tensor_parallel_size=2)
-        stage.deployment.start(MACHINE)
+        stage.deployment.start(NODES)
         frozen = stage.launcher.named("mixed-0-rank1")
         frozen.stop_takes_s = None
         lost = list(fails_with("rank 1 of mixed-0 is lost: it said nothing for 4 s", "worker_lost"))
@@ -289,7 +335,7 @@ class TestWatch:
 
     def test_until_the_last_worker_dies(self) -> None:
         stage = Stage()
-        stage.deployment.start(MACHINE)
+        stage.deployment.start(NODES)
         for name in ("decode-0", "prefill-0"):
             gone = [ServiceStatus("gone", f"the process of {name} ended")]
             stage.launcher.named(name).steps = gone
@@ -302,7 +348,7 @@ class TestStop:
 
     def test_the_gateway_first(self) -> None:
         stage = Stage()
-        stage.deployment.start(MACHINE)
+        stage.deployment.start(NODES)
         stage.launcher.named("gateway-0").stop_takes_s = 5.0
         stopped: list[tuple[str, float]] = []
         for handle in stage.launcher.handles:
@@ -324,7 +370,7 @@ class TestStop:
 
     def test_what_does_not_stop_is_killed(self) -> None:
         stage = Stage()
-        stage.deployment.start(MACHINE)
+        stage.deployment.start(NODES)
         stage.launcher.named("decode-0").stop_takes_s = None
         stage.deployment.stop(2.0)
         assert stage.ui.messages == ["Killing decode-0"]
@@ -333,7 +379,7 @@ class TestStop:
 
     def test_a_second_order_leaves_the_gateway_time_to_end_its_streams(self) -> None:
         stage = Stage()
-        stage.deployment.start(MACHINE)
+        stage.deployment.start(NODES)
         gateway, *_ = handles = [
             stage.launcher.named(name) for name in ("gateway-0", "prefill-0", "decode-0")
         ]
@@ -353,7 +399,7 @@ class TestStop:
 
     def test_two_orders_in_a_row_are_a_hurry_from_the_start(self) -> None:
         stage = Stage()
-        stage.deployment.start(MACHINE)
+        stage.deployment.start(NODES)
         stage.interrupts = 2
         stage.deployment.stop(1000.0)
         assert [handle.stopped_with for handle in stage.launcher.handles] == [[0.0]] * 3
@@ -361,7 +407,7 @@ class TestStop:
 
     def test_in_a_hurry_nobody_is_waited_for_long(self) -> None:
         stage = Stage()
-        stage.deployment.start(MACHINE)
+        stage.deployment.start(NODES)
         for handle in stage.launcher.handles:
             handle.stop_takes_s = None
         stage.interrupts = 2
@@ -372,7 +418,7 @@ class TestStop:
 
     def test_a_third_order_kills(self) -> None:
         stage = Stage()
-        stage.deployment.start(MACHINE)
+        stage.deployment.start(NODES)
         for handle in stage.launcher.handles:
             handle.stop_takes_s = None
         stage.interrupts = 3
@@ -390,7 +436,7 @@ class TestRun:
 
     def run(self, stage: Stage) -> int:
         try:
-            return stage.deployment.run(MACHINE)
+            return stage.deployment.run()
         finally:
             assert not any(handle.alive for handle in stage.launcher.handles)
             assert stage.launcher.opened == stage.launcher.closed == 1

@@ -1,0 +1,178 @@
+"""Which machine each worker runs on, and what part of it each rank gets. Pure: asks no machine.
+
+A deployment has one node, this machine, or the nodes of a Ray cluster. The ranks of a worker share
+a node, because they talk over a Unix socket; workers go where the fewest ranks are.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from twinflow.cluster.config import ServeConfig
+from twinflow.cluster.launch.machine import Gpus, Machine
+from twinflow.protos.errors import ConfigError
+from twinflow.workers.role import Role
+
+LOOPBACK = "127.0.0.1"
+# Of the memory that is free at start, what all KV caches on a machine or GPU take together by
+# default; and what is enough for a rank on a CPU, where every page of it is touched at start.
+_KV_SHARE = 0.4
+_KV_ENOUGH = 1 << 30
+
+
+class NoRoom(ConfigError):
+    """There are too few nodes, or GPUs, for the workers; a cluster may get more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine that workers may run on.
+
+    Attributes:
+        machine: what it offers.
+        host: address at which the deployment's other nodes reach it.
+        room: ranks of each pool that it was declared to take; None if nothing was declared, so
+            that it takes whatever comes.
+    """
+
+    machine: Machine
+    host: str = LOOPBACK
+    room: Mapping[Role, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankShare:
+    """What one rank of a worker gets of a machine.
+
+    Attributes:
+        machine: as it was before any worker started.
+        num_ranks: of all workers on it, which share it evenly.
+        gpu: number of its own GPU, if workers run on GPUs.
+    """
+
+    machine: Machine
+    num_ranks: int
+    gpu: int | None
+
+    @property
+    def threads(self) -> int:
+        """Its processor cores."""
+        return max(1, self.machine.cores // self.num_ranks)
+
+    @property
+    def kv_memory(self) -> int:
+        """Bytes for its KV cache."""
+        if self.gpu is not None:
+            return int(self.machine.gpus.free_memory[self.gpu] * _KV_SHARE)
+        return min(int(self.machine.free_memory * _KV_SHARE / self.num_ranks), _KV_ENOUGH)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker runs.
+
+    Attributes:
+        role: its pool.
+        node: its machine.
+        shares: what each of its ranks gets there.
+    """
+
+    role: Role
+    node: Node
+    shares: tuple[RankShare, ...]
+
+
+@dataclass(slots=True)
+class _Occupied:
+    """A node while workers are dealt out."""
+
+    node: Node
+    ranks: int = 0
+    gpus: int = 0
+    in_pool: dict[Role, int] = field(default_factory=dict)
+
+    def has_room(self, role: Role, size: int, *, on_gpus: bool) -> bool:
+        """Whether a worker of so many ranks may come."""
+        if on_gpus and len(self.node.machine.gpus.free_memory) - self.gpus < size:
+            return False
+        room = self.node.room
+        return room is None or room.get(role, 0) - self.in_pool.get(role, 0) >= size
+
+    def take(self, role: Role, size: int, *, on_gpus: bool) -> tuple[int | None, ...]:
+        """Let a worker in; returns the GPU of each of its ranks."""
+        gpus = tuple(range(self.gpus, self.gpus + size)) if on_gpus else (None,) * size
+        self.ranks += size
+        self.gpus += size if on_gpus else 0
+        self.in_pool[role] = self.in_pool.get(role, 0) + size
+        return gpus
+
+
+def place_workers(config: ServeConfig, nodes: Sequence[Node]) -> list[Place]:
+    """Where each worker of a configuration runs, in the order of `config.worker_roles`.
+
+    Args:
+        config: what the operator asked for.
+        nodes: every machine there is; the first of those that suit equally well is taken.
+
+    Raises:
+        NoRoom: not every worker finds a node.
+    """
+    sizes = [config.ranks(role) for role in config.worker_roles]
+    if len(nodes) == 1:
+        # The only machine: says more exactly what it lacks.
+        on_gpus = _uses_gpus_of(config.device, nodes[0].machine.gpus, sizes)
+    else:
+        on_gpus = _cluster_uses_gpus(config.device, nodes)
+    occupied = [_Occupied(node) for node in nodes]
+    taken: list[tuple[_Occupied, tuple[int | None, ...]]] = []
+    for index, role in enumerate(config.worker_roles):
+        size = sizes[index]
+        free = [one for one in occupied if one.has_room(role, size, on_gpus=on_gpus)]
+        if not free:
+            raise _no_room(role, size, len(nodes), on_gpus=on_gpus)
+        where = min(free, key=lambda one: one.ranks)
+        taken.append((where, where.take(role, size, on_gpus=on_gpus)))
+    return [
+        Place(
+            role,
+            where.node,
+            tuple(RankShare(where.node.machine, where.ranks, gpu) for gpu in gpus),
+        )
+        for role, (where, gpus) in zip(config.worker_roles, taken, strict=True)
+    ]
+
+
+def _uses_gpus_of(device: str, gpus: Gpus, sizes: Sequence[int]) -> bool:
+    """Whether the workers run on the GPUs of the only machine, each rank on its own.
+
+    Raises:
+        NoRoom: they should, and there are not enough.
+    """
+    count = len(gpus.free_memory)
+    if device == "cpu" or (device == "auto" and not count):
+        return False
+    if not count:
+        raise NoRoom(f"--device cuda: {gpus.problem}; use --device cpu")
+    if count < sum(sizes):
+        who = f"{len(sizes)} workers"
+        if max(sizes) > 1:
+            who += f" of {sum(sizes)} ranks together"
+        raise NoRoom(
+            f"--device {device}: {who} need a GPU each and torch sees {count}; start fewer "
+            "(--mixed 1 is a single worker, --tensor-parallel-size its ranks), or use --device cpu"
+        )
+    return True
+
+
+def _cluster_uses_gpus(device: str, nodes: Sequence[Node]) -> bool:
+    if device == "auto":
+        return any(node.machine.gpus.free_memory for node in nodes)
+    return device == "cuda"
+
+
+def _no_room(role: Role, size: int, nodes: int, *, on_gpus: bool) -> NoRoom:
+    what = f"{size} ranks" if size > 1 else "a rank"
+    needs = f"{what} of pool {role}" + (", with a GPU each" if on_gpus else "")
+    return NoRoom(
+        f"none of {nodes} nodes has room for {needs}; start fewer workers, or add a node that "
+        f"declares the resource twinflow_{role}, or nodes that declare no pool at all"
+    )
