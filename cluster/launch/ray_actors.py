@@ -5,7 +5,6 @@ Ray places, starts and watches the processes; no request and no token goes throu
 
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,7 @@ from twinflow.cluster.launch.service import ServiceRunner, create_service
 from twinflow.cluster.launch.survey import Survey
 
 _POLL_S = 1.0
-# Every node has one of the resource that is its address; the smallest part pins a service to it.
-_PINCH = 0.001
+_GPU = "GPU"
 
 
 class ServiceActor:
@@ -60,20 +58,29 @@ class ServiceActor:
 
 
 class RayHandle:
-    """A service in an actor."""
+    """A service in an actor.
+
+    Args:
+        spec: the service.
+        claims: what it takes up of a node, in Ray's terms.
+        where: its part of a placement group, if it is in one.
+    """
 
     def __init__(
-        self, spec: ServiceSpec, where: PlacementGroupSchedulingStrategy | None = None
+        self,
+        spec: ServiceSpec,
+        claims: Mapping[str, float],
+        where: PlacementGroupSchedulingStrategy | None = None,
     ) -> None:
         self._name = spec.name
-        claims = _claims(spec)
+        resources = dict(claims)
         actor_class: Any = ray.remote(ServiceActor)
         self._actor: Any = actor_class.options(
             name=spec.name,
             num_cpus=0,
             # Ray chooses which, and hides the others from the process.
-            num_gpus=claims.pop("GPU", 0),
-            resources=claims,
+            num_gpus=resources.pop(_GPU, 0),
+            resources=resources,
             scheduling_strategy=where,
             max_concurrency=16,
             runtime_env={"env_vars": service_environment(spec)},
@@ -152,17 +159,26 @@ class RayLauncher:
         Ranks of a worker get their places in one piece and on one node, or wait for them together:
         a part of them would only hold GPUs that it cannot use.
         """
-        specs = [replace(spec, node=spec.node or self._cluster.home) for spec in specs]
+        claims = [self._claims(spec) for spec in specs]
         if len(specs) == 1:
-            handles = [RayHandle(spec) for spec in specs]
+            handles = [RayHandle(specs[0], claims[0])]
         else:
-            together = placement_group([_claims(spec) for spec in specs], strategy="STRICT_PACK")
+            together = placement_group(claims, strategy="STRICT_PACK")
             handles = [
-                RayHandle(spec, PlacementGroupSchedulingStrategy(together, index))
+                RayHandle(spec, claims[index], PlacementGroupSchedulingStrategy(together, index))
                 for index, spec in enumerate(specs)
             ]
         self._handles += handles
         return handles
+
+    def _claims(self, spec: ServiceSpec) -> dict[str, float]:
+        """What a service takes up of its node, in Ray's terms."""
+        claims = self._cluster.pin(spec.node)
+        if spec.gpu is not None:
+            claims[_GPU] = 1.0
+        if spec.pool:
+            claims[pool_resource(spec.pool)] = 1.0
+        return claims
 
     def close(self) -> None:
         """See `Launcher.close`."""
@@ -177,13 +193,3 @@ def create_ray_launcher(config: ServeConfig) -> RayLauncher:
         return RayLauncher(OwnCluster(with_gpus=with_gpus))
     survey = Survey(Path(config.model).resolve(), with_gpus=with_gpus)
     return RayLauncher(JoinedCluster(config.address, survey, trusting=config.insecure))
-
-
-def _claims(spec: ServiceSpec) -> dict[str, float]:
-    """What a service takes up, in Ray's terms; a little of its node's address pins it there."""
-    claims = {f"node:{spec.node}": _PINCH}
-    if spec.gpu is not None:
-        claims["GPU"] = 1.0
-    if spec.pool:
-        claims[pool_resource(spec.pool)] = 1.0
-    return claims

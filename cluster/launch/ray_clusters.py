@@ -23,6 +23,11 @@ from twinflow.protos.errors import SetupError
 from twinflow.workers.role import Role
 
 _RESOURCE_PREFIX = "twinflow_"
+# What every service takes one of on a node that we have started ourselves.
+_PLACE = "twinflow_place"
+_NUM_PLACES = 1 << 20
+# Every node has one of the resource that is its address; the smallest part pins a service to it.
+_PINCH = 0.001
 # Nothing is ever put into the object store; this is the smallest that Ray accepts.
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 # Of a process that starts, reads a model's small files and may ask torch for GPUs.
@@ -44,9 +49,11 @@ def room_of(resources: Mapping[str, float]) -> dict[Role, int]:
 class RayCluster(Protocol):
     """A Ray cluster, connected to or not."""
 
-    @property
-    def home(self) -> str:
-        """Address of the node that this process is on; there from `connect` on."""
+    def pin(self, host: str) -> dict[str, float]:
+        """What a service claims to run on the node with this address, or on this one if empty.
+
+        Never nothing: Ray groups what asks for something only.
+        """
         ...
 
     def connect(self) -> None:
@@ -69,11 +76,13 @@ class OwnCluster:
         with_gpus: give services the GPUs of the machine, if it has some.
     """
 
-    home = LOOPBACK
-
     def __init__(self, *, with_gpus: bool) -> None:
         self._with_gpus = with_gpus
         self._machine: Machine | None = None
+
+    def pin(self, host: str) -> dict[str, float]:
+        """See `RayCluster.pin`; there is one node only."""
+        return {_PLACE: 1.0}
 
     def nodes(self) -> list[Node]:
         """See `Launcher.nodes`."""
@@ -91,8 +100,9 @@ class OwnCluster:
                 # Services do not ask for cores, and for each core Ray would start an idle worker.
                 num_cpus=0,
                 num_gpus=len(node.machine.gpus.free_memory),
+                resources={_PLACE: _NUM_PLACES},
                 object_store_memory=_OBJECT_STORE_BYTES,
-                _node_ip_address=self.home,
+                _node_ip_address=LOOPBACK,
                 logging_level=logging.WARNING,
             )
         except Exception as error:  # Ray raises nothing more precise
@@ -116,11 +126,11 @@ class JoinedCluster:
         self._survey = survey
         self._trusting = trusting
         self._known: dict[str, NodeReport] = {}
-        self.home = ""
+        self._home = ""
 
     def connect(self) -> None:
         """See `RayCluster.connect`."""
-        if self.home:
+        if self._home:
             return
         if not (self._trusting or is_token_auth_enabled()):
             raise SetupError(
@@ -140,7 +150,11 @@ class JoinedCluster:
                 f"--address {self._address}: {first_line(error)} This machine must be a node of "
                 "the cluster (ray start), with its token in RAY_AUTH_TOKEN."
             ) from error
-        self.home = ray.util.get_node_ip_address()
+        self._home = ray.util.get_node_ip_address()
+
+    def pin(self, host: str) -> dict[str, float]:
+        """See `RayCluster.pin`."""
+        return {f"node:{host or self._home}": _PINCH}
 
     def nodes(self) -> list[Node]:
         """See `Launcher.nodes`."""
@@ -162,7 +176,7 @@ class JoinedCluster:
         """Survey nodes; each of them runs a process for it."""
         task: Any = ray.remote(Survey.report)
         asked = {
-            host: task.options(num_cpus=0, resources={f"node:{host}": 0.001}).remote(self._survey)
+            host: task.options(num_cpus=0, resources=self.pin(host)).remote(self._survey)
             for host in sorted(hosts)
         }
         for host, answer in asked.items():
