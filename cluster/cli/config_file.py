@@ -19,7 +19,7 @@ from twinflow.runtime.nearest import did_you_mean
 MAX_BYTES = 1 << 20
 
 
-class _StrictLoader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """YAML without arbitrary objects, as ever, and without keys that overrule an earlier line."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -54,7 +54,7 @@ def read(path: Path) -> tuple[dict[str, object], list[str]]:
 def _parse(text: str, *, as_json: bool) -> object:
     if as_json:
         return json.loads(text, object_pairs_hook=_unique_mapping)
-    loader = _StrictLoader(text)
+    loader = StrictLoader(text)
     try:
         return loader.get_single_data()
     finally:

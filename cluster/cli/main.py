@@ -12,6 +12,7 @@ from twinflow.cluster.cli import environment
 from twinflow.cluster.cli.commands import (
     calibrate,
     chat,
+    cluster,
     models,
     profile,
     serve,
@@ -72,6 +73,6 @@ def build_parser() -> Parser:
     parser = Parser(prog="twinflow", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--version", action="version", version=f"twinflow {twinflow.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (serve, chat, status, models, calibrate, profile, simulate):
+    for module in (serve, chat, status, models, calibrate, profile, simulate, cluster):
         module.add_to(commands)
     return parser

@@ -32,7 +32,7 @@ cases = pytest.mark.parametrize("name", NAMES)
 def served(name: str, changes: dict[str, Any] | None = None) -> ServeConfig:
     """The configuration that the gateway's container starts, as twinflow itself reads it."""
     gateway = container(render(name, changes), "gateway")
-    words = gateway.get("args", gateway["command"])
+    words = gateway["args"] if "args" in gateway else gateway["command"]
     assert words[:2] == ["twinflow", "serve"]
     given, unknown = build_parser().parse_known_args(words[1:])
     assert not unknown
