@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import importlib
+import itertools
 import re
 import shlex
 import subprocess
@@ -68,7 +69,9 @@ def test_commands_of_twinflow_are_accepted(document: Document) -> None:
 
 def check_twinflow(words: list[str]) -> None:
     """Raise ConfigError, or fail, unless the command line takes these words."""
-    wanted = [word for word in words if word != "--help"]
+    # What comes behind a `>` is the shell's.
+    mine = itertools.takewhile(lambda word: word != ">", words)
+    wanted = [word for word in mine if word != "--help"]
     _, unknown = build_parser().parse_known_args(wanted)
     assert not unknown, words
 

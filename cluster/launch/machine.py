@@ -11,6 +11,7 @@ import msgspec
 
 from twinflow.runtime.host_memory import available_memory
 
+_ROOT = Path("/")
 _DEVICES = Path("/dev")
 # Torch alone knows whether it can use a GPU, and it is loaded in a process of its own.
 _SURVEY = (sys.executable, "-m", "twinflow.runtime.cuda_devices")
@@ -51,11 +52,23 @@ def this_machine(*, with_gpus: bool) -> Machine:
     Args:
         with_gpus: look for GPUs too, which takes seconds where there are some.
     """
+    cores, memory = usable_cores(), available_memory()
+    return Machine(cores, memory, find_gpus()) if with_gpus else Machine(cores, memory)
+
+
+def usable_cores(root: Path = _ROOT) -> int:
+    """Cores that this process may use, within the limit of the container.
+
+    Args:
+        root: where `sys` is mounted.
+    """
     # Only Linux tells which cores a process may use.
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    memory = available_memory()
-    return Machine(cores, memory, find_gpus()) if with_gpus else Machine(cores, memory)
+    quota = root / "sys/fs/cgroup/cpu.max"  # cgroup v2: microseconds, of how many
+    text = quota.read_text(encoding="ascii") if quota.is_file() else "max"
+    allowed, _, period = text.strip().partition(" ")
+    return cores if allowed == "max" else max(1, min(cores, int(allowed) // int(period)))
 
 
 def find_gpus(devices: Path = _DEVICES, survey: Sequence[str] = _SURVEY) -> Gpus:

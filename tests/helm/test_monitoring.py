@@ -8,6 +8,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 from tests.support.charts import CHART, of_kind, render
+from tests.support.documents import Document, code_in
 
 from twinflow.cluster.gateway.metrics import GatewayMetrics
 from twinflow.cluster.gateway.worker_metrics import _LABELS as WORKER_LABELS
@@ -95,3 +96,9 @@ def test_the_monitor_scrapes_the_gateway_with_a_key() -> None:
         render("ray-mixed", {"monitoring": {"serviceMonitor": {"enabled": True}}}), "ServiceMonitor"
     )["spec"]["endpoints"]
     assert "authorization" not in open_one
+
+
+def test_the_alerts_are_documented() -> None:
+    page = Document.read(CHART.parents[1] / "docs/deploy.md")
+    documented = [code_in(name)[0] for name, _ in page.table("alert", "means")]
+    assert documented == [rule["alert"] for rule in RULES if "alert" in rule]

@@ -14,9 +14,9 @@ from typing import Any
 
 import jsonschema
 import yaml
+from twinflow.cluster.cli.nearest import did_you_mean
 
 from twinflow.cluster.cli.config_file import StrictLoader
-from twinflow.cluster.cli.nearest import did_you_mean
 from twinflow.cluster.launch.ray_up import PROVIDERS
 from twinflow.cluster.launch.ray_up.commands import command_complaints
 from twinflow.cluster.launch.ray_up.node_types import node_type_complaints

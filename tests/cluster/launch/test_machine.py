@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from twinflow.cluster.launch.machine import Gpus, find_gpus, this_machine
+from twinflow.cluster.launch.machine import Gpus, find_gpus, this_machine, usable_cores
 
 
 @pytest.fixture
@@ -50,3 +50,16 @@ def test_this_machine() -> None:
     assert machine.cores >= 1
     assert machine.free_memory > 1 << 20
     assert machine.gpus.free_memory == ()
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 64), ("800000 100000", 8), ("50000 100000", 1)]
+)
+def test_a_container_may_use_what_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)), raising=False)
+    assert usable_cores(tmp_path) == 64
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text(f"{quota}\n")
+    assert usable_cores(tmp_path) == cores
