@@ -42,7 +42,7 @@ def lock_findings(lock: str) -> Iterator[str]:
 
 
 def image_findings(requirements: str, lock: str) -> Iterator[str]:
-    """The lines of an image's requirements without a digest, or with another version than the lock."""
+    """The lines of an image's requirements without a digest or with an unlocked version."""
     locked = set(lock.splitlines())
     for number, line in enumerate(requirements.splitlines(), start=1):
         if not line or line.startswith("#"):

@@ -14,7 +14,6 @@ from typing import Any
 
 import jsonschema
 import yaml
-from twinflow.cluster.cli.nearest import did_you_mean
 
 from twinflow.cluster.cli.config_file import StrictLoader
 from twinflow.cluster.launch.ray_up import PROVIDERS
@@ -22,6 +21,7 @@ from twinflow.cluster.launch.ray_up.commands import command_complaints
 from twinflow.cluster.launch.ray_up.node_types import node_type_complaints
 from twinflow.cluster.launch.ray_up.providers import provider_complaints
 from twinflow.protos.errors import ConfigError
+from twinflow.runtime.nearest import did_you_mean
 
 Document = dict[str, Any]
 _MAX_BYTES = 1 << 20

@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from twinflow.cluster.cli.nearest import did_you_mean
-
+from twinflow.runtime.nearest import did_you_mean
 from twinflow.workers.role import Role
 
 _PREFIX = "twinflow_"

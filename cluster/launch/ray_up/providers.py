@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from twinflow.cluster.cli.nearest import did_you_mean
+from twinflow.runtime.nearest import did_you_mean
 
 _EXAMPLE = "example"
 _COMMON = frozenset({"type", "use_internal_ips", "disable_node_updaters", "cache_stopped_nodes"})
