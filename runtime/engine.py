@@ -265,8 +265,9 @@ class Engine:
             if isinstance(result, NumericalFault):
                 self._life.fail(item.request, EngineError(str(result)))
             else:
+                self._proposals.count(item, len(result) - 1)
                 self._life.extend(item.request, result, phase="decode")
-                self._proposals.settle(item, len(result) - 1)
+                self._proposals.settle(item)
 
     def _advance(self, request: Request, group: RowGroup, layer_groups: int) -> None:
         """Tokens count as computed, and can be found by others, once they crossed all layers."""

@@ -170,6 +170,7 @@ class RequestLifecycle:
                 if reason or request.hold
                 else request.stopwatch.news(now)
             ),
+            speculation=request.speculation.copy() if request.speculation.drafts else None,
         )
         self.outputs.deltas.append((request.request_id, delta))
         if request.hold:

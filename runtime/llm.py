@@ -24,6 +24,7 @@ from twinflow.runtime.build import BuiltEngine, EngineOptions, build_engine
 from twinflow.runtime.outputs import CompletionOutput, FinishReason, RequestOutput, TokenLogprobs
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams, completion_seed
+from twinflow.runtime.speculative.account import SpeculationAccount
 from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.text.chat_template import ChatTemplate, UnlimitedRenderer
 from twinflow.runtime.text.sequence_text import SequenceText, TextDelta
@@ -47,6 +48,7 @@ class _Completion:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     end: TextDelta | None = None
     cached_tokens: int = 0
+    speculation: SpeculationAccount | None = None
 
     def add(self, delta: TextDelta) -> None:
         """Take in new text."""
@@ -66,6 +68,7 @@ class _Completion:
             logprobs=tuple(self.logprobs),
             finish_reason=end.finish_reason or FinishReason.ABORT,
             stop_reason=end.stop_reason,
+            speculation=self.speculation,
         )
 
 
@@ -234,6 +237,7 @@ class LLM:
                 for request_id, delta in outputs.deltas:
                     completion = completions[request_id]
                     completion.cached_tokens = delta.cached_tokens
+                    completion.speculation = delta.speculation
                     completion.add(completion.text.push(delta))
                     if completion.end is not None:
                         # A stop string ends a sequence that the engine would go on with.

@@ -1,7 +1,9 @@
 """What comes out: a sampled token, token deltas on the way, completions at the end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+from twinflow.runtime.speculative.account import SpeculationAccount
 
 
 class FinishReason(StrEnum):
@@ -84,6 +86,7 @@ class TokenDelta:
         cached_tokens: prompt tokens found in a prefix cache; meaningful in the first delta.
         phases: where the time on the workers went so far; in the first delta, in later ones if a
             phase has ended since, and in the last one. The last phase goes on.
+        speculation: what became of tokens proposed to the sequence so far; None if none were.
     """
 
     token_ids: tuple[int, ...]
@@ -92,6 +95,7 @@ class TokenDelta:
     stop_token_id: int | None = None
     cached_tokens: int = 0
     phases: tuple[PhaseTime, ...] = ()
+    speculation: SpeculationAccount | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class CompletionOutput:
         finish_reason: why it ended.
         stop_reason: the stop string or stop token that ended it; None for the
             end-of-sequence token.
+        speculation: what became of tokens proposed to it; None if none were.
     """
 
     index: int
@@ -114,6 +119,7 @@ class CompletionOutput:
     logprobs: tuple[TokenLogprobs, ...]
     finish_reason: FinishReason
     stop_reason: str | int | None = None
+    speculation: SpeculationAccount | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,20 +59,22 @@ class Proposals:
         longest = min(request.max_total_tokens, self._config.max_model_len)
         return min(self._config.num_speculative_tokens, longest - request.num_tokens - 1)
 
-    def settle(self, item: Work, accepted: int) -> None:
-        """Count what became of a proposal and give back the blocks that it was to fill.
+    def count(self, item: Work, accepted: int) -> None:
+        """Take down what became of a proposal.
 
         Args:
             item: a row group of the step that is over.
             accepted: proposed tokens that were right.
         """
-        request, drafted = item.request, item.group.drafted
+        if item.group.drafted:
+            for account in (self._account, item.request.speculation):
+                account.note(item.group.drafted, accepted)
+
+    def settle(self, item: Work) -> None:
+        """Drop a proposal that was verified, and give back the blocks that it was to fill."""
+        request = item.request
         request.draft = NOTHING
-        if not drafted:
-            return
-        for account in (self._account, request.speculation):
-            account.note(drafted, accepted)
-        if request.status is RequestStatus.RUNNING:
+        if item.group.drafted and request.status is RequestStatus.RUNNING:
             self._blocks.trim(request.request_id, request.num_tokens)
 
     def check_integrity(self, requests: Iterable[Request]) -> None:

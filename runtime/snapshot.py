@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.layer_traffic import LayerTotals
 from twinflow.runtime.request import RequestStatus
+from twinflow.runtime.speculative.account import SpeculationAccount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,7 @@ class EngineSnapshot:
     prefix_hits: int = 0
     steps: int = 0
     experts: Mapping[int, LayerTotals] = field(default_factory=dict)
+    speculation: SpeculationAccount = field(default_factory=SpeculationAccount)
 
 
 def take_snapshot(engine: Engine) -> EngineSnapshot:
@@ -71,4 +73,5 @@ def take_snapshot(engine: Engine) -> EngineSnapshot:
         prefix_hits=blocks.counters.hits,
         steps=counters.steps,
         experts=dict(counters.experts),
+        speculation=counters.speculation.copy(),
     )

@@ -183,6 +183,12 @@ class WorkerCore:
                 )
                 for layer, totals in now.experts.items()
             ],
+            speculation=pb.SpeculationStats(
+                drafts=now.speculation.drafts,
+                draft_tokens=now.speculation.draft_tokens,
+                accepted_tokens=now.speculation.accepted_tokens,
+                accepted_at=now.speculation.accepted_at,
+            ),
         )
 
     async def check_integrity(self) -> None:

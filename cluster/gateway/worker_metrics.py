@@ -62,6 +62,21 @@ _METRICS = (
     _counter("vllm:prefix_cache_queries", "Prompt tokens looked up.", lambda s: s.prefix_queries),
     _counter("vllm:prefix_cache_hits", "Prompt tokens found.", lambda s: s.prefix_hits),
     _counter("vllm:num_preemptions", "Sequences preempted.", lambda s: s.preemptions),
+    _counter(
+        "vllm:spec_decode_num_drafts",
+        "Proposals that were verified.",
+        lambda s: s.speculation.drafts,
+    ),
+    _counter(
+        "vllm:spec_decode_num_draft_tokens",
+        "Proposed tokens that were verified.",
+        lambda s: s.speculation.draft_tokens,
+    ),
+    _counter(
+        "vllm:spec_decode_num_accepted_tokens",
+        "Proposed tokens that were right.",
+        lambda s: s.speculation.accepted_tokens,
+    ),
     _gauge(
         "twinflow:num_requests_receiving",
         "Sequences whose KV is on its way.",
@@ -145,7 +160,7 @@ class WorkerCollector(Collector):
             self._workers[worker_id].stats = None
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        """One family per metric, one sample per worker, or per worker and layer."""
+        """One family per metric, one sample per worker, or per worker and layer or position."""
         workers = sorted(self._workers.items())
         up = GaugeMetricFamily(_UP, "1 while the gateway hears of the worker.", labels=_LABELS)
         for worker_id, worker in workers:
@@ -160,6 +175,20 @@ class WorkerCollector(Collector):
             yield family
         for counter in _LAYER_COUNTERS:
             yield self._by_layer(counter)
+        yield self._by_position()
+
+    def _by_position(self) -> CounterMetricFamily:
+        family = CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Proposals whose token at a position was right; the first is 0.",
+            labels=(*_LABELS, "position"),
+        )
+        for worker_id, worker in sorted(self._workers.items()):
+            counts = worker.stats.speculation.accepted_at if worker.stats is not None else ()
+            for position, count in enumerate(counts):
+                labels = (self._model, worker_id, worker.role, str(position))
+                family.add_metric(labels, count)
+        return family
 
     def _by_layer(self, counter: _LayerCounter) -> CounterMetricFamily:
         family = CounterMetricFamily(counter.name, counter.text, labels=(*_LABELS, "layer"))

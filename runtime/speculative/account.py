@@ -3,7 +3,7 @@
 Counts only; rates are for whoever shows them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(slots=True)
@@ -21,6 +21,10 @@ class SpeculationAccount:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     accepted_at: list[int] = field(default_factory=list)
+
+    def copy(self) -> "SpeculationAccount":
+        """The totals as they are now."""
+        return replace(self, accepted_at=list(self.accepted_at))
 
     def note(self, drafted: int, accepted: int) -> None:
         """Add a proposal of `drafted` tokens, the first `accepted` of which were right."""

@@ -125,7 +125,10 @@ def test_tokens_do_not_depend_on_proposals(model: Path, mix: Mix, method: str) -
     llm = load(model, speculative_config=config, max_num_seqs=8, max_num_batched_tokens=32)
     outputs = llm.generate(mix.prompts, mix.params, use_tqdm=False)
     assert [output.outputs for output in outputs] == [output.outputs for output in mix.alone]
-    assert llm._engine.counters.speculation.drafts > 0
+    total = llm._engine.counters.speculation
+    each = [c.speculation for output in outputs for c in output.outputs if c.speculation]
+    assert sum(account.draft_tokens for account in each) == total.draft_tokens > 0
+    assert sum(account.accepted_tokens for account in each) == total.accepted_tokens
     llm.check_integrity()
 
 

@@ -6,7 +6,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from twinflow.cluster.gateway.metrics import GatewayMetrics
 from twinflow.protos.errors import Overloaded
-from twinflow.protos.twinflow.internal.v1.worker_pb2 import ExpertLayerStats, WorkerStats
+from twinflow.protos.twinflow.internal.v1.worker_pb2 import (
+    ExpertLayerStats,
+    SpeculationStats,
+    WorkerStats,
+)
 from twinflow.runtime.outputs import FinishReason, PhaseTime
 
 
@@ -122,6 +126,18 @@ def test_traffic_of_experts_is_reported_by_layer(
     assert sample(registry, "twinflow:experts_needed_total", **labels) == 11
     assert sample(registry, "twinflow:expert_bytes_loaded_total", **labels) == 1 << 40
     assert sample(registry, "twinflow:expert_steps_total", **(labels | {"layer": "0"})) is None
+
+
+def test_speculation_is_reported_under_the_names_of_vllm(
+    registry: CollectorRegistry, metrics: GatewayMetrics
+) -> None:
+    account = SpeculationStats(drafts=9, draft_tokens=27, accepted_tokens=8, accepted_at=[6, 2])
+    metrics.observe_worker("w", "decode", WorkerStats(speculation=account))
+    labels = {"worker": "w", "role": "decode"}
+    for name, value in (("drafts", 9), ("draft_tokens", 27), ("accepted_tokens", 8)):
+        assert sample(registry, f"vllm:spec_decode_num_{name}_total", **labels) == value
+    per_pos = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+    assert [sample(registry, per_pos, **labels, position=p) for p in "012"] == [6, 2, None]
 
 
 def test_a_worker_that_leaves_or_changes_its_role(

@@ -182,7 +182,7 @@ class RequestOutput(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[PositionLogprobs, _Mapping]]] = ..., finish_reason: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., cached_tokens: _Optional[int] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ...) -> None: ...
 
 class WorkerStats(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "num_receiving", "waiting_tokens", "free_blocks", "total_blocks", "leased_blocks", "prompt_tokens", "generation_tokens", "preemptions", "prefix_queries", "prefix_hits", "handoff_bytes", "handoff_seconds", "handoffs_completed", "handoffs_failed", "digests_refused", "draining", "steps", "ranks", "expert_layers")
+    __slots__ = ("num_running", "num_waiting", "num_receiving", "waiting_tokens", "free_blocks", "total_blocks", "leased_blocks", "prompt_tokens", "generation_tokens", "preemptions", "prefix_queries", "prefix_hits", "handoff_bytes", "handoff_seconds", "handoffs_completed", "handoffs_failed", "digests_refused", "draining", "steps", "ranks", "expert_layers", "speculation")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     NUM_RECEIVING_FIELD_NUMBER: _ClassVar[int]
@@ -204,6 +204,7 @@ class WorkerStats(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    SPECULATION_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     num_receiving: int
@@ -225,7 +226,20 @@ class WorkerStats(_message.Message):
     steps: int
     ranks: int
     expert_layers: _containers.RepeatedCompositeFieldContainer[ExpertLayerStats]
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_receiving: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., handoff_bytes: _Optional[int] = ..., handoff_seconds: _Optional[float] = ..., handoffs_completed: _Optional[int] = ..., handoffs_failed: _Optional[int] = ..., digests_refused: _Optional[int] = ..., draining: _Optional[bool] = ..., steps: _Optional[int] = ..., ranks: _Optional[int] = ..., expert_layers: _Optional[_Iterable[_Union[ExpertLayerStats, _Mapping]]] = ...) -> None: ...
+    speculation: SpeculationStats
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_receiving: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., handoff_bytes: _Optional[int] = ..., handoff_seconds: _Optional[float] = ..., handoffs_completed: _Optional[int] = ..., handoffs_failed: _Optional[int] = ..., digests_refused: _Optional[int] = ..., draining: _Optional[bool] = ..., steps: _Optional[int] = ..., ranks: _Optional[int] = ..., expert_layers: _Optional[_Iterable[_Union[ExpertLayerStats, _Mapping]]] = ..., speculation: _Optional[_Union[SpeculationStats, _Mapping]] = ...) -> None: ...
+
+class SpeculationStats(_message.Message):
+    __slots__ = ("drafts", "draft_tokens", "accepted_tokens", "accepted_at")
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_AT_FIELD_NUMBER: _ClassVar[int]
+    drafts: int
+    draft_tokens: int
+    accepted_tokens: int
+    accepted_at: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, drafts: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., accepted_at: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ExpertLayerStats(_message.Message):
     __slots__ = ("layer", "steps", "distinct", "loaded_bytes")
