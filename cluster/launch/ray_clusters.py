@@ -150,7 +150,9 @@ class JoinedCluster:
                 f"--address {self._address}: {first_line(error)} This machine must be a node of "
                 "the cluster (ray start), with its token in RAY_AUTH_TOKEN."
             ) from error
-        self._home = ray.util.get_node_ip_address()
+        here = ray.get_runtime_context().get_node_id()
+        (node,) = [found for found in ray.nodes() if found["NodeID"] == here]
+        self._home = node["NodeManagerAddress"]
 
     def pin(self, host: str) -> dict[str, float]:
         """See `RayCluster.pin`."""
