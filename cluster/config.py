@@ -191,6 +191,10 @@ class ServeConfig(BaseModel):
     """What the workers compute on, cuda giving each rank a GPU of its own; auto takes cuda if torch
     sees a GPU."""
 
+    cpu_kernels: Annotated[Literal["auto", "native", "torch"], Group.MODEL] = "auto"
+    """What computes on a CPU: native kernels, compiled on the first start, or torch; auto takes
+    native ones where they work, except for bfloat16 on processors that multiply bfloat16."""
+
     max_model_len: Annotated[Count | None, Group.MODEL] = None
     """Longest sequence in tokens, prompt and output together, such as 4096 or 32k; by default what
     the model was made for."""

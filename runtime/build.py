@@ -30,6 +30,9 @@ from twinflow.runtime.config import EngineConfig, check_block_size
 from twinflow.runtime.cost.base import StepTimes
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.host_memory import MemoryShare, available_memory, taken_memory
+from twinflow.runtime.kernels.base import Kernels
+from twinflow.runtime.kernels.registry import AUTO as AUTO_KERNELS
+from twinflow.runtime.kernels.registry import choose_kernels
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.kv.layouts import model_layout, rank_layout
@@ -67,6 +70,7 @@ class EngineOptions:
         model: directory of the checkpoint.
         dtype: `auto` or a torch dtype name.
         device: `cpu` or `cuda`.
+        cpu_kernels: what computes on a CPU: `auto`, `native` or `torch`.
         max_model_len: longest sequence; None for all that model and KV memory allow.
         max_num_seqs: requests that hold blocks at the same time.
         max_num_batched_tokens: rows of a step.
@@ -90,6 +94,7 @@ class EngineOptions:
     model: Path
     dtype: str = "auto"
     device: str = "cpu"
+    cpu_kernels: str = AUTO_KERNELS
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 1024
@@ -128,6 +133,7 @@ class EnginePlan:
         share: which blocks of a sequence this rank holds.
         latents: the worker's part in latent attention; None if the model has none.
         config: limits of the engine.
+        kernels: what computes the model.
     """
 
     options: EngineOptions
@@ -138,12 +144,13 @@ class EnginePlan:
     share: BlockShare
     latents: LatentSetup | None
     config: EngineConfig
+    kernels: Kernels
 
     @property
     def fingerprint(self) -> str:
-        """Digest of configuration and weights, and of the dtype they are served in; reads the
-        weights unless they were loaded."""
-        return f"{self.checkpoint.fingerprint}-{self.layout.dtype}"
+        """Digest of configuration and weights, and what else decides about bits: the dtype they
+        are served in and the kernels. Reads the weights unless they were loaded."""
+        return f"{self.checkpoint.fingerprint}-{self.layout.dtype}-{self.kernels.identity}"
 
     def with_blocks(self, num_blocks: int) -> "EnginePlan":
         """The plan for so many KV blocks, on which the ranks have agreed.
@@ -168,7 +175,7 @@ class BuiltEngine:
         layers_per_unit: layers whose KV is handed over together.
         model: shape of the model.
         config: limits of the engine.
-        fingerprint: digest of configuration and weights, and of the dtype they are served in.
+        fingerprint: see `EnginePlan.fingerprint`.
         dtype: name of the dtype of weights and KV.
     """
 
@@ -238,7 +245,8 @@ def plan_engine(options: EngineOptions, ranks: RankGroup) -> EnginePlan:
     others = checkpoint.check_shapes(checkpoint_shapes(model))
     for name in unused_tensors(model, others):
         structlog.get_logger().warning("the model does not use a tensor", tensor=name)
-    plan = EnginePlan(options, checkpoint, model, layout, held, share, latents, config)
+    kernels = choose_kernels(options.cpu_kernels, options.device, layout.torch_dtype)
+    plan = EnginePlan(options, checkpoint, model, layout, held, share, latents, config, kernels)
     check_policies(config)
     name, reason = resolve_scheduler(options.scheduler, has_experts=model.moe is not None)
     if reason:
@@ -429,12 +437,16 @@ def _engine_config(
 
 
 def _placement(plan: EnginePlan, ranks: RankGroup) -> Placement:
+    dtype = plan.layout.torch_dtype
+    narrow = plan.checkpoint.has_bfloat16_matrices and plan.kernels.loads_bfloat16(dtype)
     return Placement(
-        dtype=plan.layout.torch_dtype,
+        dtype=dtype,
         device=torch.device(plan.options.device),
         ranks=ranks,
         expert_parallel=plan.options.expert_parallel,
         latents=None if plan.latents is None else plan.latents.plan(ranks),
+        kernels=plan.kernels,
+        matrix_dtype=torch.bfloat16 if narrow else None,
     )
 
 

@@ -2,13 +2,10 @@
 
 import math
 
-import torch
-
 from twinflow.runtime.attention.gather import padded_width
 from twinflow.runtime.models.base import Placement
 from twinflow.runtime.models.config import LatentConfig, ModelConfig
 from twinflow.runtime.models.head_products import HeadProducts
-from twinflow.runtime.models.linear import PackedLinear
 from twinflow.runtime.models.registry import model_type
 
 _EMBEDDING = "embedding"
@@ -17,21 +14,21 @@ _EMBEDDING = "embedding"
 def weight_bytes(config: ModelConfig, placement: Placement) -> int:
     """Bytes of a rank's parameters in the form in which they are kept.
 
-    Packed matrices (`PackedLinear`) differ from a checkpoint's in two ways: the head of a model
-    with tied embeddings is a copy of them, and on a CPU without bfloat16 arithmetic bfloat16
-    matrices are kept in float32. Latent attention keeps two forms of one matrix.
+    Linear layers may keep matrices in a form of their own (see `Kernels`); the head of a model with
+    tied embeddings is then a copy of them. Latent attention keeps two forms of one matrix.
     """
-    dtype = placement.dtype
-    packed = PackedLinear.supports(dtype, placement.device)
-    widened = packed and dtype is torch.bfloat16 and not _has_bfloat16_arithmetic()
-    matrix_dtype = torch.float32 if widened else dtype
+    kernels, dtype, device = placement.kernels, placement.dtype, placement.device
     total = 0
     for item in model_type(config).parameters(config, placement):
-        is_matrix = len(item.shape) == 2 and item.key != _EMBEDDING
-        kept = item.dtype or (matrix_dtype if is_matrix else dtype)
-        copies = packed and config.tie_word_embeddings and item.key == _EMBEDDING
-        each = kept.itemsize + (matrix_dtype.itemsize if copies else 0)
-        total += math.prod(item.shape) * each
+        loaded = item.dtype_in(dtype, placement.matrix_dtype)
+        is_embedding = item.key == _EMBEDDING
+        is_tied = is_embedding and config.tie_word_embeddings
+        if is_embedding or len(item.shape) == 1:
+            total += math.prod(item.shape) * loaded.itemsize
+        if not is_embedding and len(item.shape) == 2:
+            total += kernels.matrix_bytes(item.shape, loaded, device)
+        if is_tied and kernels.copies_matrices(loaded, device):
+            total += kernels.matrix_bytes(item.shape, loaded, device)
     if config.latent is not None:
         total += config.num_layers * _absorbed_bytes(config.num_heads, config.latent, placement)
     return total
@@ -48,7 +45,3 @@ def _absorbed_bytes(num_heads: int, latent: LatentConfig, placement: Placement) 
     if plan.transform is not None and not plan.transform.basis(0).orthogonal:
         basis = latent.kv_rank**2 * placement.dtype.itemsize
     return heads * each * dtype.itemsize + basis
-
-
-def _has_bfloat16_arithmetic() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -24,6 +24,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         model: directory of the checkpoint.
         dtype: `auto` or a torch dtype name.
         device: `cpu` or `cuda:N`, N counting the devices that the process sees.
+        cpu_kernels: what computes on a CPU: `auto`, `native` or `torch`.
         max_model_len: longest sequence; None for the model's own limit.
         max_num_seqs: requests that hold blocks at the same time.
         max_num_batched_tokens: rows of a step.
@@ -64,6 +65,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model: Path
     dtype: str = "auto"
     device: str = "cpu"
+    cpu_kernels: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 1024

@@ -11,6 +11,7 @@ def engine_options(config: WorkerConfig) -> EngineOptions:
         model=config.model,
         dtype=config.dtype,
         device=config.device,
+        cpu_kernels=config.cpu_kernels,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,

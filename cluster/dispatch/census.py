@@ -21,7 +21,7 @@ _TIMEOUT_S = 10.0
 # What all workers of a deployment must agree on, and how to say so.
 _SHARED = {
     "protocol_version": "speak different versions of the worker protocol",
-    "model_fingerprint": "have loaded different weights, or in different dtypes",
+    "model_fingerprint": "have different weights, dtypes or CPU kernels",
     "kv_layout": "lay KV blocks out differently",
     "block_size": "have different block sizes",
     "vocab_size": "have different vocabularies",

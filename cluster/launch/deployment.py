@@ -111,6 +111,7 @@ def _plan_worker(config: ServeConfig, role: Role, name: str, token: str) -> Work
         role=role,
         model=Path(config.model).resolve(),
         dtype=config.dtype,
+        cpu_kernels=config.cpu_kernels,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,

@@ -114,6 +114,13 @@ class Checkpoint:
                 yield name, tensor
 
     @property
+    def has_bfloat16_matrices(self) -> bool:
+        """Whether all tensors but vectors are stored in bfloat16."""
+        return all(
+            entry.dtype == "BF16" for entry in self._entries.values() if len(entry.shape) > 1
+        )
+
+    @property
     def fingerprint(self) -> str:
         """128-bit xxh3 digest of the configuration, the tokenizer and every weight, as hex.
 

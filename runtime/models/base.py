@@ -16,6 +16,8 @@ from torch import Tensor
 from twinflow.parallel.latent.plan import LatentPlan
 from twinflow.parallel.ranks.base import OneRank, RankGroup
 from twinflow.runtime.attention.base import Attention
+from twinflow.runtime.kernels.base import Kernels
+from twinflow.runtime.kernels.plain import TorchKernels
 from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.expert_traffic import ExpertTraffic
 from twinflow.runtime.models.weights import Parameter
@@ -36,6 +38,9 @@ class Placement:
         expert_parallel: each rank holds whole experts, not a part of every expert.
         latents: this rank's part of latent attention; None to have all latents on every rank, as
             the model makes them.
+        kernels: what computes it.
+        matrix_dtype: in which matrices are loaded; None for `dtype`. Another one only if `kernels`
+            can multiply with it.
     """
 
     dtype: torch.dtype
@@ -43,6 +48,8 @@ class Placement:
     ranks: RankGroup = field(default_factory=OneRank)
     expert_parallel: bool = False
     latents: LatentPlan | None = None
+    kernels: Kernels = field(default_factory=TorchKernels)
+    matrix_dtype: torch.dtype | None = None
 
     @property
     def latent_plan(self) -> LatentPlan:

@@ -60,10 +60,15 @@ class LayerNames:
         return Parameter(f"{self.layer}.{key}.weight", tuple(sources), dtype=dtype)
 
     def outputs(
-        self, key: str, rows: dict[str, Cut], columns: int, bias: bool = False
+        self,
+        key: str,
+        rows: dict[str, Cut],
+        columns: int,
+        bias: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> list[Parameter]:
         """A linear layer that is cut by its outputs."""
-        found = [self.matrices(key, rows, Cut.whole(columns))]
+        found = [self.matrices(key, rows, Cut.whole(columns), dtype)]
         if bias:
             vectors = [self._source(f"{name}.bias", cut) for name, cut in rows.items()]
             found.append(Parameter(f"{self.layer}.{key}.bias", tuple(vectors)))

@@ -39,7 +39,6 @@ from twinflow.runtime.models.experts import ExpertMLP
 from twinflow.runtime.models.functions import rms_norm
 from twinflow.runtime.models.heads import HeadAttention
 from twinflow.runtime.models.latent import LatentAttention
-from twinflow.runtime.models.linear import LinearFactory
 from twinflow.runtime.models.rope import RotaryTable
 from twinflow.runtime.models.sharding import Cut, padded_cut
 from twinflow.runtime.models.vocabulary import Embedding, Head
@@ -71,9 +70,9 @@ class Decoder(Model):
         self, config: ModelConfig, placement: Placement, parameters: dict[str, Tensor]
     ) -> None:
         super().__init__(config, placement)
-        linears, ranks = LinearFactory(), placement.ranks
+        linears, ranks = placement.kernels.linears(), placement.ranks
         embedding = parameters.pop("embedding")
-        self.embedding = Embedding(embedding, ranks)
+        self.embedding = Embedding(embedding, ranks, placement.dtype)
         self.layers = [
             _take_layer(config, LayerWeights(layer, parameters, linears, placement))
             for layer in range(config.num_layers)
@@ -111,7 +110,9 @@ class Decoder(Model):
     ) -> "Decoder":
         """See the base class."""
         needed = cls.parameters(config, placement)
-        loaded, others = load_parameters(needed, weights, placement.dtype, placement.device)
+        loaded, others = load_parameters(
+            needed, weights, placement.dtype, placement.device, placement.matrix_dtype
+        )
         unused = unused_tensors(config, others)
         if unused:
             on_warning(f"{len(unused)} tensors of the checkpoint are not used: {listing(unused)}")

@@ -47,6 +47,7 @@ class LatentAttention(AttentionBlock):
     def parameters(config: ModelConfig, layer: int, placement: Placement) -> list[Parameter]:
         """See the base class."""
         latent, names, hidden = latent_config(config), LayerNames(layer), config.hidden_size
+        dtype = placement.dtype  # of what is changed before it is used
         own = placement.latent_plan.sharing.output_heads(config.num_heads)
         heads = Cut(config.num_heads, own.start, own.stop)
         queries = heads.scaled(latent.nope_dim + latent.rope_dim)
@@ -57,13 +58,13 @@ class LatentAttention(AttentionBlock):
             name = "self_attn.q_a_layernorm.weight"
             found.append(names.vector("query_norm", name, latent.query_rank))
             expanded = {"self_attn.q_b_proj": queries}
-            found += names.outputs("expand_query", expanded, latent.query_rank)
+            found += names.outputs("expand_query", expanded, latent.query_rank, dtype=dtype)
         rows["self_attn.kv_a_proj_with_mqa"] = Cut.whole(latent.kv_rank + latent.rope_dim)
-        found += names.outputs("compress", rows, hidden)
+        found += names.outputs("compress", rows, hidden, dtype=dtype)
         name = "self_attn.kv_a_layernorm.weight"
         found.append(names.vector("latent_norm", name, latent.kv_rank))
         expanded = {"self_attn.kv_b_proj": heads.scaled(latent.nope_dim + latent.value_dim)}
-        found += names.outputs("expand", expanded, latent.kv_rank)
+        found += names.outputs("expand", expanded, latent.kv_rank, dtype=dtype)
         values = heads.scaled(latent.value_dim)
         return found + names.inputs("output", "self_attn.o_proj", hidden, values)
 

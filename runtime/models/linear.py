@@ -6,6 +6,8 @@ and the shape; `LinearFactory` measures it (see `row_tile`) and chooses.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -39,11 +41,6 @@ class Linear(ABC):
         self._dtype = weight.dtype
         self._device = weight.device
 
-    @staticmethod
-    @abstractmethod
-    def supports(dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether this build and machine can do it."""
-
     @abstractmethod
     def __call__(self, rows: Tensor) -> Tensor:
         """[rows, in_features] to a new [rows, out_features]; the input is contiguous."""
@@ -57,6 +54,18 @@ class Linear(ABC):
             device=self._device,
             run=self,
         )
+
+
+class LinearForm(Protocol):
+    """Makes linear layers of one form; the variants themselves do."""
+
+    def supports(self, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether this build and machine can do it, for weights of a dtype."""
+        ...
+
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        """A layer; see `Linear`."""
+        ...
 
 
 class PlainLinear(Linear):
@@ -88,7 +97,7 @@ class PackedLinear(Linear):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)
-        widened = weight.dtype is torch.bfloat16 and not _has_bfloat16_arithmetic()
+        widened = weight.dtype is torch.bfloat16 and not has_bfloat16_arithmetic()
         self._sum_dtype = torch.float32 if widened else weight.dtype
         self._bias = None if bias is None else bias.to(self._sum_dtype)
         # Sums of pieces in bfloat16 would be rounded to it; oneDNN sums in float32 inside a piece.
@@ -125,7 +134,8 @@ class PackedLinear(Linear):
         return packed
 
 
-def _has_bfloat16_arithmetic() -> bool:
+def has_bfloat16_arithmetic() -> bool:
+    """Whether this CPU multiplies bfloat16 numbers."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -135,12 +145,12 @@ class LinearFactory:
     Each shape is probed once. Where no form keeps rows independent, the fastest one is used.
 
     Args:
-        variants: forms, the fastest first; the last one supports everything.
+        forms: the fastest first; the last one supports everything.
     """
 
-    def __init__(self, variants: Sequence[type[Linear]] = (PackedLinear, PlainLinear)) -> None:
-        self._variants = variants
-        self._chosen: dict[tuple[object, ...], type[Linear]] = {}
+    def __init__(self, forms: Sequence[LinearForm] = (PackedLinear, PlainLinear)) -> None:
+        self._forms = forms
+        self._chosen: dict[tuple[object, ...], LinearForm] = {}
         self._measured: dict[tuple[object, ...], RowTile] = {}
         self._row_tile = RowTile(1, batch_invariant=True)
 
@@ -173,21 +183,30 @@ class LinearFactory:
     def create(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         """A layer with a weight [out_features, in_features] and a bias [out_features]."""
         kind = (weight.shape, weight.dtype, weight.device, bias is None)
-        variant = self._chosen.get(kind)
-        if variant is not None:
-            return variant(weight, bias)
-        linear, tile = self._first(weight, bias)
-        self._chosen[kind] = type(linear)
-        self.require(tile)
-        return linear
+        form = self._chosen.get(kind)
+        if form is not None:
+            return form(weight, bias)
+        made = self._first(weight, bias)
+        self._chosen[kind] = made.form
+        self.require(made.tile)
+        return made.linear
 
-    def _first(self, weight: Tensor, bias: Tensor | None) -> tuple[Linear, RowTile]:
-        """The layer, and what its form was found to need."""
-        found: list[tuple[Linear, RowTile]] = []
-        for variant in self._variants:
-            if variant.supports(weight.dtype, weight.device):
-                linear = variant(weight, bias)
-                found.append((linear, find_row_tile([linear.kernel()])))
-                if found[-1][1].batch_invariant:
+    def _first(self, weight: Tensor, bias: Tensor | None) -> "_Measured":
+        """A layer of the first form that keeps rows independent."""
+        found: list[_Measured] = []
+        for form in self._forms:
+            if form.supports(weight.dtype, weight.device):
+                linear = form(weight, bias)
+                found.append(_Measured(form, linear, find_row_tile([linear.kernel()])))
+                if found[-1].tile.batch_invariant:
                     return found[-1]
         return found[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """A layer, its form, and what that was found to need."""
+
+    form: LinearForm
+    linear: Linear
+    tile: RowTile

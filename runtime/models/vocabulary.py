@@ -4,6 +4,7 @@ Each rank holds the rows of consecutive tokens, the same number on every rank: t
 filled up with zeros. Tied embeddings are one weight for both.
 """
 
+import torch
 from torch import Tensor
 
 from twinflow.parallel.ranks.base import RankGroup
@@ -16,20 +17,22 @@ class Embedding:
     Args:
         weight: [tokens of this rank, hidden].
         ranks: those that share the vocabulary.
+        dtype: of the vectors that come out.
     """
 
-    def __init__(self, weight: Tensor, ranks: RankGroup) -> None:
+    def __init__(self, weight: Tensor, ranks: RankGroup, dtype: torch.dtype) -> None:
         self._weight = weight
+        self._dtype = dtype
         self._ranks = ranks
         self._first = ranks.rank * len(weight)
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """int64 [rows] to a new [rows, hidden], the same on all ranks."""
         if self._ranks.size == 1:
-            return self._weight.index_select(0, token_ids)
+            return self._weight.index_select(0, token_ids).to(self._dtype)
         index = token_ids - self._first
         foreign = (index < 0) | (index >= len(self._weight))
-        part = self._weight.index_select(0, index.masked_fill_(foreign, 0))
+        part = self._weight.index_select(0, index.masked_fill_(foreign, 0)).to(self._dtype)
         return self._ranks.all_reduce(part.masked_fill_(foreign[:, None], 0.0))
 
 

@@ -55,7 +55,7 @@ class Parameter:
         sources: in the order in which they are stacked; all take the same columns.
         padded_rows: rows of the parameter if there are more than the sources fill; the others
             are zero.
-        dtype: None for that of the model.
+        dtype: None for that in which the model's matrices or vectors are loaded.
     """
 
     key: str
@@ -70,6 +70,11 @@ class Parameter:
         columns = self.sources[0].columns
         return (rows,) if columns is None else (rows, columns.size)
 
+    def dtype_in(self, dtype: torch.dtype, matrix_dtype: torch.dtype | None) -> torch.dtype:
+        """What it is loaded in, by a model of a dtype that may load matrices in another."""
+        common = dtype if matrix_dtype is None or len(self.shape) == 1 else matrix_dtype
+        return self.dtype or common
+
 
 def source_shapes(parameters: Iterable[Parameter]) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor that the checkpoint must have, by name."""
@@ -81,6 +86,7 @@ def load_parameters(
     weights: Iterable[tuple[str, Tensor]],
     dtype: torch.dtype,
     device: torch.device,
+    matrix_dtype: torch.dtype | None = None,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Copy this rank's share of named tensors to where it belongs.
 
@@ -89,6 +95,7 @@ def load_parameters(
         weights: names and whole tensors; each may be freed once the next one is asked for.
         dtype: of the parameters that state none.
         device: of the result.
+        matrix_dtype: of those among them that are matrices; None for `dtype`.
 
     Returns:
         The parameters by key, and the names of tensors that are no source of any.
@@ -99,7 +106,8 @@ def load_parameters(
     loaded: dict[str, Tensor] = {}
     slots: dict[str, tuple[Source, Tensor]] = {}
     for parameter in parameters:
-        whole = torch.empty(parameter.shape, dtype=parameter.dtype or dtype, device=device)
+        own_dtype = parameter.dtype_in(dtype, matrix_dtype)
+        whole = torch.empty(parameter.shape, dtype=own_dtype, device=device)
         loaded[parameter.key] = whole
         start = 0
         for source in parameter.sources:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.support.kernels import kernels_named
 from tests.support.runners import (
     FedSequence,
     feed,
@@ -32,7 +33,7 @@ CONFIGS = {
         num_kv_heads=1,
         head_dim=18,
     ),
-    "qwen3, tied": tiny_config(
+    "qwen3": tiny_config(
         "Qwen3ForCausalLM", num_heads=4, num_kv_heads=4, head_dim=32, tie_word_embeddings=True
     ),
     "dynamic rope": tiny_config(rope_scaling=ROPE_SCALINGS["dynamic"]),
@@ -73,9 +74,13 @@ def assert_same_bits(
     assert runner.batch_invariant
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_bits_do_not_depend_on_chunking_or_company(config: ModelConfig) -> None:
-    runner = make_runner(make_model(config))
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [*((name, "torch") for name in CONFIGS), ("qwen2, odd sizes", "native"), ("qwen3", "native")],
+)
+def test_bits_do_not_depend_on_chunking_or_company(name: str, kernels: str) -> None:
+    config = CONFIGS[name]
+    runner = make_runner(make_model(config, kernels=kernels_named(kernels)))
     lengths = [270, 130, 33, 5]
     expected, expected_pages = token_by_token(runner, config, lengths)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.support.checkpoints import small_config
+from tests.support.kernels import kernels_named
 from tests.support.latent_models import latent_config
 from tests.support.tiny_models import tiny_state_dict
 
@@ -12,7 +13,7 @@ from twinflow.parallel.latent.plan import LatentPlan
 from twinflow.parallel.latent.scheme import LatentScheme
 from twinflow.parallel.latent.sharing.registry import create_sharing
 from twinflow.parallel.ranks.base import Seat
-from twinflow.runtime import weight_memory
+from twinflow.runtime.kernels import plain as torch_kernels
 from twinflow.runtime.models.base import Placement
 from twinflow.runtime.models.linear import PackedLinear
 from twinflow.runtime.weight_memory import weight_bytes
@@ -45,7 +46,7 @@ def test_packing_copies_a_head_that_is_tied() -> None:
 def test_bfloat16_matrices_without_bfloat16_arithmetic(
     native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weight_memory, "_has_bfloat16_arithmetic", lambda: native)
+    monkeypatch.setattr(torch_kernels, "has_bfloat16_arithmetic", lambda: native)
     config = small_config(tie_word_embeddings=False)
     state = tiny_state_dict(config)
     matrices = sum(tensor.numel() for tensor in state.values() if tensor.dim() == 2)
@@ -54,6 +55,19 @@ def test_bfloat16_matrices_without_bfloat16_arithmetic(
     assert weight_bytes(config, placement(torch.bfloat16, CPU)) == plain + (
         0 if native else 2 * matrices
     )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_native_kernels_keep_matrices_as_they_were_loaded(tied: bool) -> None:
+    config = small_config(tie_word_embeddings=tied)
+    state = tiny_state_dict(config)
+    matrices = sum(tensor.numel() for tensor in state.values() if tensor.dim() == 2)
+    vectors = sum(tensor.numel() for tensor in state.values() if tensor.dim() == 1)
+    copied = state["model.embed_tokens.weight"].numel() if tied else 0
+    native = replace(placement(torch.float32, CPU), kernels=kernels_named("native"))
+    assert weight_bytes(config, native) == 4 * (matrices + copied + vectors)
+    narrow = replace(native, matrix_dtype=torch.bfloat16)
+    assert weight_bytes(config, narrow) == 2 * (matrices + copied) + 4 * vectors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

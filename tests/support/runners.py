@@ -9,6 +9,8 @@ from torch import Tensor
 
 from twinflow.parallel.latent.plan import LatentPlan
 from twinflow.parallel.ranks.base import OneRank, RankGroup
+from twinflow.runtime.kernels.base import Kernels
+from twinflow.runtime.kernels.plain import TorchKernels
 from twinflow.runtime.kv.layouts import model_layout, rank_layout
 from twinflow.runtime.model_runner import ModelRunner, SequenceRows
 from twinflow.runtime.models.base import Model, Placement
@@ -29,6 +31,7 @@ def make_model(
     ranks: RankGroup | None = None,
     expert_parallel: bool = False,
     latents: LatentPlan | None = None,
+    kernels: Kernels | None = None,
 ) -> Model:
     """A tiny model with the weights of `tiny_state_dict`, or a rank's share of it."""
     placement = Placement(
@@ -37,6 +40,7 @@ def make_model(
         ranks=ranks or OneRank(),
         expert_parallel=expert_parallel,
         latents=latents,
+        kernels=kernels or TorchKernels(),
     )
     return create_model(config, placement, tiny_state_dict(config).items(), fail_on_warning)
 

@@ -127,7 +127,7 @@ class Leader:
             if found.fingerprint != fingerprint:
                 error = ConfigError(
                     f"{who} has loaded weights {found.fingerprint}, rank 0 {fingerprint}: give all "
-                    f"ranks the same model"
+                    f"ranks the same model, and the same kernels on all machines"
                 )
                 self.fail(RankLost(error.message))
                 raise error

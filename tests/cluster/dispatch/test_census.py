@@ -23,7 +23,10 @@ async def test_what_equal_workers_have_in_common() -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"model_fingerprint": "weights-bfloat16"}, "have loaded different weights"),
+        (
+            {"model_fingerprint": "weights-bfloat16"},
+            "different weights, dtypes or CPU kernels",
+        ),
         ({"kv_layout": "other"}, "lay KV blocks out differently"),
         ({"block_size": 8}, "have different block sizes"),
         ({"vocab_size": 998}, "have different vocabularies"),
