@@ -25,7 +25,7 @@ async def test_what_equal_workers_have_in_common() -> None:
     [
         (
             {"model_fingerprint": "weights-bfloat16"},
-            "different weights, dtypes or CPU kernels",
+            "have different weights, dtypes or CPU",
         ),
         ({"kv_layout": "other"}, "lay KV blocks out differently"),
         ({"block_size": 8}, "have different block sizes"),
