@@ -19,7 +19,6 @@ from twinflow.runtime.attention.latent.registry import (
     create_latent_attention,
     latent_attention_for,
 )
-from twinflow.runtime.attention.registry import create_attention
 from twinflow.runtime.attention.rows import FlatRows
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.layer_ranges import Frontier, FrontierPlace, layer_segments
@@ -273,7 +272,7 @@ class ModelRunner:
 def _attention(model: Model, cache: KVCache) -> Attention:
     """The kernel for what the model caches."""
     if model.config.latent is None:
-        return create_attention("tiled", cache, model.num_heads)
+        return model.placement.kernels.head_attention(cache, model.num_heads)
     sharing = model.placement.latent_plan.sharing
     name = latent_attention_for(cache.data.device)
     return create_latent_attention(name, cache, latent_heads(model.config), sharing)

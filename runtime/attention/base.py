@@ -105,7 +105,7 @@ class HeadKernel(Attention):
 
         Args:
             layer: of which layer; its keys and values are written.
-            queries: float32 [rows or more, num_heads, head_dim], contiguous, scaled.
+            queries: float32 [rows or more, num_heads, head_dim], scaled; each row contiguous.
 
         Returns:
             float32, shaped as `queries`, zero for padding rows; valid until the next call.

@@ -49,7 +49,7 @@ class TiledAttention(HeadKernel):
     def attend(self, layer: int, queries: Tensor) -> Tensor:
         """See the base class."""
         sums = self._prepared(self._sums)
-        flat_queries = queries.view(-1, self._planes.head_dim)
+        flat_queries = queries.reshape(-1, self._planes.head_dim)
         planes = (self._planes.keys(layer), self._planes.values(layer))
         state = sums.new_state()
         for slab in sums.slabs:

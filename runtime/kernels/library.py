@@ -26,20 +26,87 @@ class LinearLayer(ctypes.Structure):
     )
 
 
+class Heads(ctypes.Structure):
+    """`Heads` of rows.cpp."""
+
+    _fields_ = (
+        ("rows", _ADDRESS),
+        ("num_rows", _SIZE),
+        ("query_heads", _SIZE),
+        ("kv_heads", _SIZE),
+        ("head_dim", _SIZE),
+        ("table", _ADDRESS),
+        ("norm", _ADDRESS),
+        ("eps", ctypes.c_float),
+        ("query_factor", ctypes.c_float),
+    )
+
+
+class Slots(ctypes.Structure):
+    """`Slots` of rows.cpp."""
+
+    _fields_ = (
+        ("rows", _ADDRESS),
+        ("num_rows", _SIZE),
+        ("row_stride", _SIZE),
+        ("stored_heads", _SIZE),
+        ("head_dim", _SIZE),
+        ("element_size", _SIZE),
+    )
+
+
+class AttentionStep(ctypes.Structure):
+    """`AttentionStep` of attention.cpp."""
+
+    _fields_ = (
+        ("starts", _ADDRESS),
+        ("counts", _ADDRESS),
+        ("first_rows", _ADDRESS),
+        ("blocks", _ADDRESS),
+        ("first_blocks", _ADDRESS),
+        ("item_sequences", _ADDRESS),
+        ("item_rows", _ADDRESS),
+        ("num_items", _SIZE),
+        ("rows_per_item", _SIZE),
+    )
+
+
+class AttentionShape(ctypes.Structure):
+    """`AttentionShape` of attention.cpp."""
+
+    _fields_ = (
+        ("head_rows", _ADDRESS),
+        ("rows_per_block", _SIZE),
+        ("block_size", _SIZE),
+        ("head_dim", _SIZE),
+        ("query_heads", _SIZE),
+        ("kv_heads", _SIZE),
+        ("element_size", _SIZE),
+    )
+
+
 class KernelLibrary:
-    """The functions, with their types.
+    """The functions, with their types; what they take and do is written beside them in C++.
 
     Attributes:
         digest: of the sources; where it is the same, the same bits are computed.
-        pack: fills the panels of a layer: layer, weight.
-        linear: applies a layer: layer, rows, number of rows, out.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.digest = sources_digest()
-        layer = ctypes.POINTER(LinearLayer)
+        layer, heads, slots = map(ctypes.POINTER, (LinearLayer, Heads, Slots))
         self.pack = _function(library, "twinflow_pack", layer, _ADDRESS)
         self.linear = _function(library, "twinflow_linear", layer, _ADDRESS, _SIZE, _ADDRESS)
+        self.rotate = _function(library, "twinflow_rotate", heads)
+        self.store = _function(library, "twinflow_store", slots, _ADDRESS, _ADDRESS)
+        self.gated_silu = _function(
+            library, "twinflow_gated_silu", _ADDRESS, _ADDRESS, _SIZE, _SIZE
+        )
+        rows = (_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS)
+        self.add_norm = _function(library, "twinflow_add_norm", *rows, _SIZE, _SIZE, ctypes.c_float)
+        step, shape = ctypes.POINTER(AttentionStep), ctypes.POINTER(AttentionShape)
+        attended = (_ADDRESS, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS)
+        self.attend = _function(library, "twinflow_attend", step, shape, *attended)
 
     @classmethod
     def open(cls) -> "KernelLibrary":

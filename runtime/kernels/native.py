@@ -1,10 +1,19 @@
-"""The operations in C++ kernels, for CPUs with AVX2 or AVX-512."""
+"""The operations in C++ kernels, for CPUs with AVX2 or AVX-512.
+
+Hidden states in bfloat16 are left to torch, but for linear layers and attention, which compute in
+float32 whatever comes in.
+"""
 
 import torch
+from torch import Tensor
 
-from twinflow.runtime.kernels.base import Kernels
-from twinflow.runtime.kernels.library import KernelLibrary
+from twinflow.runtime.attention.base import HeadKernel
+from twinflow.runtime.kernels.base import HeadRotation, Kernels
+from twinflow.runtime.kernels.library import Heads, KernelLibrary
+from twinflow.runtime.kernels.native_attention import NativeAttention
 from twinflow.runtime.kernels.native_linear import NativeForm, panel_bytes
+from twinflow.runtime.kernels.plain import TorchKernels
+from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.models.linear import LinearFactory
 
 
@@ -17,6 +26,7 @@ class NativeKernels(Kernels):
 
     def __init__(self, library: KernelLibrary) -> None:
         self._library = library
+        self._plain = TorchKernels()
 
     @property
     def identity(self) -> str:
@@ -26,6 +36,49 @@ class NativeKernels(Kernels):
     def linears(self) -> LinearFactory:
         """See the base class."""
         return LinearFactory([NativeForm(self._library)])
+
+    def head_attention(self, cache: KVCache, num_heads: int) -> HeadKernel:
+        """See the base class."""
+        return NativeAttention(cache, num_heads, self._library)
+
+    def add_norm(self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        """See the base class."""
+        if hidden.dtype is not torch.float32:
+            return self._plain.add_norm(hidden, delta, weight, eps)
+        out = torch.empty_like(hidden)
+        rows = (hidden.data_ptr(), None if delta is None else delta.data_ptr())
+        self._library.add_norm(*rows, weight.data_ptr(), out.data_ptr(), *hidden.shape, eps)
+        return out
+
+    def gated_silu(self, gate_up: Tensor) -> Tensor:
+        """See the base class."""
+        if gate_up.dtype is not torch.float32:
+            return self._plain.gated_silu(gate_up)
+        count, width = len(gate_up), gate_up.shape[1] // 2
+        out = gate_up.new_empty(count, width)
+        self._library.gated_silu(gate_up.data_ptr(), out.data_ptr(), count, width)
+        return out
+
+    def rotate_heads(self, heads: Tensor, rotation: HeadRotation) -> Tensor:
+        """See the base class; queries are made in place too."""
+        if heads.dtype is not torch.float32:
+            return self._plain.rotate_heads(heads, rotation)
+        count, num_heads, head_dim = heads.shape
+        query_heads = num_heads - 2 * rotation.kv_heads
+        self._library.rotate(
+            Heads(
+                rows=heads.data_ptr(),
+                num_rows=count,
+                query_heads=query_heads,
+                kv_heads=rotation.kv_heads,
+                head_dim=head_dim,
+                table=rotation.cos.data_ptr(),  # the sines are behind them
+                norm=None if rotation.norm is None else rotation.norm.data_ptr(),
+                eps=rotation.eps,
+                query_factor=rotation.query_factor,
+            )
+        )
+        return heads[:, :query_heads]
 
     def loads_bfloat16(self, dtype: torch.dtype) -> bool:
         """Weights are widened in registers."""

@@ -36,7 +36,6 @@ from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.dense import DenseMLP
 from twinflow.runtime.models.expert_traffic import ExpertTraffic
 from twinflow.runtime.models.experts import ExpertMLP
-from twinflow.runtime.models.functions import rms_norm
 from twinflow.runtime.models.heads import HeadAttention
 from twinflow.runtime.models.latent import LatentAttention
 from twinflow.runtime.models.rope import RotaryTable
@@ -212,12 +211,18 @@ class _DecoderPass(ForwardPass):
 
     def run_layers(self, first: int, end: int) -> None:
         hidden, eps = self._hidden, self._model.config.rms_norm_eps
-        num_rows = self._step.batch.num_rows
+        num_rows, kernels = self._step.batch.num_rows, self._model.placement.kernels
+        delta: Tensor | None = None  # of the block before, added with the norm of the next one
         for layer in self._model.layers[first:end]:
-            hidden += layer.attention(rms_norm(hidden, layer.attention_norm, eps), self._step)
-            hidden += layer.mlp(rms_norm(hidden, layer.mlp_norm, eps), num_rows)
+            normed = kernels.add_norm(hidden, delta, layer.attention_norm, eps)
+            delta = layer.attention(normed, self._step)
+            normed = kernels.add_norm(hidden, delta, layer.mlp_norm, eps)
+            delta = layer.mlp(normed, num_rows)
+        if delta is not None:
+            hidden += delta
 
     def logits(self, rows: Tensor) -> Tensor:
         model = self._model
-        hidden = self._hidden.index_select(0, rows)
-        return model.head(rms_norm(hidden, model.final_norm, model.config.rms_norm_eps))
+        hidden, kernels = self._hidden.index_select(0, rows), model.placement.kernels
+        normed = kernels.add_norm(hidden, None, model.final_norm, model.config.rms_norm_eps)
+        return model.head(normed)

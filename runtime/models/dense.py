@@ -8,7 +8,6 @@ from torch import Tensor
 from twinflow.runtime.models.base import Placement
 from twinflow.runtime.models.blocks import LayerNames, LayerWeights, MLPBlock
 from twinflow.runtime.models.config import ModelConfig
-from twinflow.runtime.models.functions import gated_silu
 from twinflow.runtime.models.sharding import inner_cut
 from twinflow.runtime.models.weights import Parameter
 
@@ -18,6 +17,7 @@ class DenseMLP(MLPBlock):
 
     def __init__(self, config: ModelConfig, weights: LayerWeights) -> None:
         self._ranks = weights.placement.ranks
+        self._kernels = weights.placement.kernels
         self._gate_up = weights.linear("gate_up")
         self._down = weights.linear("down")
 
@@ -34,4 +34,5 @@ class DenseMLP(MLPBlock):
 
     def __call__(self, rows: Tensor, num_rows: int) -> Tensor:
         """See the base class."""
-        return self._ranks.all_reduce(self._down(gated_silu(self._gate_up(rows))))
+        inner = self._kernels.gated_silu(self._gate_up(rows))
+        return self._ranks.all_reduce(self._down(inner))

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from twinflow.runtime.attention.base import HeadKernel
+from twinflow.runtime.kernels.base import HeadRotation
 from twinflow.runtime.models.base import Placement
 from twinflow.runtime.models.blocks import AttentionBlock, LayerNames, LayerWeights, Step
 from twinflow.runtime.models.config import ModelConfig
-from twinflow.runtime.models.functions import rms_norm
-from twinflow.runtime.models.rope import rotate
 from twinflow.runtime.models.sharding import HeadCut
 from twinflow.runtime.models.weights import Parameter
 
@@ -27,7 +26,8 @@ class HeadAttention(AttentionBlock):
         self._ranks = weights.placement.ranks
         cut = HeadCut.of(config.num_heads, config.num_kv_heads, self._ranks)
         self.num_heads = cut.queries.size
-        self._rotary_heads = cut.queries.size + cut.keys.size
+        self._kv_heads = cut.keys.size
+        self._kernels = weights.placement.kernels
         self._head_dim = config.head_dim
         self._eps = config.rms_norm_eps
         self._query_key_value = weights.linear("query_key_value")
@@ -52,14 +52,12 @@ class HeadAttention(AttentionBlock):
     def __call__(self, rows: Tensor, step: Step) -> Tensor:
         """See the base class."""
         heads = self._query_key_value(rows).view(len(rows), -1, self._head_dim)
-        query_key = heads[:, : self._rotary_heads]
-        if self._head_norm is not None:
-            query_key = rms_norm(query_key, self._head_norm, self._eps)
-        rotated = rotate(query_key, step.cos, step.sin)
-        heads[:, self.num_heads : self._rotary_heads] = rotated[:, self.num_heads :]
+        rotation = HeadRotation(
+            step.cos, step.sin, self._kv_heads, self._head_norm, self._eps, self._head_dim**-0.5
+        )
+        queries = self._kernels.rotate_heads(heads, rotation)
         attention = HeadKernel.of(step.attention)
         attention.write(self._layer, heads[:, self.num_heads :])
-        queries = rotated[:, : self.num_heads] * self._head_dim**-0.5
         attended = attention.attend(self._layer, queries).view(len(rows), -1)
         return self._ranks.all_reduce(self._output(attended.to(rows.dtype)))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.kernels import kernels_named
 from tests.support.runners import FedSequence, feed, make_model, make_runner, random_tokens
 from tests.support.tiny_models import (
     ARCHITECTURES,
@@ -59,9 +60,14 @@ def reference_logits(model: Any, token_ids: list[int]) -> Tensor:
     return logits
 
 
-def fed(config: ModelConfig, sizes: list[int], dtype: torch.dtype = torch.float32) -> FedSequence:
+def fed(
+    config: ModelConfig,
+    sizes: list[int],
+    dtype: torch.dtype = torch.float32,
+    kernels: str = "torch",
+) -> FedSequence:
     """A random sequence after it was computed in chunks of these sizes."""
-    runner = make_runner(make_model(config, dtype))
+    runner = make_runner(make_model(config, dtype, kernels=kernels_named(kernels)))
     tokens = random_tokens(sum(sizes), config.vocab_size, seed=7)
     sequence = FedSequence(tokens, list(range(3, 4 + len(tokens) // 16)))
     for size in sizes:
@@ -69,12 +75,14 @@ def fed(config: ModelConfig, sizes: list[int], dtype: torch.dtype = torch.float3
     return sequence
 
 
+@pytest.mark.parametrize("kernels", ["torch", "native"])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_logits_agree(config: ModelConfig) -> None:
-    sequence = fed(config, [1, 1, 62, 37, 1, 9, 1, 1])
+def test_logits_agree(config: ModelConfig, kernels: str) -> None:
+    sequence = fed(config, [1, 1, 62, 37, 1, 9, 1, 1], kernels=kernels)
     expected = reference_logits(reference(config), list(sequence.token_ids))
+    tolerance = 1e-5 * float(expected.abs().max())
     for position, row in sequence.logits.items():
-        torch.testing.assert_close(row, expected[position], atol=1e-4, rtol=0.0)
+        torch.testing.assert_close(row, expected[position], atol=tolerance, rtol=0.0)
     assert expected.std() > 0.3, "a flat model would agree with anything"
 
 

@@ -1,16 +1,22 @@
-"""Tiled attention against plain softmax in float64, and against itself in other company."""
+"""Attention over heads against plain softmax in float64, and against itself in other company."""
 
 import random
 
 import pytest
 import torch
+from tests.support.kernels import native_library
 from torch import Tensor
 
 from twinflow.parallel.kv_layout import KVLayout
 from twinflow.protos.errors import ConfigError
-from twinflow.runtime.attention.registry import create_attention, register_attention
+from twinflow.runtime.attention.registry import (
+    AttentionBuilder,
+    create_attention,
+    register_attention,
+)
 from twinflow.runtime.attention.rows import FlatRows
 from twinflow.runtime.attention.tiled import TiledAttention
+from twinflow.runtime.kernels.native_attention import NativeAttention
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.model_runner import SequenceRows
 
@@ -21,7 +27,12 @@ class Bench:
     """A cache filled at random, and one sequence of some length after another in it."""
 
     def __init__(
-        self, lengths: list[int], num_heads: int, layout: KVLayout, scale: float = 1.0
+        self,
+        lengths: list[int],
+        num_heads: int,
+        layout: KVLayout,
+        build: AttentionBuilder,
+        scale: float = 1.0,
     ) -> None:
         generator = torch.Generator().manual_seed(1)
         tables, free = [], 1
@@ -37,7 +48,7 @@ class Bench:
         self.cache.data[0] = float("nan")  # nobody may read the null block
         dim = layout.parts[0].width
         self.queries = [torch.randn(n, num_heads, dim, generator=generator) for n in lengths]
-        self.attention = create_attention("tiled", self.cache, num_heads)
+        self.attention = build(self.cache, num_heads)
 
     def attend(self, parts: list[tuple[int, int, int]], layer: int) -> list[Tensor]:
         """Attention of (sequence, first position, number of rows), all in one step."""
@@ -84,6 +95,15 @@ def layout(**changes: int | str) -> KVLayout:
     return KVLayout.of_heads(**{**fields, **changes})  # type: ignore[arg-type]
 
 
+@pytest.fixture(params=["tiled", "native"])
+def build(request: pytest.FixtureRequest) -> AttentionBuilder:
+    """Makes a kernel for a cache and a number of query heads."""
+    if request.param == "tiled":
+        return TiledAttention
+    library = native_library()
+    return lambda cache, num_heads: NativeAttention(cache, num_heads, library)
+
+
 @pytest.mark.parametrize(
     ("num_heads", "changes"),
     [
@@ -97,9 +117,11 @@ def layout(**changes: int | str) -> KVLayout:
         (4, {"parts": 2}),
     ],
 )
-def test_equals_softmax_attention(num_heads: int, changes: dict[str, int | str]) -> None:
+def test_equals_softmax_attention(
+    num_heads: int, changes: dict[str, int | str], build: AttentionBuilder
+) -> None:
     lengths = [1, 5, 128, 129, 300]
-    bench = Bench(lengths, num_heads, layout(**changes))
+    bench = Bench(lengths, num_heads, layout(**changes), build)
     for layer in range(2):
         found = bench.attend([(s, 0, length) for s, length in enumerate(lengths)], layer)
         for sequence, rows in enumerate(found):
@@ -107,20 +129,20 @@ def test_equals_softmax_attention(num_heads: int, changes: dict[str, int | str])
             torch.testing.assert_close(rows.double(), expected, atol=3e-5, rtol=1e-5)
 
 
-def test_equals_softmax_attention_over_several_spans() -> None:
-    bench = Bench([2500], 4, layout())
+def test_equals_softmax_attention_over_several_spans(build: AttentionBuilder) -> None:
+    bench = Bench([2500], 4, layout(), build)
     (found,) = bench.attend([(0, 0, 2500)], layer=1)
     torch.testing.assert_close(found.double(), bench.expected(0, 1), atol=3e-5, rtol=1e-5)
 
 
-def test_large_scores_neither_overflow_nor_leak_hidden_keys() -> None:
-    bench = Bench([200], 4, layout(), scale=40.0)
+def test_large_scores_neither_overflow_nor_leak_hidden_keys(build: AttentionBuilder) -> None:
+    bench = Bench([200], 4, layout(), build, scale=40.0)
     (found,) = bench.attend([(0, 0, 200)], layer=0)
     torch.testing.assert_close(found.double(), bench.expected(0, 0), atol=1e-2, rtol=1e-3)
 
 
-def test_bfloat16_cache_is_attended_to_in_float32() -> None:
-    bench = Bench([150, 20], 4, layout(dtype="bfloat16"))
+def test_bfloat16_cache_is_attended_to_in_float32(build: AttentionBuilder) -> None:
+    bench = Bench([150, 20], 4, layout(dtype="bfloat16"), build)
     for sequence, rows in enumerate(bench.attend([(0, 0, 150), (1, 0, 20)], layer=1)):
         assert rows.dtype is torch.float32
         expected = bench.expected(sequence, 1)
@@ -128,11 +150,11 @@ def test_bfloat16_cache_is_attended_to_in_float32() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_row_is_bit_identical_in_any_company(seed: int) -> None:
+def test_a_row_is_bit_identical_in_any_company(seed: int, build: AttentionBuilder) -> None:
     source = random.Random(seed)
     lengths = [source.randrange(1, 1400), source.randrange(1, 300), source.randrange(1, 40)]
     num_heads, kv_heads = source.choice([(4, 2), (6, 2), (9, 3), (3, 3), (7, 1)])
-    bench = Bench(lengths, num_heads, layout(kv_heads=kv_heads))
+    bench = Bench(lengths, num_heads, layout(kv_heads=kv_heads), build)
     if not bench.attention.batch_invariant:
         pytest.skip("the batched matrix product of this machine is not batch invariant")
     alone = [bench.attend([(s, 0, length)], 1)[0] for s, length in enumerate(lengths)]
@@ -146,11 +168,11 @@ def test_a_row_is_bit_identical_in_any_company(seed: int) -> None:
             assert torch.equal(rows, alone[sequence][start : start + count])
 
 
-def test_parts_change_no_bits() -> None:
+def test_parts_change_no_bits(build: AttentionBuilder) -> None:
     """Where heads lie in memory is nobody else's business."""
     results = []
     for parts in (1, 2, 4):
-        bench = Bench([300, 20], 8, layout(kv_heads=4, parts=parts))
+        bench = Bench([300, 20], 8, layout(kv_heads=4, parts=parts), build)
         generator = torch.Generator().manual_seed(5)
         for table, length in zip(bench.tables, (300, 20), strict=True):
             group = SequenceRows([0] * length, 0, table, samples=False)
@@ -161,8 +183,8 @@ def test_parts_change_no_bits() -> None:
     assert torch.equal(results[0], results[2])
 
 
-def test_padding_rows_come_out_as_zeros() -> None:
-    bench = Bench([3], 4, layout())
+def test_padding_rows_come_out_as_zeros(build: AttentionBuilder) -> None:
+    bench = Bench([3], 4, layout(), build)
     group = SequenceRows([0] * 3, 0, bench.tables[0], samples=False)
     bench.attention.prepare(FlatRows.build([group], 16))
     queries = torch.cat((bench.queries[0], torch.full((5, 4, 16), float("nan"))))
@@ -171,14 +193,14 @@ def test_padding_rows_come_out_as_zeros() -> None:
     assert found[:3].isfinite().all()
 
 
-def test_heads_must_divide() -> None:
+def test_heads_must_divide(build: AttentionBuilder) -> None:
     with pytest.raises(ValueError, match="5 query heads cannot share 2 KV heads"):
-        Bench([1], 5, layout())
+        Bench([1], 5, layout(), build)
 
 
-def test_writing_needs_rows() -> None:
+def test_writing_needs_rows(build: AttentionBuilder) -> None:
     with pytest.raises(RuntimeError, match="before prepare"):
-        Bench([1], 4, layout()).attention.write(0, torch.zeros(1, 4, 16))
+        Bench([1], 4, layout(), build).attention.write(0, torch.zeros(1, 4, 16))
 
 
 def test_registry_refuses_duplicates_and_unknown_names() -> None:

@@ -1,0 +1,123 @@
+"""Attention over key/value heads in C++; `cpp/attention.cpp` computes it.
+
+Rows of a sequence are cut into items of a few rows, each with one KV head and all query heads that
+share it; threads take items one after another. What is made once per step is made here.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinflow.parallel.latent.block_share import IntArray
+from twinflow.runtime.attention.base import HeadKernel
+from twinflow.runtime.attention.rows import FlatRows
+from twinflow.runtime.attention.workspace import Workspace
+from twinflow.runtime.kernels.library import AttentionShape, AttentionStep, KernelLibrary, Slots
+from twinflow.runtime.kv.cache import KVCache
+
+# Rows for which keys and values are brought to the processor once.
+_ITEM_ROWS = 16
+
+
+class NativeAttention(HeadKernel):
+    """See the module.
+
+    Args:
+        cache: where keys and values live.
+        num_heads: query heads.
+        library: the compiled kernels.
+    """
+
+    def __init__(self, cache: KVCache, num_heads: int, library: KernelLibrary) -> None:
+        super().__init__(cache, num_heads)
+        planes = self._planes
+        self._library = library
+        self._workspace = Workspace(cache.data.device)
+        self._head_rows = planes.head_rows.astype(np.int64)
+        self._shape = AttentionShape(
+            head_rows=self._head_rows.ctypes.data,
+            rows_per_block=planes.head_rows_per_block,
+            block_size=cache.layout.block_size,
+            head_dim=planes.head_dim,
+            query_heads=num_heads,
+            kv_heads=planes.kv_heads,
+            element_size=cache.data.itemsize,
+        )
+        self._step: _Step | None = None
+
+    @property
+    def batch_invariant(self) -> bool:
+        """By construction: what a row's result is made of does not depend on other rows."""
+        return True
+
+    def write(self, layer: int, keys_values: Tensor) -> None:
+        """See the base class."""
+        index = self._prepared(self._slot_index)
+        if keys_values.dtype is not torch.float32:
+            super().write(layer, keys_values)
+            return
+        slots = Slots(
+            rows=index.data_ptr(),
+            num_rows=self._num_rows,
+            row_stride=keys_values.stride(0),
+            stored_heads=keys_values.shape[1],
+            head_dim=self._planes.head_dim,
+            element_size=self.cache.data.itemsize,
+        )
+        plane = self._planes.keys(layer)
+        self._library.store(slots, keys_values.data_ptr(), plane.data_ptr())
+
+    def attend(self, layer: int, queries: Tensor) -> Tensor:
+        """See the base class; the queries of a row are contiguous, rows need not be."""
+        step = self._prepared(self._step)
+        out = self._workspace.take("out", queries.shape)
+        out[self._num_rows :].zero_()
+        planes = self._planes
+        self._library.attend(
+            step.struct,
+            self._shape,
+            planes.keys(layer).data_ptr(),
+            planes.values(layer).data_ptr(),
+            queries.data_ptr(),
+            queries.stride(0),
+            out.data_ptr(),
+        )
+        return out
+
+    def _plan(self, rows: FlatRows) -> None:
+        self._step = _Step.of(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The rows of a step as the kernel sees them.
+
+    Attributes:
+        struct: with addresses of the arrays.
+        arrays: what it points to.
+    """
+
+    struct: AttentionStep
+    arrays: tuple[IntArray, ...]
+
+    @classmethod
+    def of(cls, rows: FlatRows) -> "_Step":
+        """Cut the rows of each sequence into items."""
+        per_sequence = -(-rows.counts // _ITEM_ROWS)
+        sequences = np.repeat(np.arange(len(per_sequence)), per_sequence)
+        before = np.cumsum(per_sequence) - per_sequence
+        first_rows = (np.arange(len(sequences)) - before[sequences]) * _ITEM_ROWS
+        arrays = (
+            rows.starts,
+            rows.counts,
+            rows.first_rows,
+            rows.blocks,
+            rows.first_blocks,
+            sequences,
+            first_rows,
+        )
+        whole = tuple(np.ascontiguousarray(array, dtype=np.int64) for array in arrays)
+        addresses = (array.ctypes.data for array in whole)
+        return cls(AttentionStep(*addresses, len(sequences), _ITEM_ROWS), whole)
