@@ -54,8 +54,8 @@ class NativeKernels(Kernels):
         """See the base class."""
         if gate_up.dtype is not torch.float32:
             return self._plain.gated_silu(gate_up)
-        count, width = len(gate_up), gate_up.shape[1] // 2
-        out = gate_up.new_empty(count, width)
+        count, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = torch.empty((count, width))
         self._library.gated_silu(gate_up.data_ptr(), out.data_ptr(), count, width)
         return out
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from twinflow.parallel.latent.block_share import IntArray
 from twinflow.runtime.attention.base import HeadKernel
 from twinflow.runtime.attention.rows import FlatRows
-from twinflow.runtime.attention.workspace import Workspace
 from twinflow.runtime.kernels.library import AttentionShape, AttentionStep, KernelLibrary, Slots
 from twinflow.runtime.kv.cache import KVCache
 
@@ -34,7 +33,6 @@ class NativeAttention(HeadKernel):
         super().__init__(cache, num_heads)
         planes = self._planes
         self._library = library
-        self._workspace = Workspace(cache.data.device)
         self._head_rows = planes.head_rows.astype(np.int64)
         self._shape = AttentionShape(
             head_rows=self._head_rows.ctypes.data,
@@ -45,6 +43,14 @@ class NativeAttention(HeadKernel):
             kv_heads=planes.kv_heads,
             element_size=cache.data.itemsize,
         )
+        self._slots = Slots(
+            stored_heads=2 * planes.kv_heads,
+            head_dim=planes.head_dim,
+            element_size=cache.data.itemsize,
+        )
+        layers = range(cache.layout.num_layers)
+        self._key_planes = [planes.keys(layer).data_ptr() for layer in layers]
+        self._value_planes = [planes.values(layer).data_ptr() for layer in layers]
         self._step: _Step | None = None
 
     @property
@@ -58,28 +64,23 @@ class NativeAttention(HeadKernel):
         if keys_values.dtype is not torch.float32:
             super().write(layer, keys_values)
             return
-        slots = Slots(
-            rows=index.data_ptr(),
-            num_rows=self._num_rows,
-            row_stride=keys_values.stride(0),
-            stored_heads=keys_values.shape[1],
-            head_dim=self._planes.head_dim,
-            element_size=self.cache.data.itemsize,
-        )
-        plane = self._planes.keys(layer)
-        self._library.store(slots, keys_values.data_ptr(), plane.data_ptr())
+        slots = self._slots
+        slots.rows = index.data_ptr()
+        slots.num_rows = self._num_rows
+        slots.row_stride = keys_values.stride(0)
+        self._library.store(slots, keys_values.data_ptr(), self._key_planes[layer])
 
     def attend(self, layer: int, queries: Tensor) -> Tensor:
         """See the base class; the queries of a row are contiguous, rows need not be."""
         step = self._prepared(self._step)
-        out = self._workspace.take("out", queries.shape)
-        out[self._num_rows :].zero_()
-        planes = self._planes
+        out = torch.empty(queries.shape)
+        if queries.shape[0] > self._num_rows:
+            out[self._num_rows :].zero_()
         self._library.attend(
             step.struct,
             self._shape,
-            planes.keys(layer).data_ptr(),
-            planes.values(layer).data_ptr(),
+            self._key_planes[layer],
+            self._value_planes[layer],
             queries.data_ptr(),
             queries.stride(0),
             out.data_ptr(),

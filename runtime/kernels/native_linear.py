@@ -103,7 +103,9 @@ class NativeLinear(Linear):
 
     def __call__(self, rows: Tensor) -> Tensor:
         """See the base class."""
-        wide = rows.float()
-        out = wide.new_empty(len(rows), self.out_features)
-        self._compute(self._layer, wide.data_ptr(), len(rows), out.data_ptr())
-        return out.to(rows.dtype)
+        if rows.dtype is not torch.float32:
+            return self(rows.float()).to(rows.dtype)
+        count = rows.shape[0]
+        out = torch.empty((count, self.out_features))
+        self._compute(self._layer, rows.data_ptr(), count, out.data_ptr())
+        return out

@@ -51,14 +51,15 @@ class HeadAttention(AttentionBlock):
 
     def __call__(self, rows: Tensor, step: Step) -> Tensor:
         """See the base class."""
-        heads = self._query_key_value(rows).view(len(rows), -1, self._head_dim)
+        count = rows.shape[0]
+        heads = self._query_key_value(rows).view(count, -1, self._head_dim)
         rotation = HeadRotation(
             step.cos, step.sin, self._kv_heads, self._head_norm, self._eps, self._head_dim**-0.5
         )
         queries = self._kernels.rotate_heads(heads, rotation)
         attention = HeadKernel.of(step.attention)
         attention.write(self._layer, heads[:, self.num_heads :])
-        attended = attention.attend(self._layer, queries).view(len(rows), -1)
+        attended = attention.attend(self._layer, queries).view(count, -1)
         return self._ranks.all_reduce(self._output(attended.to(rows.dtype)))
 
 
