@@ -93,10 +93,12 @@ def test_rotation(heads: int, kv_heads: int, dim: int, norm: bool) -> None:
 def test_a_row_is_the_same_bits_in_any_company() -> None:
     kernels = NativeKernels(native_library())
     hidden, weight = random(300, 576), random(576)
-    for run in (
-        lambda rows: kernels.add_norm(rows.clone(), rows * 2, weight, 1e-5),
-        lambda rows: kernels.gated_silu(rows),
-    ):
+
+    def norm(rows: Tensor) -> Tensor:
+        return kernels.add_norm(rows.clone(), rows * 2, weight, 1e-5)
+
+    runs: tuple[Callable[[Tensor], Tensor], ...] = (norm, kernels.gated_silu)
+    for run in runs:
         whole = run(hidden)
         for first, count in ((0, 1), (7, 1), (299, 1), (10, 64), (100, 150)):
             assert torch.equal(run(hidden[first : first + count]), whole[first : first + count])
