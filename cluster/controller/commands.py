@@ -193,4 +193,3 @@ def describe(command: Command) -> str:
             return f"{worker_id} {'is replaced' if again else 'leaves'} (drain: {drain})"
         case RestartAll(drain):
             return f"every worker is replaced (drain: {drain})"
-

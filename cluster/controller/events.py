@@ -120,7 +120,9 @@ class Asked:
     """An operator has asked for a change: what failed before may be tried again."""
 
 
-OfLife: TypeAlias = Progressed | Ready | Flipped | DrainBegun | Released | StopOrdered | Died | Ended
+OfLife: TypeAlias = (
+    Progressed | Ready | Flipped | DrainBegun | Released | StopOrdered | Died | Ended
+)
 Event: TypeAlias = Ticked | Asked | Started | StartRefused | OfLife
 
 

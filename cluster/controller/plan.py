@@ -216,9 +216,7 @@ def _let_go(state: ClusterState, desired: Desired) -> Drain | Stop | None:
     return None
 
 
-def _too_many(
-    state: ClusterState, desired: Desired, workers: Iterable[Worker]
-) -> list[Worker]:
+def _too_many(state: ClusterState, desired: Desired, workers: Iterable[Worker]) -> list[Worker]:
     """Those of `workers` that are in a pool which has too many; the youngest first."""
     found = [
         worker

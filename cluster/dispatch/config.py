@@ -14,13 +14,15 @@ class DispatchConfig:
         reconnect_s: pause between two attempts to open a session.
         gone_after_s: a worker that has been away for so long counts as gone for good: nothing is
             reported of it until it is back.
+        rejoin_s: a sequence that finds no worker at all waits so long for one to come (back).
         probe_timeout_s: a probe's tokens come within this time.
         probe_fresh_s: an answer to whether requests are served holds for so long.
     """
 
-    silence_limit_s: float = 5.0
+    silence_limit_s: float = 3.2
     describe_timeout_s: float = 5.0
     reconnect_s: float = 0.5
     gone_after_s: float = 60.0
+    rejoin_s: float = 0.0
     probe_timeout_s: float = 4.0
     probe_fresh_s: float = 1.0

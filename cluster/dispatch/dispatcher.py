@@ -1,4 +1,4 @@
-"""Runs sequences on the workers: route, submit, stream, and once more if a worker is lost.
+"""Runs sequences on the workers: route, submit, stream, and again if a worker leaves or is lost.
 
 The gateway knows every token it has delivered, so a sequence that loses its worker goes on
 elsewhere behind its last token. Sampling noise depends on seed and position only: the client
@@ -9,25 +9,32 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 
 from twinflow.cluster.dispatch.admission import AdmissionLimits, AdmissionQueue
 from twinflow.cluster.dispatch.config import DispatchConfig
+from twinflow.cluster.dispatch.history import History, Story
 from twinflow.cluster.dispatch.probe import Prober
+from twinflow.cluster.dispatch.roster import Duty, Roster
 from twinflow.cluster.dispatch.submission import build_submission
-from twinflow.cluster.dispatch.worker_client import WorkerAddress, WorkerClient
+from twinflow.cluster.dispatch.worker_client import WorkerClient
 from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo, Readiness
 from twinflow.cluster.router.policy import RoutingPolicy
 from twinflow.cluster.router.prefix_index import PrefixIndex, PromptNames
-from twinflow.cluster.router.snapshot import Route, RouteRequest, WorkerView
-from twinflow.protos.errors import DeadlineExceeded, Unavailable, WorkerLost
+from twinflow.cluster.router.snapshot import Route, RouteRequest
+from twinflow.protos.errors import DeadlineExceeded, TwinflowError, Unavailable, WorkerLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.runtime.outputs import TokenDelta
 
-MAX_ATTEMPTS = 2
+# A sequence that has lost so many workers may be what kills them.
+MAX_LOSSES = 2
+# Workers that leave or refuse are nobody's fault, but nothing may go on for ever.
+MAX_MOVES = 32
 _DRAIN_POLL_S = 0.05
+_REJOIN_POLL_S = 0.05
 
 
 class WorkerListener(Protocol):
@@ -45,6 +52,33 @@ class WorkerListener(Protocol):
         """A worker has been away for so long that it may not come back; unless it reports."""
         ...
 
+    def remove_worker(self, worker_id: str) -> None:
+        """A worker is no longer one of the deployment's."""
+        ...
+
+
+@dataclass(slots=True)
+class _Journey:
+    """A sequence on its way through the workers.
+
+    Attributes:
+        spec: the sequence.
+        deadline: when it has to be over.
+        story: what is told of it.
+        emitted: tokens delivered so far.
+        avoid: lives of workers that it must not be sent to again.
+        attempts: submissions so far.
+        losses: of them, those whose worker was lost.
+    """
+
+    spec: GenerationSpec
+    deadline: float
+    story: Story
+    emitted: list[int] = field(default_factory=list)
+    avoid: set[tuple[str, int]] = field(default_factory=set)
+    attempts: int = 0
+    losses: int = 0
+
 
 class Dispatcher:
     """The `Backend` over a set of workers.
@@ -52,7 +86,7 @@ class Dispatcher:
     Args:
         model: what is served.
         eos_token_ids: end-of-sequence tokens of the model.
-        workers: all workers of the deployment.
+        duties: the workers to begin with; `follow` changes them.
         token: the deployment's secret.
         limits: of the admission queue.
         listener: hears every worker's load reports, and which workers are gone.
@@ -64,7 +98,7 @@ class Dispatcher:
         self,
         model: ModelInfo,
         eos_token_ids: tuple[int, ...],
-        workers: Sequence[WorkerAddress],
+        duties: Sequence[Duty],
         token: str,
         *,
         limits: AdmissionLimits,
@@ -80,17 +114,17 @@ class Dispatcher:
         self._index = PrefixIndex(model.block_size)
         self._queue = AdmissionQueue(limits)
         self._listener = listener
-        self._workers = {
-            where.worker_id: WorkerClient(
-                where,
-                token,
-                on_stats=listener.observe_worker,
-                on_change=self._worker_changed,
-                config=config,
-            )
-            for where in workers
-        }
-        self._prober = Prober(self._workers, eos_token_ids, config, clock)
+        self._config = config
+        self._duties = duties
+        self._roster = Roster(
+            token,
+            config,
+            on_stats=listener.observe_worker,
+            on_change=self._worker_changed,
+            on_removed=self._worker_removed,
+        )
+        self._history = History(clock)
+        self._prober = Prober(self._roster, eos_token_ids, config, clock)
         self._draining = False
         self._admitted: dict[str, PromptNames] = {}
 
@@ -112,16 +146,36 @@ class Dispatcher:
     @property
     def available(self) -> tuple[str, ...]:
         """Ids of the workers that sequences can be sent to now."""
-        return tuple(view.worker_id for view in self._views() if view.up and not view.draining)
+        views = self._roster.views()
+        return tuple(view.worker_id for view in views if view.up and not view.draining)
+
+    @property
+    def roster(self) -> Roster:
+        """The workers."""
+        return self._roster
+
+    @property
+    def history(self) -> History:
+        """What became of the latest sequences."""
+        return self._history
 
     def start(self) -> None:
         """Connect to the workers."""
-        for worker in self._workers.values():
-            worker.start()
+        self._roster.follow(self._duties)
+
+    def follow(self, duties: Sequence[Duty], missing: tuple[str, ...] = ()) -> None:
+        """Use these workers from now on, and no others.
+
+        Args:
+            duties: what each of them is used for.
+            missing: what there should be besides, in words; not ready while there is any.
+        """
+        self._roster.follow(duties)
+        self._roster.missing = missing
 
     async def close(self) -> None:
         """End all sessions."""
-        await asyncio.gather(*(worker.close() for worker in self._workers.values()))
+        await self._roster.close()
 
     async def drain(self, timeout_s: float) -> int:
         """Admit nothing more and wait for what was admitted; returns how many are left."""
@@ -153,56 +207,60 @@ class Dispatcher:
 
     async def generate(self, spec: GenerationSpec) -> AsyncGenerator[TokenDelta, None]:
         """See `Backend.generate`."""
-        deadline = self._clock() + spec.deadline_s
-        emitted: list[int] = []
-        excluded: set[str] = set()
+        story = self._history.begin(spec.request_id, len(spec.prompt_token_ids))
+        journey = _Journey(spec, self._clock() + spec.deadline_s, story)
         try:
-            for attempt in range(MAX_ATTEMPTS):
-                if self._clock() >= deadline:
-                    raise DeadlineExceeded("The request's deadline passed before it was served.")
-                route = self._route(spec, emitted, frozenset(excluded))
+            while True:
+                route = await self._find_route(journey)
+                self._history.attempt(story, route)
                 try:
-                    async with aclosing(
-                        self._attempt(spec, route, attempt, emitted, deadline)
-                    ) as deltas:
+                    async with aclosing(self._attempt(journey, route)) as deltas:
                         async for delta in deltas:
                             self._queue.leave(spec)
+                            self._history.deliver(story, delta)
                             yield delta
+                    self._history.leave(story, "finished")
                     return
                 except (WorkerLost, Unavailable) as error:
-                    if self._draining:
-                        raise Unavailable("The server is shutting down.") from error
-                    excluded.add(route.decode.worker_id)
-                    if attempt + 1 == MAX_ATTEMPTS:
-                        raise
-                    structlog.get_logger().warning(
-                        "sequence moves to another worker",
-                        request=spec.request_id,
-                        delivered=len(emitted),
-                        problem=str(error),
-                    )
+                    self._history.leave(story, str(error))
+                    self._go_on(journey, route, error)
+        except TwinflowError:
+            story.state = "failed"
+            raise
         finally:
+            self._history.close(story)
             self.release(spec)
 
-    async def _attempt(
-        self,
-        spec: GenerationSpec,
-        route: Route,
-        attempt: int,
-        emitted: list[int],
-        deadline: float,
-    ) -> AsyncGenerator[TokenDelta, None]:
-        """One submission; appends what it yields to `emitted`."""
+    def _go_on(self, journey: _Journey, route: Route, error: WorkerLost | Unavailable) -> None:
+        """Prepare for another attempt after `error`, or raise it."""
+        if self._draining:
+            raise Unavailable("The server is shutting down.") from error
+        journey.attempts += 1
+        journey.losses += isinstance(error, WorkerLost)
+        journey.avoid.add((route.decode.worker_id, route.decode.epoch))
+        if journey.losses >= MAX_LOSSES or journey.attempts >= MAX_MOVES:
+            raise error
+        structlog.get_logger().warning(
+            "sequence moves to another worker",
+            request=journey.spec.request_id,
+            delivered=len(journey.emitted),
+            problem=str(error),
+        )
+
+    async def _attempt(self, journey: _Journey, route: Route) -> AsyncGenerator[TokenDelta, None]:
+        """One submission; notes what it yields as emitted."""
+        spec, emitted = journey.spec, journey.emitted
         submission = build_submission(
             spec,
             self._eos,
             route=route,
-            attempt=attempt,
+            attempt=journey.attempts,
             emitted=emitted,
-            deadline_s=deadline - self._clock(),
+            deadline_s=journey.deadline - self._clock(),
         )
-        worker = self._workers[route.decode.worker_id]
-        prompt_worker = self._workers[(route.prefill or route.decode).worker_id]
+        workers = self._roster.clients
+        worker = workers[route.decode.worker_id]
+        prompt_worker = workers[(route.prefill or route.decode).worker_id]
         backlogs = (prompt_worker.computing, worker.promised)
         for backlog in backlogs:
             backlog.add(spec.request_id, len(spec.prompt_token_ids) + len(emitted))
@@ -217,25 +275,42 @@ class Dispatcher:
             for backlog in backlogs:
                 backlog.remove(spec.request_id)
 
-    def _route(
-        self, spec: GenerationSpec, emitted: Sequence[int], excluded: frozenset[str]
-    ) -> Route:
+    async def _find_route(self, journey: _Journey) -> Route:
+        """Where a sequence goes; if there is no worker at all, one may come in time.
+
+        Raises:
+            DeadlineExceeded: the sequence is late.
+            Unavailable: no worker has come.
+        """
+        patience = self._clock() + self._config.rejoin_s
+        while True:
+            if self._clock() >= journey.deadline:
+                raise DeadlineExceeded("The request's deadline passed before it was served.")
+            try:
+                return self._route(journey)
+            except Unavailable:
+                if self._draining or self._clock() >= patience:
+                    raise
+            await asyncio.sleep(_REJOIN_POLL_S)
+
+    def _route(self, journey: _Journey) -> Route:
+        spec, emitted = journey.spec, journey.emitted
         names = self._admitted[spec.request_id].names
+        views = self._roster.views()
         request = RouteRequest(
             num_tokens=len(spec.prompt_token_ids) + len(emitted),
             max_new_tokens=(spec.params.max_tokens or 0) - len(emitted),
             prefix_hits=self._index.hits(names),
-            excluded=excluded,
+            excluded=frozenset(
+                view.worker_id for view in views if (view.worker_id, view.epoch) in journey.avoid
+            ),
         )
-        route = self._policy.route(self._views(), request)
+        route = self._policy.route(views, request)
         # A decode worker keeps the blocks it is handed, and finds them again as well.
         self._index.record(names, route.decode.worker_id)
         if route.prefill is not None:
             self._index.record(names, route.prefill.worker_id)
         return route
-
-    def _views(self) -> list[WorkerView]:
-        return [worker.view() for worker in self._workers.values()]
 
     async def readiness(self) -> Readiness:
         """See `Backend.readiness`."""
@@ -245,7 +320,7 @@ class Dispatcher:
 
     def alive(self) -> bool:
         """See `Backend.alive`."""
-        return all(worker.running for worker in self._workers.values())
+        return all(worker.running for worker in self._roster.clients.values())
 
     def _worker_changed(self, worker: WorkerClient) -> None:
         if not worker.up:
@@ -254,13 +329,17 @@ class Dispatcher:
         if worker.gone:
             self._listener.forget_worker(worker.where.worker_id)
 
+    def _worker_removed(self, worker_id: str) -> None:
+        self._index.forget(worker_id)
+        self._listener.remove_worker(worker_id)
+
     def check_integrity(self) -> None:
         """Whatever is counted somewhere was admitted and is not over.
 
         Raises:
             AssertionError: a count or a worker is left with a sequence that is over.
         """
-        workers = self._workers.values()
+        workers = self._roster.clients.values()
         backlogs = [b for worker in workers for b in (worker.computing, worker.promised)]
         for backlog in (self._queue.waiting, *backlogs):
             backlog.check_integrity()

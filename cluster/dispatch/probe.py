@@ -7,12 +7,12 @@ within a short time. There is no background load: nothing is probed unless someb
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import aclosing
 
 from twinflow.cluster.dispatch.config import DispatchConfig
+from twinflow.cluster.dispatch.roster import Roster
 from twinflow.cluster.dispatch.submission import build_submission
-from twinflow.cluster.dispatch.worker_client import WorkerClient
 from twinflow.cluster.gateway.backend import GenerationSpec, Readiness
 from twinflow.cluster.router.snapshot import Route, WorkerView
 from twinflow.protos.errors import ServerError, TwinflowError
@@ -25,7 +25,7 @@ class Prober:
     """Answers whether requests would be served.
 
     Args:
-        workers: all workers, by id.
+        roster: the workers.
         eos_token_ids: of the model.
         config: time limits.
         clock: seconds, monotonic.
@@ -33,12 +33,12 @@ class Prober:
 
     def __init__(
         self,
-        workers: Mapping[str, WorkerClient],
+        roster: Roster,
         eos_token_ids: tuple[int, ...],
         config: DispatchConfig,
         clock: Callable[[], float],
     ) -> None:
-        self._workers = workers
+        self._roster = roster
         self._eos = eos_token_ids
         self._config = config
         self._clock = clock
@@ -55,16 +55,18 @@ class Prober:
             return self._latest
 
     async def _probe_all(self) -> Readiness:
-        views = [worker.view() for worker in self._workers.values()]
-        down = [worker for worker in self._workers.values() if not worker.up]
-        routes = probe_routes(views)
+        routes = probe_routes(self._roster.views())
+        down = [one for one in self._roster.clients.values() if not one.up and not one.leaving]
+        missing = (
+            *(f"{worker.where.worker_id}: {worker.problem}" for worker in down),
+            *self._roster.missing,
+        )
         if not routes:
-            reasons = "; ".join(f"{worker.where.worker_id}: {worker.problem}" for worker in down)
-            return Readiness(False, f"no worker is available ({reasons or 'none is configured'})")
+            reasons = "; ".join(missing) or "none is configured"
+            return Readiness(False, f"no worker is available ({reasons})")
         problems = await asyncio.gather(*(self._probe(route) for route in routes))
         names = [_name(route) for route in routes]
         pairs = tuple(f"{n}: {p or 'ok'}" for n, p in zip(names, problems, strict=True))
-        missing = tuple(f"{worker.where.worker_id}: {worker.problem}" for worker in down)
         failed = [pair for pair, problem in zip(pairs, problems, strict=True) if problem]
         faults = (*failed, *missing)
         return Readiness(
@@ -87,7 +89,7 @@ class Prober:
         submission.probe = True
         try:
             async with asyncio.timeout(timeout_s):
-                worker = self._workers[route.decode.worker_id]
+                worker = self._roster.clients[route.decode.worker_id]
                 num_tokens = 0
                 async with aclosing(worker.generate(submission)) as deltas:
                     async for delta in deltas:

@@ -36,10 +36,16 @@ class WorkerAddress:
     Attributes:
         worker_id: unique in the deployment.
         address: host and port of its gRPC server.
+        epoch: the life that is meant, which no other one may pass for; 0 takes any.
     """
 
     worker_id: str
     address: str
+    epoch: int = 0
+
+
+class Moved(Unavailable):
+    """A worker leaves, and its requests go on elsewhere."""
 
 
 class WorkerClient:
@@ -81,6 +87,8 @@ class WorkerClient:
         self._outgoing: asyncio.Queue[pb.AttachRequest] = asyncio.Queue()
         self._stats = pb.WorkerStats()
         self._num_messages = 0
+        self._role: Role | None = None
+        self._leaving = False
         self._up = False
         self._lost_at: float | None = None
         self._gone = False
@@ -113,8 +121,15 @@ class WorkerClient:
         return "" if self._up else self._problem
 
     @property
+    def leaving(self) -> bool:
+        """Whether it shall get no more requests."""
+        return self._leaving
+
+    @property
     def role(self) -> Role:
-        """The worker's role; `mixed` until it is known."""
+        """Which requests the worker gets; `mixed` until it is known."""
+        if self._role is not None:
+            return self._role
         role = self.description.role if self.description else pb.ROLE_MIXED
         return ROLE_NAMES.get(role, "mixed")
 
@@ -129,7 +144,7 @@ class WorkerClient:
             ranks=self._ranks,
             role=self.role,
             up=self._up,
-            draining=stats.draining,
+            draining=self._leaving or stats.draining,
             block_size=description.block_size or 1,
             free_blocks=stats.free_blocks,
             num_requests=stats.num_running + stats.num_waiting + stats.num_receiving,
@@ -142,6 +157,20 @@ class WorkerClient:
     def start(self) -> None:
         """Connect, and stay connected until `close`."""
         self._task = asyncio.create_task(self._run(), name=f"worker-{self.where.worker_id}")
+
+    def assign(self, role: Role | None, *, leaving: bool) -> None:
+        """Say what the worker is used for.
+
+        Args:
+            role: which requests it gets; None for those it was started for.
+            leaving: it gets none any more; those that it has go on.
+        """
+        self._role, self._leaving = role, leaving
+
+    def move_requests(self) -> None:
+        """End every live request with `Moved`, behind the tokens that have arrived."""
+        for stream in self._streams.values():
+            stream.put_nowait(Moved(f"worker {self.where.worker_id} is leaving"))
 
     async def close(self) -> None:
         """End the session; live requests fail with WorkerLost."""
@@ -156,6 +185,7 @@ class WorkerClient:
 
         Raises:
             WorkerLost: the session broke; what was yielded before remains true.
+            Moved: the worker leaves; likewise.
             TwinflowError: what the worker reports.
         """
         if not self._up:
@@ -174,7 +204,7 @@ class WorkerClient:
             while not finished:
                 item = await stream.get()
                 if isinstance(item, TwinflowError):
-                    finished = item is not late
+                    finished = item is not late and not isinstance(item, Moved)
                     raise item
                 finished = item.finish_reason is not None
                 yield item
@@ -226,6 +256,10 @@ class WorkerClient:
         if found.worker_id != self.where.worker_id:
             raise Unavailable(
                 f"{self.where.address} is worker {found.worker_id}, not {self.where.worker_id}"
+            )
+        if self.where.epoch and found.epoch != self.where.epoch:
+            raise Unavailable(
+                f"it is in its life {found.epoch}, and life {self.where.epoch} is wanted"
             )
         before = self.description or found
         if (found.model_fingerprint, found.kv_layout) != (

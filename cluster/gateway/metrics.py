@@ -142,6 +142,10 @@ class GatewayMetrics:
         """Stop reporting the counters of a worker that is gone; unknown ones are no error."""
         self._workers.forget(worker_id)
 
+    def remove_worker(self, worker_id: str) -> None:
+        """Stop reporting a worker that is none any more; unknown ones are no error."""
+        self._workers.remove(worker_id)
+
     def _counter(self, name: str, text: str) -> Counter:
         return self._counters(name, text).labels(self._model)
 

@@ -159,6 +159,10 @@ class WorkerCollector(Collector):
             self._workers[worker_id].up = False
             self._workers[worker_id].stats = None
 
+    def remove(self, worker_id: str) -> None:
+        """Report nothing of a worker any more; unknown ones are no error."""
+        self._workers.pop(worker_id, None)
+
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """One family per metric, one sample per worker, or per worker and layer or position."""
         workers = sorted(self._workers.items())

@@ -10,6 +10,7 @@ from tests.support.fake_worker import TOKEN, FakeWorker, running, until
 from twinflow.cluster.dispatch.admission import AdmissionLimits
 from twinflow.cluster.dispatch.config import DispatchConfig
 from twinflow.cluster.dispatch.dispatcher import Dispatcher
+from twinflow.cluster.dispatch.roster import Duty
 from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.runtime.outputs import TokenDelta
@@ -61,6 +62,10 @@ class Reports:
     def forget_worker(self, worker_id: str) -> None:
         self.workers.remove(worker_id)
 
+    def remove_worker(self, worker_id: str) -> None:
+        self.workers.discard(worker_id)
+        self.lost.discard(worker_id)
+
 
 def create_dispatcher(
     workers: Sequence[FakeWorker],
@@ -73,7 +78,7 @@ def create_dispatcher(
     return Dispatcher(
         MODEL,
         EOS,
-        [worker.where for worker in workers],
+        [Duty(worker.where) for worker in workers],
         TOKEN,
         limits=AdmissionLimits(**limits),
         listener=listener or Reports(),

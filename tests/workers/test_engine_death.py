@@ -25,6 +25,7 @@ from tests.support.workers import (
 
 from twinflow.cluster.dispatch.admission import AdmissionLimits
 from twinflow.cluster.dispatch.dispatcher import Dispatcher
+from twinflow.cluster.dispatch.roster import Duty
 from twinflow.cluster.dispatch.worker_client import WorkerAddress
 from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo
 from twinflow.protos.errors import WorkerLost
@@ -136,13 +137,13 @@ async def test_requests_of_a_dead_engine_go_on_elsewhere_without_a_gap(
         dispatcher = Dispatcher(
             info,
             (2,),
-            [WorkerAddress(w.config.worker_id, w.description.address) for w in workers],
+            [Duty(WorkerAddress(w.config.worker_id, w.description.address)) for w in workers],
             TOKEN,
             limits=AdmissionLimits(),
             listener=Reports(),
         )
         dispatcher.start()
-        await eventually(lambda: (v := dispatcher._workers) and all(w.up for w in v.values()), "up")
+        await eventually(lambda: len(dispatcher.available) == len(workers), "up")
         victim = workers[0]
 
         async def complete(number: int) -> list[int]:

@@ -5,11 +5,11 @@ import asyncio
 import pytest
 from tests.support.dispatchers import QUICK, dispatching
 from tests.support.engines import ManualClock
-from tests.support.fake_worker import FakeWorker, running, until
+from tests.support.fake_worker import TOKEN, FakeWorker, running, until
 
 from twinflow.cluster.dispatch.config import DispatchConfig
 from twinflow.cluster.dispatch.probe import Prober, probe_routes
-from twinflow.cluster.dispatch.worker_client import WorkerClient
+from twinflow.cluster.dispatch.roster import Duty, Roster
 from twinflow.cluster.router.snapshot import WorkerView
 from twinflow.protos.errors import HandoffError
 from twinflow.workers.role import Role
@@ -111,12 +111,17 @@ async def test_answers_are_shared_while_they_are_fresh() -> None:
     """However many ask, nothing is probed twice within the time."""
     worker, clock = FakeWorker("mixed-0"), ManualClock()
     async with running(worker) as (where,):
-        client = WorkerClient(
-            where, "secret-of-the-deployment", on_stats=lambda *_: None, on_change=lambda _: None
+        config = DispatchConfig(probe_fresh_s=1.0)
+        roster = Roster(
+            TOKEN,
+            config,
+            on_stats=lambda *_: None,
+            on_change=lambda _: None,
+            on_removed=lambda _: None,
         )
-        prober = Prober({"mixed-0": client}, (), DispatchConfig(probe_fresh_s=1.0), clock)
-        client.start()
-        await until(lambda: client.up)
+        prober = Prober(roster, (), config, clock)
+        roster.follow([Duty(where)])
+        await until(lambda: roster.clients["mixed-0"].up)
         await asyncio.gather(*(prober.readiness() for _ in range(20)))
         clock.advance(1.0)
         await prober.readiness()
@@ -124,4 +129,4 @@ async def test_answers_are_shared_while_they_are_fresh() -> None:
         clock.advance(0.1)
         await prober.readiness()
         assert len(worker.submissions) == 2
-        await client.close()
+        await roster.close()
