@@ -225,6 +225,10 @@ class ServeConfig(BaseModel):
     """Keys of which HTTP and gRPC requests must carry one; better given as TWINFLOW_API_KEY
     (comma-separated), because other users of the machine can read command lines."""
 
+    admin_token: Annotated[Keys, Group.DOORS] = ()
+    """Tokens of which operators' calls (twinflow admin) must carry one, and without which they are
+    refused; better given as TWINFLOW_ADMIN_TOKEN (comma-separated) or in the config file."""
+
     insecure: Annotated[bool, Group.DOORS] = False
     """Allow listening on every interface without an API key, and joining a Ray cluster without
     tokens."""
@@ -393,6 +397,11 @@ class ServeConfig(BaseModel):
     def api_keys(self) -> tuple[str, ...]:
         """The keys in clear, for the two front doors only; empty when no key is needed."""
         return tuple(key.get_secret_value() for key in self.api_key)
+
+    @property
+    def admin_tokens(self) -> tuple[str, ...]:
+        """The admin tokens in clear, for the gRPC door only; empty when nobody may call."""
+        return tuple(token.get_secret_value() for token in self.admin_token)
 
     @model_validator(mode="before")
     @classmethod

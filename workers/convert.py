@@ -142,8 +142,12 @@ def output_to_pb(request_id: str, attempt: int, delta: TokenDelta) -> pb.Request
 
 def failure_to_pb(request_id: str, attempt: int, error: TwinflowError) -> pb.RequestOutput:
     """The end of a request that failed."""
-    failure = pb.Failure(code=error.code, message=error.message)
-    return pb.RequestOutput(request_id=request_id, attempt=attempt, failure=failure)
+    return pb.RequestOutput(request_id=request_id, attempt=attempt, failure=failure_of(error))
+
+
+def failure_of(error: TwinflowError) -> pb.Failure:
+    """An error as it crosses a process boundary."""
+    return pb.Failure(code=error.code, message=error.message)
 
 
 def delta_from_pb(output: pb.RequestOutput) -> TokenDelta:

@@ -1,6 +1,6 @@
 """How internal gRPC channels and servers are set up: limits, liveness, the shared secret.
 
-Gateways and workers speak `worker.proto` over these and nothing else. The secret is made by the
+Gateways, workers and the controller speak over these and nothing else. The secret is made by the
 launcher for each deployment; without it every call is refused.
 """
 
@@ -52,6 +52,11 @@ _SERVER_OPTIONS = [
 def open_channel(address: str) -> grpc.aio.Channel:
     """A channel to a worker at `host:port`."""
     return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+
+
+def open_blocking_channel(address: str) -> grpc.Channel:
+    """The same for whoever has no event loop."""
+    return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
 
 
 def call_metadata(token: str) -> tuple[tuple[str, str], ...]:
@@ -113,8 +118,8 @@ def error_of_call(problem: grpc.aio.AioRpcError) -> TwinflowError:
     return ServerError(f"{problem.code().name.lower()}: {details}")
 
 
-def listen_on(server: grpc.aio.Server, host: str, worker_id: str) -> str:
-    """Take a port for a worker's server; returns the address.
+def listen_on(server: grpc.aio.Server, host: str, who: str) -> str:
+    """Take a port for the server of `who`; returns the address.
 
     Raises:
         ConfigError: there is none to be had.
@@ -122,7 +127,7 @@ def listen_on(server: grpc.aio.Server, host: str, worker_id: str) -> str:
     try:
         port = server.add_insecure_port(f"{host}:0")
     except RuntimeError as error:
-        raise ConfigError(f"worker {worker_id} cannot listen on {host}: {error}") from error
+        raise ConfigError(f"{who} cannot listen on {host}: {error}") from error
     return f"{host}:{port}"
 
 

@@ -101,7 +101,7 @@ class WorkerServer:
                 "anybody could use it"
             )
         built = await asyncio.to_thread(self._build, progress)
-        address = listen_on(self._grpc, self.config.host, self.config.worker_id)
+        address = listen_on(self._grpc, self.config.host, f"worker {self.config.worker_id}")
         self.description = self._describe(built, address)
         self._parts = self._assemble(built)
         self._on_kv = self._parts.sender.on_kv

@@ -14,6 +14,7 @@ from twinflow.runtime.nearest import did_you_mean
 PREFIX = "TWINFLOW_"
 
 VARIABLES: Mapping[str, str] = {
+    "TWINFLOW_ADMIN_TOKEN": "admin tokens, comma-separated; admin sends the first",
     "TWINFLOW_API_KEY": "API keys, comma-separated; chat and status send the first",
     "TWINFLOW_CONFIG": "config file of serve, as --config",
     "TWINFLOW_GRPC_PORT": "as --grpc-port",
@@ -21,7 +22,7 @@ VARIABLES: Mapping[str, str] = {
     "TWINFLOW_LAUNCHER": "as --launcher",
     "TWINFLOW_LOG_LEVEL": "as --log-level",
     "TWINFLOW_PORT": "as --port",
-    "TWINFLOW_TARGET": "chat's server, as --target",
+    "TWINFLOW_TARGET": "server of chat and admin, as --target",
     "TWINFLOW_THREADS_PER_WORKER": "as --threads-per-worker",
     "TWINFLOW_URL": "status's server, as --url",
 }
@@ -40,6 +41,11 @@ def settings(environ: Mapping[str, str]) -> dict[str, str]:
 def key_to_send(environ: Mapping[str, str]) -> str:
     """The API key that a client command sends unless told another; empty for none."""
     return environ.get("TWINFLOW_API_KEY", "").split(",")[0].strip()
+
+
+def admin_token_to_send(environ: Mapping[str, str]) -> str:
+    """The admin token that a command sends unless told another; empty for none."""
+    return environ.get("TWINFLOW_ADMIN_TOKEN", "").split(",")[0].strip()
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:

@@ -93,7 +93,7 @@ def _help(field: FieldInfo) -> str:
 
 
 def _noun(name: str) -> str:
-    return "KEY" if name == "api_key" else "NAME"
+    return {"api_key": "KEY", "admin_token": "TOKEN"}.get(name, "NAME")
 
 
 def _metavar(name: str, field: FieldInfo) -> str:

@@ -20,7 +20,7 @@ from twinflow.cluster.config import ServeConfig
 from twinflow.protos.errors import ConfigError
 
 # Several in one variable, and never shown.
-_KEYS = "api_key"
+_KEYS = frozenset({"api_key", "admin_token"})
 _LONGEST_SHOWN = 60
 
 
@@ -92,7 +92,7 @@ def _from_environment(variables: Mapping[str, str]) -> dict[str, Setting]:
     for variable, text in variables.items():
         name = variable.removeprefix(environment.PREFIX).lower()
         if name in ServeConfig.model_fields:
-            value = [part.strip() for part in text.split(",")] if name == _KEYS else text
+            value = [part.strip() for part in text.split(",")] if name in _KEYS else text
             settings[name] = Setting(value, variable)
     return settings
 
@@ -106,7 +106,7 @@ def _complaint(detail: ErrorDetails, settings: Mapping[str, Setting]) -> str:
     setting = settings.get(name)
     if setting is None:
         return f"{flag_name(name)} (its default): {reason}"
-    if name == _KEYS:
+    if name in _KEYS:
         return f"{setting.origin}: {reason}"
     shown = repr(setting.value)
     if len(shown) > _LONGEST_SHOWN:

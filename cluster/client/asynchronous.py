@@ -9,7 +9,7 @@ from typing import Any, Self, Unpack
 
 import grpc
 
-from twinflow.cluster.client.operations import Ask, Operation, Operations, ResultT
+from twinflow.cluster.client.operations import Operation, Operations, ResultT
 from twinflow.cluster.client.request import (
     CallOptions,
     ChatMessage,
@@ -19,7 +19,7 @@ from twinflow.cluster.client.request import (
     generation,
 )
 from twinflow.cluster.client.response import ChunkReader, ServedModel, TextChunk
-from twinflow.cluster.client.session import Session, Tls
+from twinflow.cluster.client.session import Ask, Session, Tls
 from twinflow.protos.errors import TwinflowError
 from twinflow.runtime.outputs import RequestOutput
 from twinflow.runtime.sampling_params import SamplingParams

@@ -6,8 +6,7 @@ that neither has logic of its own.
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from grpc_health.v1 import health_pb2
 
@@ -24,27 +23,12 @@ from twinflow.cluster.client.response import (
     request_output,
     served_model,
 )
-from twinflow.cluster.client.session import RequestT, ResponseT, Rpc
+from twinflow.cluster.client.session import Ask
 from twinflow.protos.errors import Unavailable
 from twinflow.protos.twinflow.v1 import inference_pb2 as pb
 from twinflow.runtime.outputs import RequestOutput
 
 ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True, slots=True)
-class Ask(Generic[RequestT, ResponseT]):
-    """A call to make.
-
-    Attributes:
-        rpc: the method.
-        request: its message.
-        timeout_s: deadline; None is the client's own.
-    """
-
-    rpc: Rpc[RequestT, ResponseT]
-    request: RequestT
-    timeout_s: float | None
 
 
 Operation: TypeAlias = Generator[Ask[Any, Any], Any, ResultT]

@@ -50,18 +50,38 @@ class Rpc(Generic[RequestT, ResponseT]):
     decode: Callable[[bytes], ResponseT]
 
 
-def _rpc(path: str, request: type[RequestT], response: type[ResponseT]) -> Rpc[RequestT, ResponseT]:
+@dataclass(frozen=True, slots=True)
+class Ask(Generic[RequestT, ResponseT]):
+    """A call to make.
+
+    Attributes:
+        rpc: the method.
+        request: its message.
+        timeout_s: deadline; None is the client's own.
+    """
+
+    rpc: Rpc[RequestT, ResponseT]
+    request: RequestT
+    timeout_s: float | None
+
+
+def make_rpc(
+    path: str, request: type[RequestT], response: type[ResponseT]
+) -> Rpc[RequestT, ResponseT]:
+    """A method from the types of its messages."""
     return Rpc(path, request.SerializeToString, response.FromString)
 
 
-GENERATE = _rpc(f"/{SERVICE}/Generate", pb.GenerateRequest, pb.GenerateResponse)
-GENERATE_STREAM = _rpc(
+GENERATE = make_rpc(f"/{SERVICE}/Generate", pb.GenerateRequest, pb.GenerateResponse)
+GENERATE_STREAM = make_rpc(
     f"/{SERVICE}/GenerateStream", pb.GenerateStreamRequest, pb.GenerateStreamResponse
 )
-TOKENIZE = _rpc(f"/{SERVICE}/Tokenize", pb.TokenizeRequest, pb.TokenizeResponse)
-DETOKENIZE = _rpc(f"/{SERVICE}/Detokenize", pb.DetokenizeRequest, pb.DetokenizeResponse)
-GET_MODEL_INFO = _rpc(f"/{SERVICE}/GetModelInfo", pb.GetModelInfoRequest, pb.GetModelInfoResponse)
-HEALTH_CHECK = _rpc(
+TOKENIZE = make_rpc(f"/{SERVICE}/Tokenize", pb.TokenizeRequest, pb.TokenizeResponse)
+DETOKENIZE = make_rpc(f"/{SERVICE}/Detokenize", pb.DetokenizeRequest, pb.DetokenizeResponse)
+GET_MODEL_INFO = make_rpc(
+    f"/{SERVICE}/GetModelInfo", pb.GetModelInfoRequest, pb.GetModelInfoResponse
+)
+HEALTH_CHECK = make_rpc(
     "/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
 )
 

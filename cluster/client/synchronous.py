@@ -4,12 +4,12 @@ Its methods may be called from several threads at once. Waiting is all that this
 """
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
-import grpc
-
-from twinflow.cluster.client.operations import Ask, Operation, Operations, ResultT
+from twinflow.cluster.client.blocking import BlockingCalls
+from twinflow.cluster.client.operations import Operation, Operations, ResultT
 from twinflow.cluster.client.request import (
     CallOptions,
     ChatMessage,
@@ -66,11 +66,7 @@ class Client:
             insecure=insecure,
         )
         self._operations = Operations()
-        options = self._session.channel_options
-        if tls is None:
-            self._channel = grpc.insecure_channel(target, options)
-        else:
-            self._channel = grpc.secure_channel(target, tls.credentials(), options)
+        self._calls = BlockingCalls(self._session)
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +81,7 @@ class Client:
 
     def close(self) -> None:
         """Cancel the calls in progress and close the connection."""
-        self._channel.close()
+        self._calls.close()
 
     def generate(
         self,
@@ -159,7 +155,7 @@ class Client:
             ask = next(operation)
             while True:
                 try:
-                    response = self._call(ask)
+                    response = self._calls.unary(ask)
                 except TwinflowError as error:
                     ask = operation.throw(error)
                 else:
@@ -168,22 +164,10 @@ class Client:
             result: ResultT = end.value
             return result
 
-    def _call(self, ask: Ask[Any, Any]) -> Any:
-        deadline_s = self._session.deadline_s(ask.timeout_s)
-        method = self._channel.unary_unary(ask.rpc.path, ask.rpc.encode, ask.rpc.decode)
-        with self._session.failures(ask.rpc, deadline_s):
-            return method(ask.request, timeout=deadline_s, metadata=self._session.metadata)
-
     def _chunks(self, wanted: Generation) -> Generator[TextChunk, None, None]:
         ask = self._run(self._operations.start_stream(wanted))
-        deadline_s = self._session.deadline_s(ask.timeout_s)
-        method = self._channel.unary_stream(ask.rpc.path, ask.rpc.encode, ask.rpc.decode)
-        call = method(ask.request, timeout=deadline_s, metadata=self._session.metadata)
         reader = ChunkReader()
-        try:
-            with self._session.failures(ask.rpc, deadline_s):
-                for response in call:
-                    yield from reader.chunks(response)
-            reader.check_complete()
-        finally:
-            call.cancel()
+        with closing(self._calls.stream(ask)) as responses:
+            for response in responses:
+                yield from reader.chunks(response)
+        reader.check_complete()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from twinflow.cluster.dispatch.worker_client import WorkerAddress
+from twinflow.cluster.dispatch.address import WorkerAddress
 from twinflow.protos.errors import ConfigError, Unavailable
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
@@ -37,12 +37,14 @@ class Census:
         vocab_size: tokens of the vocabulary.
         block_size: token slots of a KV block.
         dtype: dtype of weights and KV.
+        reference: what one of them says about itself; those that come later must agree with it.
     """
 
     max_model_len: int
     vocab_size: int
     block_size: int
     dtype: str
+    reference: pb.DescribeResponse
 
 
 async def take_census(workers: Sequence[WorkerAddress], token: str) -> Census:
@@ -62,18 +64,27 @@ async def take_census(workers: Sequence[WorkerAddress], token: str) -> Census:
             f"protocol, this gateway {PROTOCOL_VERSION}: run one release of twinflow everywhere"
         )
     for other in answers[1:]:
-        for name, problem in _SHARED.items():
-            if getattr(other, name) != getattr(first, name):
-                raise ConfigError(
-                    f"workers {first.worker_id} and {other.worker_id} {problem}: give all workers "
-                    "the same model directory and flags"
-                )
+        if problem := difference(first, other):
+            raise ConfigError(problem)
+    shortest = min(answers, key=lambda answer: answer.max_model_len)
     return Census(
-        max_model_len=min(answer.max_model_len for answer in answers),
+        max_model_len=shortest.max_model_len,
         vocab_size=first.vocab_size,
         block_size=first.block_size,
         dtype=first.dtype,
+        reference=shortest,
     )
+
+
+def difference(one: pb.DescribeResponse, other: pb.DescribeResponse) -> str:
+    """Why two workers cannot serve together, naming both; empty if they can."""
+    for name, problem in _SHARED.items():
+        if getattr(one, name) != getattr(other, name):
+            return (
+                f"workers {one.worker_id} and {other.worker_id} {problem}: give all workers the "
+                "same model directory and flags"
+            )
+    return ""
 
 
 async def _ask(worker: WorkerAddress, token: str) -> pb.DescribeResponse:

@@ -91,6 +91,7 @@ class Dispatcher:
         limits: of the admission queue.
         listener: hears every worker's load reports, and which workers are gone.
         config: time limits.
+        reference: what workers that come later have to agree with.
         clock: seconds, monotonic.
     """
 
@@ -104,6 +105,7 @@ class Dispatcher:
         limits: AdmissionLimits,
         listener: WorkerListener,
         config: DispatchConfig | None = None,
+        reference: pb.DescribeResponse | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         config = config or DispatchConfig()
@@ -119,6 +121,7 @@ class Dispatcher:
         self._roster = Roster(
             token,
             config,
+            reference,
             on_stats=listener.observe_worker,
             on_change=self._worker_changed,
             on_removed=self._worker_removed,

@@ -9,9 +9,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from twinflow.cluster.dispatch.address import WorkerAddress
 from twinflow.cluster.dispatch.config import DispatchConfig
-from twinflow.cluster.dispatch.worker_client import StatsListener, WorkerAddress, WorkerClient
+from twinflow.cluster.dispatch.worker_client import StatsListener, WorkerClient
 from twinflow.cluster.router.snapshot import WorkerView
+from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.workers.role import Role
 
 
@@ -38,6 +40,7 @@ class Roster:
     Args:
         token: the deployment's secret.
         config: time limits.
+        reference: what workers have to agree with; None for with nothing.
         on_stats: hears every load report.
         on_change: called when a worker comes up, goes down or is gone.
         on_removed: called with the id of a worker that is used no longer.
@@ -51,6 +54,7 @@ class Roster:
         self,
         token: str,
         config: DispatchConfig,
+        reference: pb.DescribeResponse | None = None,
         *,
         on_stats: StatsListener,
         on_change: Callable[[WorkerClient], None],
@@ -58,6 +62,7 @@ class Roster:
     ) -> None:
         self._token = token
         self._config = config
+        self._reference = reference
         self._on_stats = on_stats
         self._on_change = on_change
         self._on_removed = on_removed
@@ -107,6 +112,7 @@ class Roster:
             on_stats=self._on_stats,
             on_change=self._on_change,
             config=self._config,
+            reference=self._reference,
         )
         self._clients[where.worker_id] = client
         client.start()

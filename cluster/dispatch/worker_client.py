@@ -6,13 +6,14 @@ makes no routing decision and never retries a request.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import grpc
 import structlog
 
+from twinflow.cluster.dispatch.address import WorkerAddress
 from twinflow.cluster.dispatch.backlog import Backlog
+from twinflow.cluster.dispatch.census import difference
 from twinflow.cluster.dispatch.config import DispatchConfig
 from twinflow.cluster.router.snapshot import RankView, WorkerView
 from twinflow.protos.errors import DeadlineExceeded, TwinflowError, Unavailable, WorkerLost
@@ -29,21 +30,6 @@ _Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.AttachRequest, pb.AttachRespons
 StatsListener = Callable[[str, str, pb.WorkerStats], None]
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerAddress:
-    """Where a worker is and who it says it is.
-
-    Attributes:
-        worker_id: unique in the deployment.
-        address: host and port of its gRPC server.
-        epoch: the life that is meant, which no other one may pass for; 0 takes any.
-    """
-
-    worker_id: str
-    address: str
-    epoch: int = 0
-
-
 class Moved(Unavailable):
     """A worker leaves, and its requests go on elsewhere."""
 
@@ -57,6 +43,7 @@ class WorkerClient:
         on_stats: hears every load report.
         on_change: called when the worker comes up, goes down or is gone.
         config: time limits.
+        reference: what the deployment's workers agree on; None for nothing yet.
 
     Attributes:
         description: what the worker said about itself when it was last connected to.
@@ -73,12 +60,14 @@ class WorkerClient:
         on_stats: StatsListener,
         on_change: Callable[["WorkerClient"], None],
         config: DispatchConfig | None = None,
+        reference: pb.DescribeResponse | None = None,
     ) -> None:
         self.where = where
         self.description: pb.DescribeResponse | None = None
         self._ranks: tuple[RankView, ...] = ()
         self.computing = Backlog()
         self.promised = Backlog()
+        self._reference = reference
         self._config = config or DispatchConfig()
         self._metadata = call_metadata(token)
         self._on_stats = on_stats
@@ -119,6 +108,11 @@ class WorkerClient:
     def problem(self) -> str:
         """Why the session is not open."""
         return "" if self._up else self._problem
+
+    @property
+    def stats(self) -> pb.WorkerStats:
+        """What it reported last."""
+        return self._stats
 
     @property
     def leaving(self) -> bool:
@@ -261,12 +255,16 @@ class WorkerClient:
             raise Unavailable(
                 f"it is in its life {found.epoch}, and life {self.where.epoch} is wanted"
             )
-        before = self.description or found
-        if (found.model_fingerprint, found.kv_layout) != (
-            before.model_fingerprint,
-            before.kv_layout,
-        ):
+        if self.description is not None and difference(self.description, found):
             raise Unavailable("it came back with another model or KV layout: restart the gateway")
+        reference = self._reference or found
+        if problem := difference(reference, found):
+            raise Unavailable(problem)
+        if found.max_model_len < reference.max_model_len:
+            raise Unavailable(
+                f"its context of {found.max_model_len} tokens is shorter than the deployment's "
+                f"{reference.max_model_len}"
+            )
 
     async def _listen(self, call: _Call) -> None:
         """Take the worker's messages until there are no more."""

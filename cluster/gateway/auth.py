@@ -1,4 +1,4 @@
-"""API keys, for both front doors.
+"""API keys and admin tokens, for the front doors.
 
 Every key is compared on every check, in constant time and by digest, so that neither the answer's
 time nor a log line tells anything about a key. Which routes need a key is the front doors' matter.
@@ -20,15 +20,21 @@ class Authenticator:
     """Knows the digests of the valid keys.
 
     Args:
-        keys: any of them is accepted, so that keys can be rotated; none at all lets everybody in.
+        keys: any of them is accepted, so that keys can be rotated.
+        name: what a key is called in errors.
+        closed: why nobody gets in where there are no keys; empty lets everybody in.
 
     Raises:
         ValueError: a key is empty.
     """
 
-    def __init__(self, keys: Sequence[str] = ()) -> None:
+    def __init__(
+        self, keys: Sequence[str] = (), *, name: str = "API key", closed: str = ""
+    ) -> None:
         if any(not key for key in keys):
-            raise ValueError("an API key must not be empty")
+            raise ValueError(f"an {name} must not be empty")
+        self._name = name
+        self._closed = closed
         self._digests = [_digest(key) for key in keys]
 
     def check(self, header: str | None) -> str:
@@ -42,15 +48,19 @@ class Authenticator:
             Unauthenticated: no header, another scheme, or a key that is not valid.
         """
         if not self._digests:
+            if self._closed:
+                raise Unauthenticated(self._closed)
             return ""
         if header is None:
-            raise Unauthenticated("An API key is required: send 'Authorization: Bearer <key>'.")
+            raise Unauthenticated(
+                f"An {self._name} is required: send 'Authorization: Bearer <key>'."
+            )
         if not header.startswith(_SCHEME) or len(header) > _MAX_HEADER:
             raise Unauthenticated("The Authorization header must be 'Bearer <key>'.")
         given = _digest(header.removeprefix(_SCHEME))
         matches = [hmac.compare_digest(given, known) for known in self._digests]
         if not any(matches):
-            raise Unauthenticated("The API key is not valid.")
+            raise Unauthenticated(f"The {self._name} is not valid.")
         return given.hex()[:_ID_LENGTH]
 
 

@@ -17,6 +17,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         port: HTTP port; 0 takes a free one.
         grpc_port: gRPC port; 0 takes a free one.
         api_keys: keys of which requests must carry one; empty for none.
+        admin_tokens: tokens of which operators' calls must carry one; empty refuses all of them.
         token: the deployment's secret.
         max_model_len: longest sequence that the operator asked for; None for what the model allows.
         max_queued_requests: sequences that wait for their first token.
@@ -35,6 +36,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     port: int = 8000
     grpc_port: int = 50051
     api_keys: tuple[str, ...] = ()
+    admin_tokens: tuple[str, ...] = ()
     max_model_len: int | None = None
     loss: QualityRow | None = None
     seed: int | None = None

@@ -1,24 +1,30 @@
 """One gateway process: opens both front doors, meets the workers, closes everything in order.
 
-start ─► doors open, requests refused with 503 ─ introduce ─► connected to workers ─► stop
+start ─► doors open, requests refused with 503 ─ follow ─► connected to workers ─► stop
 """
 
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 from prometheus_client import CollectorRegistry
 
 from twinflow.cluster.dispatch.admission import AdmissionLimits
 from twinflow.cluster.dispatch.census import Census, take_census
+from twinflow.cluster.dispatch.config import DispatchConfig
 from twinflow.cluster.dispatch.dispatcher import Dispatcher
-from twinflow.cluster.dispatch.worker_client import WorkerAddress
+from twinflow.cluster.dispatch.history import History
+from twinflow.cluster.dispatch.roster import Duty
+from twinflow.cluster.dispatch.worker_client import WorkerClient
+from twinflow.cluster.gateway.admin_desk import AdminDesk
 from twinflow.cluster.gateway.auth import Authenticator
 from twinflow.cluster.gateway.backend import ModelInfo
 from twinflow.cluster.gateway.config import GatewayConfig
+from twinflow.cluster.gateway.control import ControlService
 from twinflow.cluster.gateway.grpc_door import GrpcConfig, GrpcDoor, create_grpc_server
+from twinflow.cluster.gateway.grpc_door.admin import AdminOffice
 from twinflow.cluster.gateway.http.app import create_app
 from twinflow.cluster.gateway.http.config import HttpConfig
 from twinflow.cluster.gateway.http.dependencies import HttpDependencies
@@ -29,14 +35,24 @@ from twinflow.cluster.gateway.metrics import GatewayMetrics
 from twinflow.cluster.gateway.text_codec import ModelTextCodec
 from twinflow.cluster.gateway.text_pipeline import TextPipeline
 from twinflow.protos.errors import TwinflowError
+from twinflow.protos.twinflow.internal.v1.gateway_pb2_grpc import add_GatewayServicer_to_server
 from twinflow.runtime.checkpoint.config import load_model_config
 from twinflow.runtime.text.chat_template import ChatTemplate
 from twinflow.runtime.text.template_renderer import TemplateRenderer
 from twinflow.runtime.text.tokenizer import Tokenizer
+from twinflow.workers.rpc import create_server, listen_on
 
 # Every answer of the health service is a round of probes; balancers ask the service far more
 # often than that.
 _GRPC_READINESS_S = 10.0
+# The controller replaces workers; a request that finds none waits for that.
+_REJOIN_S = 60.0
+# The controller runs on the same machine.
+_CONTROL_HOST = "127.0.0.1"
+_NO_ADMIN_TOKEN = (
+    "This server takes no operators' calls: it was started without an admin token. Set "
+    "TWINFLOW_ADMIN_TOKEN for `twinflow serve`, and for whoever calls."
+)
 
 
 class GatewayServer:
@@ -53,6 +69,8 @@ class GatewayServer:
         if config.loss is not None:
             export_loss(self._registry, config.names[0], config.loss)
         self._backend = LateBackend()
+        self._desk = AdminDesk()
+        self._control = create_server(config.token)
         self._dispatcher: Dispatcher | None = None
         self._renderer: TemplateRenderer | None = None
         self._http: HttpServer | None = None
@@ -65,45 +83,64 @@ class GatewayServer:
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """Runs sequences; there from `introduce` on."""
+        """Runs sequences; there from the first `follow` on."""
         if self._dispatcher is None:
             raise RuntimeError("the gateway knows no workers")
         return self._dispatcher
 
     async def start(self, report: Callable[[str, int, int], None]) -> dict[str, str]:
-        """Open both front doors; returns their addresses by name.
+        """Open both front doors, and one for the controller; returns their addresses by name.
 
         Raises:
             SetupError: tokenizer or template cannot be served, or a port is taken.
         """
         report("loading the tokenizer", 0, 0)
-        return await self._open_doors(await self._pipeline())
+        doors = await self._open_doors(await self._pipeline())
+        add_GatewayServicer_to_server(ControlService(self, self._desk), self._control)
+        doors["control"] = listen_on(self._control, _CONTROL_HOST, "the gateway")
+        await self._control.start()
+        return doors
 
-    async def introduce(self, workers: Mapping[str, str]) -> None:
-        """Connect to the workers; requests are served from then on.
+    @property
+    def clients(self) -> Mapping[str, WorkerClient]:
+        """The workers that it uses, by id."""
+        return {} if self._dispatcher is None else self._dispatcher.roster.clients
+
+    async def follow(self, duties: Sequence[Duty], missing: tuple[str, ...] = ()) -> None:
+        """Use these workers; requests are served from the first time on.
 
         Args:
-            workers: address of each by id.
+            duties: what each of them is used for.
+            missing: what there should be besides, in words.
 
         Raises:
-            SetupError: they cannot serve together.
+            SetupError: those that are there at first cannot serve together.
             Unavailable: one of them does not answer.
         """
+        if self._dispatcher is None:
+            census = await take_census([duty.where for duty in duties], self._config.token)
+            self._dispatcher = self._create_dispatcher(census, duties)
+            self._dispatcher.start()
+            self._backend.begin(self._dispatcher)
+        self._dispatcher.follow(duties, missing)
+
+    def _create_dispatcher(self, census: Census, duties: Sequence[Duty]) -> Dispatcher:
         config = self._config
-        addresses = [WorkerAddress(name, address) for name, address in workers.items()]
-        census = await take_census(addresses, config.token)
-        self._dispatcher = Dispatcher(
+        return Dispatcher(
             self._describe(census),
             load_model_config(config.model).eos_token_ids,
-            addresses,
+            duties,
             config.token,
             limits=AdmissionLimits(
                 max_requests=config.max_queued_requests, max_tokens=config.max_queued_tokens
             ),
             listener=self._metrics,
+            config=DispatchConfig(rejoin_s=_REJOIN_S),
+            reference=census.reference,
         )
-        self._dispatcher.start()
-        self._backend.begin(self._dispatcher)
+
+    def _history(self) -> History | None:
+        return None if self._dispatcher is None else self._dispatcher.history
 
     def _describe(self, census: Census) -> ModelInfo:
         return ModelInfo(
@@ -152,7 +189,9 @@ class GatewayServer:
         grpc = GrpcConfig(
             host=config.host, port=config.grpc_port, readiness_interval_s=_GRPC_READINESS_S
         )
-        self._grpc = create_grpc_server(pipeline, self._backend, authenticator, grpc)
+        operators = Authenticator(config.admin_tokens, name="admin token", closed=_NO_ADMIN_TOKEN)
+        office = AdminOffice(operators, self._desk, lambda: self.clients, self._history)
+        self._grpc = create_grpc_server(pipeline, self._backend, authenticator, grpc, office)
         grpc_port = await self._grpc.start()
         host = f"[{config.host}]" if ":" in config.host else config.host
         return {"http": f"{host}:{self._http.port}", "grpc": f"{host}:{grpc_port}"}
@@ -183,3 +222,4 @@ class GatewayServer:
             await self._http.stop()
         if self._renderer is not None:
             await self._renderer.close()
+        await self._control.stop(None)

@@ -4,7 +4,7 @@ A service is a worker or a gateway. How it is configured is in its own config st
 travels as JSON; where its process lives is the launcher's business and nobody else's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -73,13 +73,6 @@ class ServiceHandle(Protocol):
         """How far it is now; does not wait for longer than a second."""
         ...
 
-    def introduce(self, workers: Mapping[str, str]) -> None:
-        """Tell a gateway that is ready the address of each worker by id; returns at once.
-
-        If it cannot work with them, that becomes its status.
-        """
-        ...
-
     def stop(self, grace_s: float) -> None:
         """Ask it to finish what runs within `grace_s` and to end; returns at once.
 
@@ -113,6 +106,10 @@ class Launcher(Protocol):
 
     def start(self, specs: Sequence[ServiceSpec]) -> Sequence[ServiceHandle]:
         """Start a process for each service, which share a node; returns before they are ready."""
+        ...
+
+    def release(self, handles: Sequence[ServiceHandle]) -> None:
+        """Free what services that have ended still take up; they were started together."""
         ...
 
     def close(self) -> None:

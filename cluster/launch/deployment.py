@@ -15,7 +15,8 @@ from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.gateway.config import GatewayConfig
 from twinflow.cluster.launch.base import ServiceSpec
 from twinflow.cluster.launch.latents import NO_SHARING, LatentChoice
-from twinflow.cluster.launch.places import Node, Place, place_workers
+from twinflow.cluster.launch.places import Floor, Node, Place, place_workers
+from twinflow.protos.errors import ConfigError
 from twinflow.runtime.host_memory import MemoryShare
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.ranks.address import new_address
@@ -27,12 +28,17 @@ class WorkerPlan:
     """A worker to start.
 
     Attributes:
-        role: which pool it is in.
+        place: where it runs, and for which pool it is started.
         ranks: a process for each, rank 0 first.
     """
 
-    role: Role
+    place: Place
     ranks: tuple[ServiceSpec, ...]
+
+    @property
+    def role(self) -> Role:
+        """The pool that it is started for."""
+        return self.place.role
 
     @property
     def name(self) -> str:
@@ -45,10 +51,8 @@ def new_token() -> str:
     return secrets.token_hex(32)
 
 
-def plan_workers(
-    config: ServeConfig, nodes: Sequence[Node], token: str, latents: LatentChoice = NO_SHARING
-) -> list[WorkerPlan]:
-    """The workers of a configuration, each on one of the nodes.
+class WorkerPlanner:
+    """Plans the workers of a deployment: those that it begins with, and those that come later.
 
     Args:
         config: what the operator asked for.
@@ -56,26 +60,80 @@ def plan_workers(
         token: the deployment's secret.
         latents: how decode workers share them.
 
+    Attributes:
+        floor: where workers may run.
+
     Raises:
         NoRoom: the nodes have not got what the ranks need.
     """
-    roles = config.worker_roles
-    plans: list[WorkerPlan] = []
-    for index, place in enumerate(place_workers(config, nodes)):
-        role = place.role
-        name = f"{role}-{index - roles.index(role)}"
-        worker = msgspec.structs.replace(
-            _plan_worker(config, role, name, token),
-            host=place.node.host,
-            # KV is cut alike everywhere, for the worker with the most ranks.
-            kv_parts=max(config.ranks(other) for other in roles),
-            mla_parallel=latents.parallel,
-            mla_shards=latents.shards,
-            tpla_transform=latents.transform,
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        nodes: Sequence[Node],
+        token: str,
+        latents: LatentChoice = NO_SHARING,
+    ) -> None:
+        self._config = config
+        self._token = token
+        self._latents = latents
+        self.floor = Floor(config, nodes, place_workers(config, nodes))
+        # KV is cut alike everywhere, for the worker with the most ranks.
+        self._kv_parts = max(config.ranks(role) for role in config.worker_roles)
+
+    @property
+    def no_flips(self) -> str:
+        """Why a worker cannot change its role; empty if it can."""
+        if self._latents.parallel == "replicated":
+            return ""
+        return (
+            f"With --mla-parallel {self._latents.parallel} a prefill worker holds latents that the "
+            "ranks of a decode worker share: start another worker instead."
         )
-        ranks = (_plan_rank(config, worker, rank, place) for rank in range(len(place.shares)))
-        plans.append(WorkerPlan(role, tuple(ranks)))
-    return plans
+
+    def first(self) -> list[WorkerPlan]:
+        """The workers that the deployment begins with; their lives count from 1."""
+        roles = self._config.worker_roles
+        plans = []
+        for index, place in enumerate(self.floor.first):
+            name = f"{place.role}-{index - roles.index(place.role)}"
+            share = place.shares[0]
+            memory = MemoryShare(share.machine.free_memory, share.num_ranks)
+            plans.append(self._plan(place, name, index + 1, memory))
+        return plans
+
+    def later(self, place: Place, name: str, epoch: int) -> WorkerPlan:
+        """A worker that comes while others serve; it looks itself how much memory is left.
+
+        Args:
+            place: where it runs.
+            name: its id.
+            epoch: its life.
+
+        Raises:
+            ConfigError: its ranks cannot hand KV over to the others.
+        """
+        size = len(place.shares)
+        if size > self._kv_parts:
+            raise ConfigError(
+                f"a {place.role} worker of {size} ranks cannot join: KV is cut for "
+                f"{self._kv_parts}, the ranks of the largest worker at start"
+            )
+        return self._plan(place, name, epoch, None)
+
+    def _plan(self, place: Place, name: str, epoch: int, memory: MemoryShare | None) -> WorkerPlan:
+        worker = msgspec.structs.replace(
+            _plan_worker(self._config, place.role, name, self._token),
+            epoch=epoch,
+            host=place.node.host,
+            kv_parts=self._kv_parts,
+            mla_parallel=self._latents.parallel,
+            mla_shards=self._latents.shards,
+            tpla_transform=self._latents.transform,
+            host_memory=memory,
+        )
+        ranks = (_plan_rank(self._config, worker, rank, place) for rank in range(len(place.shares)))
+        return WorkerPlan(place, tuple(ranks))
 
 
 def _plan_rank(config: ServeConfig, worker: WorkerConfig, rank: int, place: Place) -> ServiceSpec:
@@ -89,7 +147,6 @@ def _plan_rank(config: ServeConfig, worker: WorkerConfig, rank: int, place: Plac
         device="cpu" if share.gpu is None else "cuda:0",
         kv_cache_memory=config.kv_cache_memory or share.kv_memory,
         threads=threads,
-        host_memory=MemoryShare(share.machine.free_memory, share.num_ranks),
     )
     return ServiceSpec(
         kind="worker",
@@ -154,6 +211,7 @@ def plan_gateway(
         port=config.port,
         grpc_port=config.grpc_port,
         api_keys=config.api_keys,
+        admin_tokens=config.admin_tokens,
         token=token,
         max_model_len=config.max_model_len,
         max_queued_requests=config.max_num_queued_reqs,

@@ -14,7 +14,7 @@ from dataclasses import asdict
 import msgspec
 
 from twinflow.cluster.cli.environment import process_environment
-from twinflow.cluster.launch.base import ServiceSpec, ServiceStatus
+from twinflow.cluster.launch.base import ServiceHandle, ServiceSpec, ServiceStatus
 from twinflow.cluster.launch.machine import this_machine
 from twinflow.cluster.launch.places import Node
 from twinflow.parallel.links.nccl_environment import NCCL_ENVIRONMENT
@@ -44,15 +44,13 @@ def gpu_environment(gpu: int | None, environ: Mapping[str, str]) -> dict[str, st
 
 
 class Order(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a process is told after its configuration, one of the two.
+    """What a process is told after its configuration.
 
     Attributes:
-        introduce: addresses of the workers by id.
         stop: end, and what runs may take so many seconds.
     """
 
-    introduce: dict[str, str] | None = None
-    stop: float | None = None
+    stop: float
 
 
 class LocalHandle:
@@ -100,10 +98,6 @@ class LocalHandle:
         if code is not None and self._status.state in ("starting", "ready"):
             return ServiceStatus("gone", f"the process of {self._name} ended with status {code}")
         return self._status
-
-    def introduce(self, workers: Mapping[str, str]) -> None:
-        """See `ServiceHandle.introduce`."""
-        self._say(msgspec.json.encode(Order(introduce=dict(workers))))
 
     def stop(self, grace_s: float) -> None:
         """See `ServiceHandle.stop`."""
@@ -169,6 +163,10 @@ class LocalLauncher:
         handles = [LocalHandle(spec) for spec in specs]
         self._handles += handles
         return handles
+
+    def release(self, handles: Sequence[ServiceHandle]) -> None:
+        """See `Launcher.release`."""
+        self._handles = [handle for handle in self._handles if handle not in handles]
 
     def close(self) -> None:
         """See `Launcher.close`."""

@@ -42,7 +42,7 @@ async def _serve(kind: ServiceKind, orders: RawIOBase, channel: BinaryIO) -> int
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stops.put_nowait, _DEFAULT_GRACE_S)
     runner = ServiceRunner(create_service(kind, config), lambda: stops.put_nowait(0.0))
-    threading.Thread(target=_listen, args=(orders, loop, stops, runner), daemon=True).start()
+    threading.Thread(target=_listen, args=(orders, loop, stops), daemon=True).start()
     reporter = asyncio.create_task(_report(runner, channel))
     status = await runner.start()
     if status.state != "ready":
@@ -65,16 +65,12 @@ def _listen(
     orders: RawIOBase,
     loop: asyncio.AbstractEventLoop,
     stops: "asyncio.Queue[float]",
-    runner: ServiceRunner,
 ) -> None:
     """Pass orders on; the end of input is an order to stop."""
     with suppress(RuntimeError):  # the loop has closed: it has stopped already
         while line := orders.readline():
             order = msgspec.json.decode(line, type=Order)
-            if order.introduce is not None:
-                asyncio.run_coroutine_threadsafe(runner.introduce(order.introduce), loop)
-            if order.stop is not None:
-                loop.call_soon_threadsafe(stops.put_nowait, order.stop)
+            loop.call_soon_threadsafe(stops.put_nowait, order.stop)
         loop.call_soon_threadsafe(stops.put_nowait, 0.0)
 
 

@@ -87,23 +87,34 @@ class _Occupied:
 
     node: Node
     ranks: int = 0
-    gpus: int = 0
+    gpus: set[int] = field(default_factory=set)
     in_pool: dict[Role, int] = field(default_factory=dict)
 
     def has_room(self, role: Role, size: int, *, on_gpus: bool) -> bool:
         """Whether a worker of so many ranks may come."""
-        if on_gpus and len(self.node.machine.gpus.free_memory) - self.gpus < size:
+        if on_gpus and len(self._free_gpus()) < size:
             return False
         room = self.node.room
         return room is None or room.get(role, 0) - self.in_pool.get(role, 0) >= size
 
     def take(self, role: Role, size: int, *, on_gpus: bool) -> tuple[int | None, ...]:
         """Let a worker in; returns the GPU of each of its ranks."""
-        gpus = tuple(range(self.gpus, self.gpus + size)) if on_gpus else (None,) * size
-        self.ranks += size
-        self.gpus += size if on_gpus else 0
-        self.in_pool[role] = self.in_pool.get(role, 0) + size
+        gpus = tuple(self._free_gpus()[:size]) if on_gpus else (None,) * size
+        self._count(role, gpus)
         return gpus
+
+    def hold(self, place: Place) -> None:
+        """A worker is here already."""
+        self._count(place.role, tuple(share.gpu for share in place.shares))
+
+    def _count(self, role: Role, gpus: tuple[int | None, ...]) -> None:
+        self.ranks += len(gpus)
+        self.gpus |= {gpu for gpu in gpus if gpu is not None}
+        self.in_pool[role] = self.in_pool.get(role, 0) + len(gpus)
+
+    def _free_gpus(self) -> list[int]:
+        every = range(len(self.node.machine.gpus.free_memory))
+        return [gpu for gpu in every if gpu not in self.gpus]
 
 
 def place_workers(config: ServeConfig, nodes: Sequence[Node]) -> list[Place]:
@@ -139,6 +150,58 @@ def place_workers(config: ServeConfig, nodes: Sequence[Node]) -> list[Place]:
         )
         for role, (where, gpus) in zip(config.worker_roles, taken, strict=True)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The nodes of a deployment while workers come and go.
+
+    Attributes:
+        config: what the operator asked for.
+        nodes: every machine there is.
+        first: where the workers of the beginning run, who share the nodes evenly. One that comes
+            later gets as much as one of them.
+    """
+
+    config: ServeConfig
+    nodes: Sequence[Node]
+    first: Sequence[Place]
+
+    @property
+    def _on_gpus(self) -> bool:
+        return any(share.gpu is not None for place in self.first for share in place.shares)
+
+    def find(self, role: Role, taken: Sequence[Place]) -> Place | None:
+        """Where one more worker could run; None if nowhere.
+
+        Args:
+            role: its pool.
+            taken: where workers are now.
+        """
+        size = self.config.ranks(role)
+        occupied = [_Occupied(node) for node in self.nodes]
+        for place in taken:
+            next(one for one in occupied if one.node == place.node).hold(place)
+        free = [one for one in occupied if one.has_room(role, size, on_gpus=self._on_gpus)]
+        if not free:
+            return None
+        where = min(free, key=lambda one: one.ranks)
+        gpus = where.take(role, size, on_gpus=self._on_gpus)
+        shares = (RankShare(where.node.machine, self._parts(where.node, size), gpu) for gpu in gpus)
+        return Place(role, where.node, tuple(shares))
+
+    def room(self, role: Role, taken: Sequence[Place]) -> int | None:
+        """How many more workers of a pool would find a place; None if memory alone decides."""
+        if not self._on_gpus and any(node.room is None for node in self.nodes):
+            return None
+        now = list(taken)
+        while (place := self.find(role, now)) is not None:
+            now.append(place)
+        return len(now) - len(taken)
+
+    def _parts(self, node: Node, size: int) -> int:
+        """Into how many parts a node is shared."""
+        return max(size, sum(len(place.shares) for place in self.first if place.node == node))
 
 
 def _uses_gpus_of(device: str, gpus: Gpus, sizes: Sequence[int]) -> bool:

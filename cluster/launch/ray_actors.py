@@ -4,17 +4,18 @@ Ray places, starts and watches the processes; no request and no token goes throu
 """
 
 import signal
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.placement_group import placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from twinflow.cluster.config import LOCAL, ServeConfig
-from twinflow.cluster.launch.base import ServiceKind, ServiceSpec, ServiceStatus
+from twinflow.cluster.launch.base import ServiceHandle, ServiceKind, ServiceSpec, ServiceStatus
 from twinflow.cluster.launch.local import service_environment
 from twinflow.cluster.launch.logs import configure_logging
 from twinflow.cluster.launch.places import Node
@@ -29,7 +30,7 @@ from twinflow.cluster.launch.ray_clusters import (
 from twinflow.cluster.launch.service import ServiceRunner, create_service
 from twinflow.cluster.launch.survey import Survey
 
-_POLL_S = 1.0
+_POLL_S = 0.1
 _GPU = "GPU"
 
 
@@ -43,10 +44,6 @@ class ServiceActor:
     async def start(self) -> ServiceStatus:
         """Start the service and return what became of it."""
         return await self._runner.start()
-
-    async def introduce(self, workers: Mapping[str, str]) -> None:
-        """Tell the service where the workers are."""
-        await self._runner.introduce(workers)
 
     async def status(self) -> ServiceStatus:
         """How far the service is."""
@@ -76,7 +73,8 @@ class RayHandle:
         resources = dict(claims)
         actor_class: Any = ray.remote(ServiceActor)
         self._actor: Any = actor_class.options(
-            name=spec.name,
+            # A name is free again only some time after its actor has ended.
+            name=f"{spec.name}.{uuid.uuid4().hex[:8]}",
             num_cpus=0,
             # Ray chooses which, and hides the others from the process.
             num_gpus=resources.pop(_GPU, 0),
@@ -87,6 +85,8 @@ class RayHandle:
         ).remote(spec.kind, spec.config, spec.log_level)
         self._actor.start.remote()
         self._stopped: Any = None
+        self._asked: Any = None
+        self._latest = ServiceStatus("starting", "waiting for its process")
 
     @property
     def name(self) -> str:
@@ -94,18 +94,18 @@ class RayHandle:
         return self._name
 
     def status(self) -> ServiceStatus:
-        """See `ServiceHandle.status`."""
-        try:
-            status: ServiceStatus = ray.get(self._actor.status.remote(), timeout=_POLL_S)
-        except GetTimeoutError:
-            return ServiceStatus("starting", "waiting for its process")
-        except RayError as error:
-            return ServiceStatus("gone", f"the actor of {self._name} died: {first_line(error)}")
-        return status
-
-    def introduce(self, workers: Mapping[str, str]) -> None:
-        """See `ServiceHandle.introduce`."""
-        self._actor.introduce.remote(dict(workers))
+        """See `ServiceHandle.status`; of an actor that does not answer, what it said last."""
+        if self._asked is None:
+            self._asked = self._actor.status.remote()
+        answered, _ = ray.wait([self._asked], timeout=_POLL_S)
+        if answered:
+            self._asked = None
+            try:
+                self._latest = ray.get(answered[0])
+            except RayError as error:
+                detail = f"the actor of {self._name} died: {first_line(error)}"
+                self._latest = ServiceStatus("gone", detail)
+        return self._latest
 
     def stop(self, grace_s: float) -> None:
         """See `ServiceHandle.stop`."""
@@ -137,7 +137,7 @@ class RayLauncher:
 
     def __init__(self, cluster: RayCluster) -> None:
         self._cluster = cluster
-        self._handles: list[RayHandle] = []
+        self._groups: dict[str, PlacementGroup] = {}
 
     def nodes(self) -> list[Node]:
         """See `Launcher.nodes`."""
@@ -161,15 +161,19 @@ class RayLauncher:
         """
         claims = [self._claims(spec) for spec in specs]
         if len(specs) == 1:
-            handles = [RayHandle(specs[0], claims[0])]
-        else:
-            together = placement_group(claims, strategy="STRICT_PACK")
-            handles = [
-                RayHandle(spec, claims[index], PlacementGroupSchedulingStrategy(together, index))
-                for index, spec in enumerate(specs)
-            ]
-        self._handles += handles
-        return handles
+            return [RayHandle(specs[0], claims[0])]
+        together = placement_group(claims, strategy="STRICT_PACK")
+        self._groups[specs[0].name] = together
+        return [
+            RayHandle(spec, claims[index], PlacementGroupSchedulingStrategy(together, index))
+            for index, spec in enumerate(specs)
+        ]
+
+    def release(self, handles: Sequence[ServiceHandle]) -> None:
+        """See `Launcher.release`."""
+        group = self._groups.pop(handles[0].name, None)
+        if group is not None:
+            remove_placement_group(group)
 
     def _claims(self, spec: ServiceSpec) -> dict[str, float]:
         """What a service takes up of its node, in Ray's terms."""
@@ -183,7 +187,7 @@ class RayLauncher:
     def close(self) -> None:
         """See `Launcher.close`."""
         ray.shutdown()
-        self._handles.clear()
+        self._groups.clear()
 
 
 def create_ray_launcher(config: ServeConfig) -> RayLauncher:

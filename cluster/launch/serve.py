@@ -14,21 +14,26 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
+from typing import Protocol
 
 from twinflow.cluster.cli.progress import ReadySummary, ServeUI
 from twinflow.cluster.config import LOCAL, ServeConfig
+from twinflow.cluster.controller.chronicle import Chronicle
+from twinflow.cluster.controller.controller import Controller, ControllerConfig
+from twinflow.cluster.controller.fleet import GatewayLink
+from twinflow.cluster.controller.gateway_link import GrpcGatewayLink
+from twinflow.cluster.controller.state import ROLES, ClusterState, Desired, Worker
 from twinflow.cluster.launch import ray_environment
 from twinflow.cluster.launch.base import Launcher, ServiceHandle, ServiceStatus
-from twinflow.cluster.launch.deployment import new_token, plan_gateway, plan_workers
+from twinflow.cluster.launch.deployment import WorkerPlan, WorkerPlanner, new_token, plan_gateway
+from twinflow.cluster.launch.fleet import LaunchedFleet, failure_among
 from twinflow.cluster.launch.latents import choose_latents
 from twinflow.cluster.launch.places import Node, NoRoom, place_workers
 from twinflow.cluster.launch.preflight import check_fit, check_model
 from twinflow.cluster.launch.readiness import missing_for_readiness
 from twinflow.protos.errors import (
     DeadlineExceeded,
-    RankLost,
     ServerError,
     SetupError,
     TwinflowError,
@@ -46,7 +51,16 @@ _KILL = 3
 # Exit status of a command that was stopped in a hurry; 128 + SIGINT, as shells have it.
 HURRIED_STATUS = 130
 _POLL_S = 0.1
-_WATCH_S = 0.5
+# How often the controller looks.
+_WATCH_S = 0.2
+
+
+class Link(GatewayLink, Protocol):
+    """A way to the gateway that is closed at the end."""
+
+    def close(self) -> None:
+        """Nothing more is said."""
+        ...
 
 
 class _Interrupts:
@@ -64,14 +78,6 @@ class Interrupted(Exception):
     """The operator ordered to stop."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    """A started worker: a process for each rank, which live and die together."""
-
-    name: str
-    ranks: Sequence[ServiceHandle]
-
-
 class Deployment:
     """The processes of one `twinflow serve`.
 
@@ -82,8 +88,10 @@ class Deployment:
         interrupts: orders to stop so far.
         check: refuses nodes that the model does not fit on.
         readiness: what is missing at a gateway's HTTP address; empty when it is ready.
+        connect: a way to the gateway with this address and the deployment's secret.
         sleep: waits.
         clock: seconds, monotonic.
+        wall_clock: Unix time in seconds, for what operators read.
     """
 
     def __init__(
@@ -95,18 +103,24 @@ class Deployment:
         *,
         check: Callable[[Sequence[Node]], None],
         readiness: Callable[[str], str],
+        connect: Callable[[str, str], Link] = GrpcGatewayLink,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        self._wall_clock = wall_clock
         self._config = config
         self._launcher = launcher
         self._ui = ui
         self._interrupts = interrupts
         self._check = check
         self._readiness = readiness
+        self._connect = connect
         self._sleep = sleep
         self._clock = clock
-        self._workers: list[_Worker] = []
+        self._fleet: LaunchedFleet | None = None
+        self._controller: Controller | None = None
+        self._link: Link | None = None
         self._gateway: ServiceHandle | None = None
 
     def run(self) -> int:
@@ -174,17 +188,26 @@ class Deployment:
         token, latents = new_token(), choose_latents(self._config)
         if latents.warning:
             self._ui.message(f"Warning: {latents.warning}")
-        plans = plan_workers(self._config, nodes, token, latents)
+        planner = WorkerPlanner(self._config, nodes, token, latents)
+        plans = planner.first()
         self._ui.phase("Starting Ray" if self._config.launcher == "ray" else "Starting")
         self._launcher.open()
         names = [plan.name for plan in plans]
         self._ui.phase("Starting gateway and workers", ", ".join(names))
         # First, so that whoever asks meanwhile is answered, and a taken port is found at once.
         (self._gateway,) = self._launcher.start([plan_gateway(self._config, token, latents)])
-        self._workers = [_Worker(plan.name, self._launcher.start(plan.ranks)) for plan in plans]
+        self._fleet = LaunchedFleet(self._launcher, planner)
+        for plan in plans:
+            self._fleet.adopt(plan)
         endpoints = self._await(self._handles())
         served = endpoints[self._gateway.name]
-        self._gateway.introduce({name: endpoints[name]["grpc"] for name in names})
+        self._link = self._connect(served["control"], token)
+        workers = [
+            first_worker(plan, number, endpoints[plan.name]["grpc"], self._clock())
+            for number, plan in enumerate(plans, 1)
+        ]
+        self._controller = self._control(workers, self._link, planner)
+        self._controller.introduce()
         self._ui.phase("Checking", "a token through every prefill and decode pair")
         self._await_ready(served["http"])
         pools: dict[str, list[str]] = {}
@@ -200,44 +223,49 @@ class Deployment:
         )
 
     def watch(self) -> None:
-        """Return when an order to stop comes.
+        """Keep the workers as they are wanted; return when an order to stop comes.
 
-        A worker that dies, or loses a rank, is reported and ended; the gateway moves its requests
-        to the others, which serve on, every worker being able to do both phases.
+        A worker that dies, freezes or loses a rank is ended and replaced; the gateway moves its
+        requests to the others meanwhile, every worker being able to do both phases.
 
         Raises:
-            TwinflowError: the gateway has failed or is gone, or the last worker is.
+            TwinflowError: the gateway has failed or is gone, or the last worker is, and those that
+                shall replace it do not start.
         """
         while not self._interrupts():
             if self._gateway is not None:
                 self._statuses([self._gateway])
-            for worker in list(self._workers):
-                self._report_death(worker)
+            if self._controller is not None:
+                self._controller.tick()
             self._sleep(_WATCH_S)
 
-    def _report_death(self, worker: _Worker) -> None:
-        try:
-            self._statuses(worker.ranks)
-        except TwinflowError as error:
-            self._workers.remove(worker)
-            self._end_lost(worker)
-            if not self._workers:
-                raise
-            left = ", ".join(other.name for other in self._workers)
-            self._ui.message(f"{error}; serving on with {left}")
+    def _control(self, workers: Sequence[Worker], link: Link, planner: WorkerPlanner) -> Controller:
+        """The controller of workers that serve as the configuration wants them."""
+        if self._fleet is None:
+            raise RuntimeError("nothing has been started")
+        state = ClusterState(
+            now=self._clock(),
+            workers={worker.worker_id: worker for worker in workers},
+            next_epoch=len(workers) + 1,
+            no_flips=planner.no_flips,
+        )
+        config = self._config
+        return Controller(
+            state,
+            Desired(sizes={role: getattr(config, role) for role in ROLES}),
+            self._fleet,
+            link,
+            config=ControllerConfig(ranks={role: config.ranks(role) for role in ROLES}),
+            chronicle=Chronicle(self._wall_clock, self._ui.message),
+            clock=self._clock,
+        )
 
     def stop(self, grace_s: float) -> None:
         """Take everything down: first the gateway, then the workers; further orders hurry."""
         for group in ([self._gateway] if self._gateway else [], self._ranks()):
             self._stop_group(group, grace_s)
-
-    def _end_lost(self, worker: _Worker) -> None:
-        """End what is left of a worker: ranks that say why they go, and those that are frozen."""
-        end = self._order_stop(worker.ranks, 0.0, hurried=True)
-        while left := [rank for rank in worker.ranks if not rank.wait_stopped(_POLL_S)]:
-            if self._clock() > end:
-                self._kill(left)
-                return
+        if self._link is not None:
+            self._link.close()
 
     def _stop_group(self, handles: Sequence[ServiceHandle], grace_s: float) -> None:
         hurried = self._interrupts() >= _HURRY
@@ -266,7 +294,7 @@ class Deployment:
             handle.kill()
 
     def _ranks(self) -> list[ServiceHandle]:
-        return [rank for worker in self._workers for rank in worker.ranks]
+        return self._fleet.handles if self._fleet is not None else []
 
     def _handles(self) -> list[ServiceHandle]:
         return [*self._ranks(), *([self._gateway] if self._gateway else [])]
@@ -278,10 +306,9 @@ class Deployment:
             TwinflowError: one has failed or is gone.
         """
         statuses = {handle.name: handle.status() for handle in handles}
-        failed = [one for one in statuses.items() if one[1].state in ("failed", "gone")]
-        if failed:
-            # Ranks that fail because another one did are not the ones to be blamed.
-            raise _failure(*min(failed, key=lambda one: one[1].error_code == RankLost.code))
+        failed = failure_among(statuses)
+        if failed is not None:
+            raise _failure(*failed)
         return statuses
 
     def _await(self, handles: Sequence[ServiceHandle]) -> dict[str, dict[str, str]]:
@@ -349,6 +376,18 @@ def serve(
             readiness=missing_for_readiness,
         )
         return deployment.run()
+
+
+def first_worker(plan: WorkerPlan, epoch: int, address: str, now: float) -> Worker:
+    """A worker that serves from the beginning."""
+    return Worker(
+        worker_id=plan.name,
+        epoch=epoch,
+        role=plan.role,
+        phase="serving",
+        since=now,
+        address=address,
+    )
 
 
 @contextmanager

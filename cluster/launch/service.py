@@ -5,7 +5,7 @@ so that a gateway process never loads torch.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -20,10 +20,6 @@ class Service(Protocol):
 
     async def start(self, report: Report) -> dict[str, str]:
         """Serve; returns addresses by name."""
-        ...
-
-    async def introduce(self, workers: Mapping[str, str]) -> None:
-        """Work with these workers from now on: the address of each by id."""
         ...
 
     async def wait_failed(self) -> TwinflowError:
@@ -57,12 +53,13 @@ class ServiceRunner:
 
     async def start(self) -> ServiceStatus:
         """Start the service; the result says `ready` or `failed`, nothing is raised."""
-        await self._attempt(self._serve())
+        try:
+            await self._serve()
+        except TwinflowError as error:
+            self.status = ServiceStatus("failed", str(error), error_code=error.code)
+        except Exception as error:  # noqa: BLE001 - the process edge: whoever launched it is told
+            self.status = ServiceStatus("failed", f"{type(error).__name__}: {error}")
         return self.status
-
-    async def introduce(self, workers: Mapping[str, str]) -> None:
-        """Introduce workers to the service; if that goes wrong, its status says so."""
-        await self._attempt(self._service.introduce(workers))
 
     async def stop(self, grace_s: float) -> None:
         """Let what runs finish for at most `grace_s`, then end the service.
@@ -88,14 +85,6 @@ class ServiceRunner:
         error = await self._service.wait_failed()
         self.status = ServiceStatus("failed", str(error), error_code=error.code)
         self._on_failed()
-
-    async def _attempt(self, work: Awaitable[None]) -> None:
-        try:
-            await work
-        except TwinflowError as error:
-            self.status = ServiceStatus("failed", str(error), error_code=error.code)
-        except Exception as error:  # noqa: BLE001 - the process edge: whoever launched it is told
-            self.status = ServiceStatus("failed", f"{type(error).__name__}: {error}")
 
     async def _drain(self, grace_s: float) -> None:
         if self.status.state == "ready":

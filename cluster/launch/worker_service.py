@@ -1,7 +1,6 @@
 """A worker as a launchable service, or one rank of it."""
 
 import asyncio
-from collections.abc import Mapping
 
 from twinflow.cluster.launch.service import Report, Service
 from twinflow.protos.errors import RankLost, TwinflowError
@@ -19,9 +18,6 @@ class WorkerProcess:
     async def start(self, report: Report) -> dict[str, str]:
         """Load the model and serve."""
         return {"grpc": await self._server.start(report)}
-
-    async def introduce(self, workers: Mapping[str, str]) -> None:
-        """Nothing to do: each request names the other worker that it needs."""
 
     async def wait_failed(self) -> TwinflowError:
         """Wait until the engine has failed for good, or another rank is lost."""
@@ -46,9 +42,6 @@ class FollowerProcess:
         """Load a share of the model and follow rank 0."""
         await self._server.start(report)
         return {}
-
-    async def introduce(self, workers: Mapping[str, str]) -> None:
-        """Nothing to do: rank 0 tells it whatever it needs."""
 
     async def wait_failed(self) -> TwinflowError:
         """Wait until the worker is lost; one that ends in good order does not fail."""

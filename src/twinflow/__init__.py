@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from twinflow.cluster.client import AsyncClient, Client
+    from twinflow.cluster.client import Admin, AsyncClient, Client
     from twinflow.runtime.llm import LLM
     from twinflow.runtime.outputs import CompletionOutput, RequestOutput
     from twinflow.runtime.sampling_params import SamplingParams
@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "Admin",
     "AsyncClient",
     "Client",
     "CompletionOutput",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Admin": "twinflow.cluster.client",
     "AsyncClient": "twinflow.cluster.client",
     "Client": "twinflow.cluster.client",
     "CompletionOutput": "twinflow.runtime.outputs",

@@ -68,11 +68,6 @@ async def broken_grpc_stream(deployment: Deployment, began: asyncio.Event) -> st
     raise AssertionError("the stream ended well")
 
 
-async def status_of(deployment: Deployment, path: str) -> int:
-    async with httpx.AsyncClient(trust_env=False, timeout=QUIET_S) as http:
-        return (await http.get(deployment.http_url + path)).status_code
-
-
 async def refusal(deployment: Deployment) -> Refused | None:
     async with CompletionsClient(deployment) as client:
         try:
@@ -186,22 +181,3 @@ async def test_a_killed_command_ends_streams_with_an_error(tiny_model: Path) -> 
                 http_error, grpc_error = await ends
         assert http_error["code"] == "service_unavailable"
         assert "shutting down" in grpc_error
-
-
-async def test_a_worker_that_dies_takes_no_request_along(tiny_model: Path) -> None:
-    """What it was generating goes on elsewhere, behind its last token."""
-    with serving(tiny_model, "--launcher", "local", *FLAGS) as deployment:
-        expected = await read(deployment, asyncio.Event())
-        began = asyncio.Event()
-        reading = asyncio.create_task(read(deployment, began))
-        await asyncio.wait_for(began.wait(), QUIET_S)
-        deployment.workers[1].kill()
-        assert await reading == expected
-        assert "decode-0" in deployment.log
-        assert await read(deployment, asyncio.Event()) == expected
-        ready = [await status_of(deployment, f"/ready{query}") for query in ("", "?pairs=any")]
-        assert ready == [503, 200]
-        metrics = deployment.scrape()
-        assert metrics.value("twinflow:worker_up", worker="prefill-0") == 1
-        assert metrics.value("twinflow:worker_up", worker="decode-0") == 0
-        assert metrics.workers == {"prefill-0"}

@@ -1,19 +1,23 @@
 """A launcher without processes: services that start, fail, die and stop as they are told."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 from tests.support.engines import ManualClock
 
 from twinflow.cluster.cli.progress import ReadySummary
-from twinflow.cluster.launch.base import ServiceSpec, ServiceStatus
+from twinflow.cluster.launch.base import ServiceHandle, ServiceSpec, ServiceStatus
 from twinflow.cluster.launch.machine import Machine
 from twinflow.cluster.launch.places import Node
 
 ENDPOINTS = {
     "worker": (("grpc", "127.0.0.1:5{number:03}"),),
-    "gateway": (("http", "127.0.0.1:8000"), ("grpc", "127.0.0.1:50051")),
+    "gateway": (
+        ("http", "127.0.0.1:8000"),
+        ("grpc", "127.0.0.1:50051"),
+        ("control", "127.0.0.1:7000"),
+    ),
 }
 
 
@@ -43,7 +47,6 @@ class FakeHandle:
         spec: what was started.
         steps: what it answers, one status after the other; the last one stays.
         stop_takes_s: time between the order to stop and the end; None for never.
-        introduced: what it was told about workers.
         stopped_with: graces of the orders to stop.
         on_stop: called with the order to stop.
         alive: its process runs.
@@ -62,7 +65,6 @@ class FakeHandle:
             ),
         ]
         self.stop_takes_s: float | None = 1.0
-        self.introduced: list[Mapping[str, str]] = []
         self.stopped_with: list[float] = []
         self.on_stop: Callable[[], None] = lambda: None
         self.alive = True
@@ -75,9 +77,6 @@ class FakeHandle:
 
     def status(self) -> ServiceStatus:
         return self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
-
-    def introduce(self, workers: Mapping[str, str]) -> None:
-        self.introduced.append(workers)
 
     def stop(self, grace_s: float) -> None:
         self.on_stop()
@@ -108,6 +107,7 @@ class FakeLauncher:
         handles: every service, in the order of their start.
         opened: how often.
         closed: how often.
+        released: names of the services whose places were given back.
     """
 
     clock: EventClock = field(default_factory=EventClock)
@@ -117,6 +117,7 @@ class FakeLauncher:
     handles: list[FakeHandle] = field(default_factory=list)
     opened: int = 0
     closed: int = 0
+    released: list[str] = field(default_factory=list)
 
     def nodes(self) -> list[Node]:
         return self.machines
@@ -135,15 +136,18 @@ class FakeLauncher:
         self.handles.append(handle)
         return handle
 
+    def release(self, handles: Sequence[ServiceHandle]) -> None:
+        self.released += [handle.name for handle in handles]
+
     def close(self) -> None:
         self.closed += 1
         for handle in self.handles:
             handle.kill()
 
     def named(self, name: str) -> FakeHandle:
-        """The service with this name."""
-        (found,) = [handle for handle in self.handles if handle.name == name]
-        return found
+        """The latest service with this name."""
+        found = [handle for handle in self.handles if handle.name == name]
+        return found[-1]
 
     def config_of(self, name: str) -> dict[str, object]:
         """What a service was configured with."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.support.engines import next_token
 
-from twinflow.cluster.dispatch.worker_client import WorkerAddress
+from twinflow.cluster.dispatch.address import WorkerAddress
 from twinflow.protos.errors import DeadlineExceeded, TwinflowError, Unavailable
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc

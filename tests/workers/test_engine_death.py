@@ -23,10 +23,10 @@ from tests.support.workers import (
     worker_config,
 )
 
+from twinflow.cluster.dispatch.address import WorkerAddress
 from twinflow.cluster.dispatch.admission import AdmissionLimits
 from twinflow.cluster.dispatch.dispatcher import Dispatcher
 from twinflow.cluster.dispatch.roster import Duty
-from twinflow.cluster.dispatch.worker_client import WorkerAddress
 from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo
 from twinflow.protos.errors import WorkerLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb

@@ -83,7 +83,7 @@ class FollowerServer:
         self._ended = events.create_future()
         built = await asyncio.to_thread(self._build, progress)
         try:
-            address = listen_on(self._grpc, self.config.host, self.config.worker_id)
+            address = listen_on(self._grpc, self.config.host, f"worker {self.config.worker_id}")
             self._parts = self._assemble(built)
             await self._grpc.start()
             await asyncio.to_thread(built.ready, address)

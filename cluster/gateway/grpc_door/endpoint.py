@@ -33,11 +33,13 @@ class Endpoint(Generic[RequestT, ResponseT]):
         serve: turns them into its answers.
         health: part of the health service: open to callers without a key and while draining,
             and without a deadline of its own.
+        admin: for operators: open to callers with an admin token only.
     """
 
     request: type[RequestT]
     serve: Callable[[AsyncIterator[RequestT], Call], AsyncIterator[ResponseT]]
     health: bool = False
+    admin: bool = False
 
     async def messages(self, context: RawContext) -> AsyncIterator[RequestT]:
         """The messages of a call as they arrive.
@@ -60,9 +62,11 @@ class Single:
 
     Attributes:
         timeout_s: from the start of a call until its message is complete.
+        admin: the methods are for operators.
     """
 
     timeout_s: float
+    admin: bool = False
 
     def unary(
         self,
@@ -76,7 +80,7 @@ class Single:
         async def serve(requests: AsyncIterator[RequestT], call: Call) -> AsyncIterator[ResponseT]:
             yield await method(await self._only(requests), call)
 
-        return Endpoint(request, serve, health)
+        return Endpoint(request, serve, health, self.admin)
 
     def server_stream(
         self,
@@ -95,7 +99,7 @@ class Single:
             finally:
                 await responses.aclose()
 
-        return Endpoint(request, serve, health)
+        return Endpoint(request, serve, health, self.admin)
 
     async def _only(self, requests: AsyncIterator[RequestT]) -> RequestT:
         found: list[RequestT] = []

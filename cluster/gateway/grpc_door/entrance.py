@@ -4,14 +4,16 @@
                          every error becomes a status with details ─┘
 
 Calls without a valid key are refused before their message is read, unknown methods included;
-only the health service is open. What went wrong inside the server stays there: callers learn the
-kind of the error and the request's id, and the log the rest.
+only the health service is open. Operators' methods want a token of their own instead. What went
+wrong inside the server stays there: callers learn the kind of the error and the request's id, and
+the log the rest.
 """
 
 import asyncio
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -60,12 +62,25 @@ class _Room:
             self.taken -= 1
 
 
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """Who may call what.
+
+    Attributes:
+        callers: for everything but
+        operators: what changes the deployment.
+    """
+
+    callers: Authenticator
+    operators: Authenticator
+
+
 class Entrance(grpc.GenericRpcHandler):
     """Serves endpoints by path.
 
     Args:
         endpoints: by path, `/package.Service/Method`.
-        authenticator: decides who may call.
+        gates: decide who may call.
         config: limits and time-outs.
         clock: seconds, monotonic; stamps the arrival of calls.
     """
@@ -73,13 +88,13 @@ class Entrance(grpc.GenericRpcHandler):
     def __init__(
         self,
         endpoints: Mapping[str, Endpoint[Any, Any]],
-        authenticator: Authenticator,
+        gates: Gates,
         config: GrpcConfig,
         clock: Callable[[], float],
     ) -> None:
         self._clock = clock
         self._endpoints = endpoints
-        self._authenticator = authenticator
+        self._gates = gates
         self._config = config
         self._draining = False
         self._calls = _Room(config.max_calls, "calls")
@@ -108,17 +123,21 @@ class Entrance(grpc.GenericRpcHandler):
         try:
             key_id = ""
             if endpoint is None or not endpoint.health:
-                key_id = self._authenticate(handler_call_details.invocation_metadata)
+                key_id = self._authenticate(endpoint, handler_call_details.invocation_metadata)
         except Unauthenticated as error:
             return grpc.stream_stream_rpc_method_handler(partial(self._refuse, error))
         if endpoint is None:
             return None
         return grpc.stream_stream_rpc_method_handler(partial(self._serve, endpoint, key_id))
 
-    def _authenticate(self, metadata: rpc_status.Metadata) -> str:
+    def _authenticate(
+        self, endpoint: Endpoint[Any, Any] | None, metadata: rpc_status.Metadata
+    ) -> str:
+        for_operators = endpoint is not None and endpoint.admin
+        gate = self._gates.operators if for_operators else self._gates.callers
         headers = [value for key, value in metadata if key == "authorization"]
         header = headers[0] if len(headers) == 1 else None
-        return self._authenticator.check(header if isinstance(header, str) else None)
+        return gate.check(header if isinstance(header, str) else None)
 
     async def _refuse(self, error: TwinflowError, _unread: object, context: RawContext) -> None:
         await self._abort(context, error, _new_request_id())

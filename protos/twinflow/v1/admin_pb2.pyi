@@ -97,7 +97,7 @@ class WorkerLoad(_message.Message):
     def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., receiving: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("worker_id", "epoch", "role", "phase", "detail", "phase_ms", "ranks", "load")
+    __slots__ = ("worker_id", "epoch", "role", "phase", "detail", "phase_ms", "ranks", "load", "pid")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,7 @@ class WorkerInfo(_message.Message):
     PHASE_MS_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     role: WorkerRole
@@ -114,7 +115,8 @@ class WorkerInfo(_message.Message):
     phase_ms: int
     ranks: int
     load: WorkerLoad
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., phase: _Optional[_Union[WorkerPhase, str]] = ..., detail: _Optional[str] = ..., phase_ms: _Optional[int] = ..., ranks: _Optional[int] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ...) -> None: ...
+    pid: int
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., phase: _Optional[_Union[WorkerPhase, str]] = ..., detail: _Optional[str] = ..., phase_ms: _Optional[int] = ..., ranks: _Optional[int] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class Cluster(_message.Message):
     __slots__ = ("version", "settled_version", "pools", "workers", "last_event")

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from tests.support.fake_worker import TOKEN, FakeWorker, running
 
+from twinflow.cluster.dispatch.address import WorkerAddress
 from twinflow.cluster.dispatch.census import Census, take_census
-from twinflow.cluster.dispatch.worker_client import WorkerAddress
 from twinflow.protos.errors import ConfigError, Unavailable
 
 
@@ -17,7 +17,8 @@ async def test_what_equal_workers_have_in_common() -> None:
     ]
     async with running(*workers) as addresses:
         census = await take_census(addresses, TOKEN)
-    assert census == Census(max_model_len=64, vocab_size=997, block_size=4, dtype="float32")
+    shortest = workers[1].description
+    assert census == Census(64, vocab_size=997, block_size=4, dtype="float32", reference=shortest)
 
 
 @pytest.mark.parametrize(

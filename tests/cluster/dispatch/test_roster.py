@@ -17,10 +17,10 @@ from tests.support.dispatchers import (
 from tests.support.engines import next_token
 from tests.support.fake_worker import Behaviour, FakeWorker, running, until
 
+from twinflow.cluster.dispatch.address import WorkerAddress
 from twinflow.cluster.dispatch.config import DispatchConfig
 from twinflow.cluster.dispatch.dispatcher import MAX_LOSSES, Dispatcher
 from twinflow.cluster.dispatch.roster import Duty
-from twinflow.cluster.dispatch.worker_client import WorkerAddress
 from twinflow.cluster.gateway.backend import GenerationSpec
 from twinflow.protos.errors import Unavailable, WorkerLost
 

@@ -9,9 +9,10 @@ import pytest
 from tests.support.dispatchers import PATIENT, QUICK, create_spec
 from tests.support.fake_worker import TOKEN, FakeWorker, running, until
 
+from twinflow.cluster.dispatch.address import WorkerAddress
 from twinflow.cluster.dispatch.config import DispatchConfig
 from twinflow.cluster.dispatch.submission import build_submission
-from twinflow.cluster.dispatch.worker_client import WorkerAddress, WorkerClient
+from twinflow.cluster.dispatch.worker_client import WorkerClient
 from twinflow.cluster.router.snapshot import Route, WorkerView
 from twinflow.protos.errors import Unavailable, WorkerLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb

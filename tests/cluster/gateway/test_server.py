@@ -14,6 +14,7 @@ from tests.support.fake_worker import TOKEN, FakeWorker, running, until
 from tests.support.served_models import write_tiny_model
 
 from twinflow import AsyncClient
+from twinflow.cluster.dispatch.roster import Duty
 from twinflow.cluster.gateway.config import GatewayConfig
 from twinflow.cluster.gateway.server import GatewayServer
 from twinflow.protos.errors import ConfigError, Unavailable
@@ -86,7 +87,7 @@ async def test_it_serves_once_it_knows_them(config: GatewayConfig) -> None:
     prefill = FakeWorker("prefill-0", "prefill", **WORKERS)
     decode = FakeWorker("decode-0", "decode", **WORKERS)
     async with started(config) as (gateway, http, target), running(prefill, decode) as addresses:
-        await gateway.introduce({where.worker_id: where.address for where in addresses})
+        await gateway.follow([Duty(where) for where in addresses])
         await until(lambda: len(gateway.dispatcher.available) == 2)
         ready = await http.get("/ready")
         assert (ready.status_code, ready.json()["pairs"]) == (200, ["prefill-0→decode-0: ok"])
@@ -102,7 +103,7 @@ async def test_workers_that_cannot_serve_together(config: GatewayConfig) -> None
     one, other = FakeWorker("mixed-0"), FakeWorker("mixed-1", block_size=8)
     async with started(config) as (gateway, http, _), running(one, other) as addresses:
         with pytest.raises(ConfigError, match="block sizes"):
-            await gateway.introduce({where.worker_id: where.address for where in addresses})
+            await gateway.follow([Duty(where) for where in addresses])
         assert (await http.get("/ready")).status_code == 503
 
 

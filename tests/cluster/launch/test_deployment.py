@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.gateway.config import GatewayConfig
-from twinflow.cluster.launch.deployment import new_token, plan_gateway, plan_workers
+from twinflow.cluster.launch.deployment import WorkerPlanner, new_token, plan_gateway
 from twinflow.cluster.launch.machine import Gpus, Machine
 from twinflow.cluster.launch.places import Node
 from twinflow.protos.errors import ConfigError
@@ -24,7 +24,7 @@ SMALL = Machine(cores=8, free_memory=4 * GIB)
 def workers(machine: Machine = SMALL, **changes: Any) -> list[WorkerConfig]:
     """The workers of a configuration."""
     config = ServeConfig(**{"model": "models/tiny", **changes})
-    plans = plan_workers(config, [Node(machine)], "t")
+    plans = WorkerPlanner(config, [Node(machine)], "t").first()
     return [WorkerConfig.decode(spec.config) for plan in plans for spec in plan.ranks]
 
 
@@ -43,7 +43,7 @@ class TestPools:
 
     def test_a_plan_says_what_its_process_is(self) -> None:
         config = ServeConfig(model="m", mixed=1, log_level="debug")
-        (plan,) = plan_workers(config, [Node(SMALL)], "t")
+        (plan,) = WorkerPlanner(config, [Node(SMALL)], "t").first()
         (spec,) = plan.ranks
         assert (plan.role, plan.name) == ("mixed", "mixed-0")
         assert (spec.kind, spec.name) == ("worker", "mixed-0")
@@ -92,7 +92,7 @@ class TestDevices:
 
     @pytest.mark.parametrize("device", ["auto", "cuda"])
     def test_a_gpu_for_each(self, device: Device) -> None:
-        plans = plan_workers(ServeConfig(model="m", device=device), [Node(self.TWO)], "t")
+        plans = WorkerPlanner(ServeConfig(model="m", device=device), [Node(self.TWO)], "t").first()
         specs = [spec for plan in plans for spec in plan.ranks]
         configs = [WorkerConfig.decode(spec.config) for spec in specs]
         assert [spec.gpu for spec in specs] == [0, 1]
@@ -102,7 +102,7 @@ class TestDevices:
 
     @pytest.mark.parametrize(("device", "machine"), [("cpu", TWO), ("auto", NONE)])
     def test_the_cpu(self, device: Device, machine: Machine) -> None:
-        plans = plan_workers(ServeConfig(model="m", device=device), [Node(machine)], "t")
+        plans = WorkerPlanner(ServeConfig(model="m", device=device), [Node(machine)], "t").first()
         assert [spec.gpu for plan in plans for spec in plan.ranks] == [None, None]
         assert {w.device for w in workers(machine, device=device)} == {"cpu"}
 
@@ -124,7 +124,7 @@ class TestDevices:
 
     def test_a_gpu_for_each_rank(self) -> None:
         config = ServeConfig(model="m", mixed=1, tensor_parallel_size=2, device="cuda")
-        (plan,) = plan_workers(config, [Node(self.TWO)], "t")
+        (plan,) = WorkerPlanner(config, [Node(self.TWO)], "t").first()
         assert [spec.gpu for spec in plan.ranks] == [0, 1]
         assert {WorkerConfig.decode(spec.config).device for spec in plan.ranks} == {"cuda:0"}
 
@@ -134,7 +134,7 @@ class TestRanks:
 
     def test_ranks_differ_in_nothing_but_their_number(self) -> None:
         config = ServeConfig(model="m", mixed=2, tensor_parallel_size=2)
-        plans = plan_workers(config, [Node(SMALL)], "t")
+        plans = WorkerPlanner(config, [Node(SMALL)], "t").first()
         names = [[spec.name for spec in plan.ranks] for plan in plans]
         assert names == [["mixed-0", "mixed-0-rank1"], ["mixed-1", "mixed-1-rank1"]]
         addresses = set()
@@ -192,7 +192,7 @@ def test_what_the_operator_chose_reaches_every_worker() -> None:
         ttft_objective_ms=1500,
         kv_transfer_timeout=2.5,
     )
-    for worker in found:
+    for epoch, worker in enumerate(found, 1):
         assert worker.model == Path("models/tiny").resolve()
         assert worker.dtype == "bfloat16"
         assert (worker.prefill_order, worker.admission) == ("spf", "past-future")
@@ -201,7 +201,7 @@ def test_what_the_operator_chose_reaches_every_worker() -> None:
         assert (worker.max_num_batched_tokens, worker.block_size) == (50, 32)
         assert (worker.num_kv_blocks, worker.enable_prefix_caching) == (77, False)
         assert worker.kv_transfer_timeout_s == 2.5
-        assert (worker.epoch, worker.token, worker.host) == (1, "t", "127.0.0.1")
+        assert (worker.epoch, worker.token, worker.host) == (epoch, "t", "127.0.0.1")
 
 
 def test_the_gateway() -> None:

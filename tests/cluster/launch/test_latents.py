@@ -14,7 +14,7 @@ from tests.support.checkpoints import write_checkpoint
 from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.gateway.config import GatewayConfig
 from twinflow.cluster.gateway.latent_metrics import export_loss
-from twinflow.cluster.launch.deployment import plan_gateway, plan_workers
+from twinflow.cluster.launch.deployment import WorkerPlanner, plan_gateway
 from twinflow.cluster.launch.latents import LatentChoice, choose_latents
 from twinflow.cluster.launch.machine import Machine
 from twinflow.cluster.launch.places import Node
@@ -171,7 +171,7 @@ def test_every_process_is_told() -> None:
     row = quality_row("joint", 2)
     choice = LatentChoice(parallel="tpla", shards=2, transform="/t.safetensors", quality=row)
     config, nodes = ServeConfig(model="m"), [Node(Machine(cores=4, free_memory=1 << 30))]
-    for plan in plan_workers(config, nodes, "t", choice):
+    for plan in WorkerPlanner(config, nodes, "t", choice).first():
         (spec,) = plan.ranks
         worker = WorkerConfig.decode(spec.config)
         assert (worker.mla_parallel, worker.mla_shards) == ("tpla", 2)

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from twinflow.cluster.config import ServeConfig
-from twinflow.cluster.launch.deployment import plan_workers
+from twinflow.cluster.launch.deployment import WorkerPlanner
 from twinflow.cluster.launch.machine import Gpus, Machine
-from twinflow.cluster.launch.places import Node, NoRoom, Place, place_workers
+from twinflow.cluster.launch.places import Floor, Node, NoRoom, Place, place_workers
 from twinflow.workers.config import WorkerConfig
 
 GIB = 1 << 30
@@ -79,12 +79,54 @@ def test_a_cluster_without_nodes_has_no_room() -> None:
 
 def test_a_worker_listens_where_others_reach_it() -> None:
     nodes = [Node(PLAIN, "10.0.0.2", {"prefill": 1}), Node(PLAIN, "10.0.0.3", {"decode": 1})]
-    plans = plan_workers(ServeConfig(model="m"), nodes, "t")
+    plans = WorkerPlanner(ServeConfig(model="m"), nodes, "t").first()
     specs = [spec for plan in plans for spec in plan.ranks]
     assert [WorkerConfig.decode(spec.config).host for spec in specs] == ["10.0.0.2", "10.0.0.3"]
     assert [(spec.node, spec.pool) for spec in specs] == [
         ("10.0.0.2", "prefill"),
         ("10.0.0.3", "decode"),
     ]
-    (plan,) = plan_workers(ServeConfig(model="m", mixed=1), [Node(PLAIN)], "t")
+    (plan,) = WorkerPlanner(ServeConfig(model="m", mixed=1), [Node(PLAIN)], "t").first()
     assert [(spec.node, spec.pool) for spec in plan.ranks] == [("127.0.0.1", "")]
+
+
+class TestFloor:
+    """Workers that come later get what is free, as much as those of the beginning."""
+
+    def floor(self, *nodes: Node, **changes: Any) -> Floor:
+        config = ServeConfig(model="m", **changes)
+        return Floor(config, nodes, place_workers(config, nodes))
+
+    def test_gpus_that_nobody_has(self) -> None:
+        four = Node(Machine(8, 1 << 30, Gpus((1 << 30,) * 4)))
+        floor = self.floor(four)
+        taken = list(floor.first)
+        assert floor.room("decode", taken) == 2
+        place = floor.find("decode", taken)
+        assert place is not None
+        assert [share.gpu for share in place.shares] == [2]
+        assert place.shares[0].num_ranks == 2
+        # The worker with the first GPU has gone.
+        place = floor.find("decode", taken[1:])
+        assert place is not None and place.shares[0].gpu == 0
+
+    def test_all_gpus_are_taken(self) -> None:
+        floor = self.floor(Node(Machine(8, 1 << 30, Gpus((1 << 30,) * 2))))
+        assert floor.room("decode", floor.first) == 0
+        assert floor.find("decode", floor.first) is None
+
+    def test_on_a_cpu_memory_alone_decides(self) -> None:
+        floor = self.floor(Node(PLAIN))
+        assert floor.room("decode", floor.first) is None
+        assert floor.find("decode", [*floor.first] * 9) is not None
+
+    def test_room_that_nodes_declare(self) -> None:
+        nodes = [
+            Node(PLAIN, "10.0.0.1", {"prefill": 1, "decode": 2}),
+            Node(PLAIN, "10.0.0.2", {"decode": 2}),
+        ]
+        floor = self.floor(*nodes)
+        assert floor.room("prefill", floor.first) == 0
+        assert floor.room("decode", floor.first) == 3
+        place = floor.find("decode", [*floor.first])
+        assert place is not None and place.role == "decode"

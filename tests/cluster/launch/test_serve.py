@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.support.calibrations import measured_model, tiny_latent_config
 from tests.support.checkpoints import write_checkpoint
+from tests.support.fake_gateway import FakeGateway
 from tests.support.fake_launcher import FakeHandle, FakeLauncher, RecordingUI, fails_with
 
 from twinflow.cluster.config import ServeConfig
@@ -27,6 +28,8 @@ from twinflow.protos.errors import (
     ServerError,
     TwinflowError,
 )
+from twinflow.protos.twinflow.internal.v1 import gateway_pb2
+from twinflow.protos.twinflow.v1 import admin_pb2 as pb
 
 NODES = [Node(Machine(cores=4, free_memory=1 << 30))]
 
@@ -46,6 +49,7 @@ class Stage:
         self.launcher = FakeLauncher(prepare=prepare)
         self.clock = self.launcher.clock
         self.ui = RecordingUI()
+        self.gateway = FakeGateway()
         self.missing: list[str] = []
         self.interrupts = 0
         self.checked: list[Sequence[Node]] = []
@@ -56,6 +60,7 @@ class Stage:
             lambda: self.interrupts,
             check=self.checked.append,
             readiness=lambda address: self.missing.pop(0) if self.missing else "",
+            connect=lambda address, token: self.gateway,
             sleep=self.clock.advance,
             clock=self.clock,
         )
@@ -67,6 +72,11 @@ class Stage:
 def only(name: str, change: Callable[[FakeHandle], None]) -> Callable[[FakeHandle], None]:
     """Change one service only."""
     return lambda handle: change(handle) if handle.name == name else None
+
+
+def gone(name: str) -> ServiceStatus:
+    """A process that has ended."""
+    return ServiceStatus("gone", f"the process of {name} ended")
 
 
 class TestRoom:
@@ -125,7 +135,9 @@ class TestStart:
             "decode-0": "127.0.0.1:5002",
             "decode-1": "127.0.0.1:5003",
         }
-        assert stage.launcher.named("gateway-0").introduced == [workers]
+        table = stage.gateway.table
+        assert {name: duty.address for name, duty in table.items()} == workers
+        assert [duty.epoch for duty in table.values()] == [1, 2, 3]
         assert summary.http_url == "http://127.0.0.1:8000"
         assert summary.grpc_target == "127.0.0.1:50051"
         assert summary.pools == {"prefill": ("prefill-0",), "decode": ("decode-0", "decode-1")}
@@ -161,7 +173,7 @@ class TestStart:
         stage = Stage(only("decode-0", hang))
         with pytest.raises(DeadlineExceeded):
             stage.deployment.start(NODES)
-        assert stage.launcher.named("gateway-0").introduced == []
+        assert stage.gateway.requests == []
 
     def test_a_taken_port_is_found_while_workers_load(self) -> None:
         def never(handle: FakeHandle) -> None:
@@ -286,43 +298,47 @@ class TestWatch:
         with pytest.raises(ServerError, match="the process of gateway-0 ended"):
             stage.deployment.watch()
 
-    @pytest.mark.parametrize(
-        ("dead", "left"), [("decode-0", "prefill-0"), ("prefill-0", "decode-0")]
-    )
-    def test_a_dead_worker_is_reported_once_and_the_other_serves_on(
-        self, dead: str, left: str
-    ) -> None:
+    @pytest.mark.parametrize("dead", ["decode-0", "prefill-0"])
+    def test_a_dead_worker_is_reported_once_and_replaced(self, dead: str) -> None:
         stage = Stage()
         stage.deployment.start(NODES)
-        gone = [ServiceStatus("gone", f"the process of {dead} ended")]
         stage.clock.at = [
-            (50.0, lambda: setattr(stage.launcher.named(dead), "steps", gone)),
+            (50.0, lambda: setattr(stage.launcher.named(dead), "steps", [gone(dead)])),
             (100.0, stage.interrupt),
         ]
         stage.deployment.watch()
         assert stage.clock.now >= 100.0
-        assert stage.ui.messages == [f"the process of {dead} ended; serving on with {left}"]
+        assert stage.ui.messages == [
+            f"{dead} is lost: the process of {dead} ended",
+            f"{dead} starts",
+            f"{dead} serves as {dead.partition('-')[0]} worker",
+            "everything is as wanted",
+        ]
+        assert stage.launcher.released == [dead]
+        assert stage.launcher.config_of(dead)["epoch"] == 3
+        assert stage.gateway.table[dead].epoch == 3
 
     @pytest.mark.parametrize("lost", ["mixed-0", "mixed-0-rank1"])
     def test_a_rank_that_dies_takes_its_worker_along(self, lost: str) -> None:
         stage = Stage(mixed=2, tensor_parallel_size=2)
         summary = stage.deployment.start(NODES)
         assert (summary.pools, summary.ranks) == ({"mixed": ("mixed-0", "mixed-1")}, {"mixed": 2})
-        gone = [ServiceStatus("gone", f"the process of {lost} ended")]
         stage.clock.at = [
-            (50.0, lambda: setattr(stage.launcher.named(lost), "steps", gone)),
+            (50.0, lambda: setattr(stage.launcher.named(lost), "steps", [gone(lost)])),
             (100.0, stage.interrupt),
         ]
         stage.deployment.watch()
-        assert stage.ui.messages == [f"the process of {lost} ended; serving on with mixed-1"]
+        assert stage.ui.messages[0] == f"mixed-0 is lost: the process of {lost} ended"
+        assert stage.launcher.released == ["mixed-0", "mixed-0-rank1"]
         alive = [handle.name for handle in stage.launcher.handles if handle.alive]
-        assert alive == ["gateway-0", "mixed-1", "mixed-1-rank1"]
+        assert alive == ["gateway-0", "mixed-1", "mixed-1-rank1", "mixed-0", "mixed-0-rank1"]
+        addresses = {stage.launcher.config_of(name)["leader_address"] for name in alive[-2:]}
+        assert len(addresses) == 1
 
     def test_a_frozen_rank_is_killed_with_its_worker(self) -> None:
         stage = Stage(mixed=2, tensor_parallel_size=2)
         stage.deployment.start(NODES)
         frozen = stage.launcher.named("mixed-0-rank1")
-        frozen.stop_takes_s = None
         lost = list(fails_with("rank 1 of mixed-0 is lost: it said nothing for 4 s", "worker_lost"))
         stage.clock.at = [
             (50.0, lambda: setattr(stage.launcher.named("mixed-0"), "steps", lost[1:])),
@@ -330,17 +346,36 @@ class TestWatch:
         ]
         stage.deployment.watch()
         assert not frozen.alive
-        (message,) = stage.ui.messages
-        assert message.startswith("mixed-0: rank 1 of mixed-0 is lost")
+        assert stage.ui.messages[0].startswith("mixed-0 is lost: mixed-0: rank 1 of mixed-0 is")
 
-    def test_until_the_last_worker_dies(self) -> None:
+    def test_until_the_last_worker_dies_and_none_starts(self) -> None:
         stage = Stage()
         stage.deployment.start(NODES)
+
+        def fail(handle: FakeHandle) -> None:
+            handle.steps = list(fails_with("the model is gone", "checkpoint_error"))
+
+        stage.launcher.prepare = fail
         for name in ("decode-0", "prefill-0"):
-            gone = [ServiceStatus("gone", f"the process of {name} ended")]
-            stage.launcher.named(name).steps = gone
-        with pytest.raises(ServerError, match="ended"):
+            stage.launcher.named(name).steps = [gone(name)]
+        with pytest.raises(ServerError, match="the model is gone"):
             stage.deployment.watch()
+
+    def test_an_operator_s_change(self) -> None:
+        stage = Stage()
+        stage.deployment.start(NODES)
+        request = pb.ScalePoolRequest(request_id="r", pool=pb.WORKER_ROLE_DECODE, size=2)
+        stage.gateway.commands.append(gateway_pb2.Command(scale=request))
+        stage.clock.at = [(100.0, stage.interrupt)]
+        stage.deployment.watch()
+        assert stage.gateway.table["decode-1"].address == "127.0.0.1:5003"
+        assert (
+            stage.launcher.config_of("decode-1")["token"]
+            == (stage.launcher.config_of("decode-0")["token"])
+        )
+        stage.deployment.stop(1.0)
+        assert not any(handle.alive for handle in stage.launcher.handles)
+        assert stage.gateway.closed == 1
 
 
 class TestStop:

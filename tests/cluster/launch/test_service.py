@@ -1,7 +1,6 @@
 """How a service is stopped inside its process, whichever launcher it has."""
 
 import asyncio
-from collections.abc import Mapping
 
 import pytest
 
@@ -14,7 +13,6 @@ class FakeService:
 
     Attributes:
         problem: why it does not start, if it does not.
-        introduction_problem: what goes wrong when it meets the workers, if anything does.
         drain_problem: what goes wrong while it drains, if anything does.
         failure: done when it cannot serve any more.
         idle: set when nothing runs.
@@ -23,7 +21,6 @@ class FakeService:
 
     def __init__(self) -> None:
         self.problem: Exception | None = None
-        self.introduction_problem: Exception | None = None
         self.drain_problem: Exception | None = None
         self.failure: asyncio.Future[TwinflowError] = asyncio.get_running_loop().create_future()
         self.idle = asyncio.Event()
@@ -37,11 +34,6 @@ class FakeService:
 
     async def wait_failed(self) -> TwinflowError:
         return await asyncio.shield(self.failure)
-
-    async def introduce(self, workers: Mapping[str, str]) -> None:
-        self.log.append(f"meet {', '.join(workers)}")
-        if self.introduction_problem is not None:
-            raise self.introduction_problem
 
     async def drain(self, grace_s: float) -> None:
         self.log.append(f"drain {grace_s:g}")
@@ -116,32 +108,6 @@ async def test_a_service_that_is_stopped_does_not_fail_any_more(service: FakeSer
     service.failure.set_result(RankLost("rank 1 is lost"))
     await asyncio.sleep(0.01)
     assert runner.status.state == "ready"
-
-
-async def test_workers_are_introduced(service: FakeService) -> None:
-    runner = ServiceRunner(service)
-    started = await runner.start()
-    await runner.introduce({"prefill-0": "127.0.0.1:1", "decode-0": "127.0.0.1:2"})
-    assert service.log == ["meet prefill-0, decode-0"]
-    assert runner.status == started
-
-
-@pytest.mark.parametrize(
-    ("problem", "detail", "code"),
-    [
-        (ConfigError("they disagree"), "they disagree", ConfigError.code),
-        (KeyError("x"), "KeyError: 'x'", ""),
-    ],
-)
-async def test_a_service_that_cannot_work_with_them_has_failed(
-    service: FakeService, problem: Exception, detail: str, code: str
-) -> None:
-    service.introduction_problem = problem
-    runner = ServiceRunner(service)
-    await runner.start()
-    await runner.introduce({})
-    status = runner.status
-    assert (status.state, status.detail, status.error_code) == ("failed", detail, code)
 
 
 async def test_it_ends_even_if_draining_fails(service: FakeService) -> None:

@@ -1,0 +1,86 @@
+"""Workers that die or freeze: no request is lost, no token changes, and others take their place."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.support.completions import CompletionsClient
+from tests.support.deployments import QUIET_S, START_S, Deployment, serving, wait_until
+from tests.support.request_mixes import Ask
+
+from twinflow import Admin, SamplingParams
+
+TOKEN = "let-me-in"
+FLAGS = (
+    *("--dtype", "float32", "--max-model-len", "4096", "--num-kv-blocks", "300"),
+    *("--admin-token", TOKEN),
+)
+# Takes seconds.
+LONG = Ask((5, 6, 7), SamplingParams(temperature=0, max_tokens=800, ignore_eos=True))
+# Faults are noticed within 5 s; a busy machine gets more.
+NOTICED_S = 30.0
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+async def read(deployment: Deployment, began: asyncio.Event) -> tuple[int, ...]:
+    """Stream a long answer; returns its tokens once it is complete."""
+    tokens: list[int] = []
+    async with CompletionsClient(deployment) as client:
+        async for event in client.events(LONG):
+            assert "error" not in event, event
+            tokens += event["choices"][0]["token_ids"]
+            began.set()
+    return tuple(tokens)
+
+
+async def becomes_ready(deployment: Deployment) -> None:
+    """A token goes through every pair, and nobody is missing."""
+
+    def ready() -> bool:
+        answer = httpx.get(f"{deployment.http_url}/ready", trust_env=False, timeout=QUIET_S)
+        return answer.status_code == 200
+
+    await asyncio.to_thread(
+        wait_until, ready, "it to be ready", START_S, lambda: deployment.log[-3000:]
+    )
+
+
+def epochs(admin: Admin) -> dict[str, tuple[int, int]]:
+    """Life and process of each worker."""
+    return {worker.worker_id: (worker.epoch, worker.pid) for worker in admin.workers.list()}
+
+
+@pytest.mark.parametrize("launcher", ["local", "ray"])
+async def test_workers_that_die_and_freeze_are_replaced(tiny_model: Path, launcher: str) -> None:
+    """What they were generating goes on elsewhere, behind its last token."""
+    with (
+        serving(tiny_model, "--launcher", launcher, *FLAGS) as deployment,
+        Admin(deployment.grpc_target, token=TOKEN) as admin,
+    ):
+        expected = await read(deployment, asyncio.Event())
+        for fault in (signal.SIGKILL, signal.SIGSTOP):
+            began = asyncio.Event()
+            reading = asyncio.create_task(read(deployment, began))
+            await asyncio.wait_for(began.wait(), QUIET_S)
+            before = epochs(admin)
+            last = admin.cluster().last_event
+            os.kill(before["decode-0"][1], fault)
+            events = admin.watch(last)
+            lost = await asyncio.to_thread(next, events)
+            assert (lost.kind, lost.worker_id) == ("lost", "decode-0")
+            assert await reading == expected
+            await becomes_ready(deployment)
+            events.close()
+            after = epochs(admin)
+            assert after["prefill-0"] == before["prefill-0"]
+            assert after["decode-0"][0] > before["decode-0"][0]
+            # Whatever was frozen is dead, and says nothing later.
+            assert before["decode-0"][1] not in deployment.processes()
+        assert await read(deployment, asyncio.Event()) == expected
+        metrics = deployment.wait_idle()
+        assert metrics.workers == {"prefill-0", "decode-0"}
+        assert metrics.failed == 0
