@@ -10,6 +10,7 @@ from typing import TextIO, cast
 import twinflow
 from twinflow.cluster.cli import environment
 from twinflow.cluster.cli.commands import (
+    admin,
     calibrate,
     chat,
     cluster,
@@ -73,6 +74,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="twinflow", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--version", action="version", version=f"twinflow {twinflow.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (serve, chat, status, models, calibrate, profile, simulate, cluster):
+    modules = (serve, chat, status, admin, models, calibrate, profile, simulate, cluster)
+    for module in modules:
         module.add_to(commands)
     return parser

@@ -124,11 +124,11 @@ class Admin:
         request = pb.RestartWorkersRequest(request_id=_new_id(), drain=drain_to_pb(drain))
         return self._changes.make(_RESTART, request, wait)
 
-    def watch(self, after: int = 0) -> Generator[Event, None, None]:
+    def watch(self, after: int | None = None) -> Generator[Event, None, None]:
         """What happens, as it happens, for ever; closing the generator ends it.
 
         Args:
-            after: number of the last event that is known; 0 begins with what happens next.
+            after: number of the last event that is known; None begins with what happens next.
         """
         return self._changes.watch(after)
 
@@ -236,9 +236,9 @@ class Changes:
         accepted = cluster_from_pb(self._calls.unary(Ask(rpc, request, _CALL_S)).cluster)
         return self._settle(accepted) if wait else accepted
 
-    def watch(self, after: int, end_s: float | None = None) -> Generator[Event, None, None]:
+    def watch(self, after: int | None, end_s: float | None = None) -> Generator[Event, None, None]:
         """Events behind a number; for ever, or for about so many seconds."""
-        last = after or self.cluster().last_event
+        last = self.cluster().last_event if after is None else after
         while True:
             ask = Ask(_WATCH, pb.WatchRequest(after=last), end_s or _WATCH_S)
             try:

@@ -101,13 +101,13 @@ class AdminDesk:
             raise change.refusal
         return self.cluster
 
-    async def events(self, after: int) -> AsyncIterator[admin_pb2.Event]:
+    async def events(self, after: int | None) -> AsyncIterator[admin_pb2.Event]:
         """Events as they come, for ever.
 
         Args:
-            after: number of the last one that is known; 0 begins with what happens next.
+            after: number of the last one that is known; None begins with what happens next.
         """
-        last = after or self.cluster.last_event
+        last = self.cluster.last_event if after is None else after
         while True:
             news = self._news
             for event in [event for event in self._events if event.number > last]:

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from twinflow.cluster.cli import environment
 from twinflow.cluster.cli.parser import Commands, Invocation
 from twinflow.cluster.cli.sources import report
+from twinflow.cluster.cli.tables import aligned
 from twinflow.protos.errors import ConfigError, ServerError, Unavailable
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -115,7 +116,7 @@ def worker_table(metrics: str) -> list[str]:
                 values.setdefault(worker, {})[sample.name] = sample.value
     rows = [("role", "worker", "state", *(heading for heading, _, _ in COLUMNS))]
     rows += [(*worker, _state(found), *_cells(found)) for worker, found in sorted(values.items())]
-    return _aligned(rows)
+    return aligned(rows, 3)
 
 
 def _state(values: Mapping[str, float]) -> str:
@@ -128,16 +129,6 @@ def _state(values: Mapping[str, float]) -> str:
 
 def _cells(values: Mapping[str, float]) -> Iterable[str]:
     return (form.format(values[name]) if name in values else "-" for _, name, form in COLUMNS)
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Columns of equal width, the first three to the left and the numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligns = "<<<" + ">" * (len(widths) - 3)
-    return [
-        "  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, aligns, widths, strict=True))
-        for row in rows
-    ]
 
 
 def _server(invocation: Invocation) -> Server:

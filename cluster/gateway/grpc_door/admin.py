@@ -85,7 +85,8 @@ class AdminService:
 
     async def watch(self, message: pb.WatchRequest, call: Call) -> AsyncIterator[pb.WatchResponse]:
         """`Watch`."""
-        events: Any = self._office.desk.events(message.after)
+        after = message.after if message.HasField("after") else None
+        events: Any = self._office.desk.events(after)
         async with aclosing(events):
             with suppress(TimeoutError):  # its end, and nobody's fault
                 async with asyncio.timeout(call.deadline_s):

@@ -1,11 +1,9 @@
 """The controller over processes and a gateway that exist in the test only."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 import pytest
 from tests.support.cluster_model import serving
 from tests.support.engines import ManualClock
+from tests.support.fake_fleet import FakeFleet
 from tests.support.fake_gateway import FakeGateway
 
 from twinflow.cluster.controller.chronicle import Chronicle
@@ -17,49 +15,10 @@ from twinflow.protos.errors import (
     ConfigError,
     DeadlineExceeded,
     ServerError,
-    TwinflowError,
     Unavailable,
 )
 from twinflow.protos.twinflow.internal.v1 import gateway_pb2, worker_pb2
 from twinflow.protos.twinflow.v1 import admin_pb2 as pb
-from twinflow.workers.role import Role
-
-
-@dataclass
-class FakeFleet:
-    """Implements `WorkerFleet`: workers that start, stop and die as they are told.
-
-    Attributes:
-        sightings: how far each worker is.
-        bounds: how many more may start.
-        refusal: why none can be started, if none can.
-        log: what was done, in order.
-    """
-
-    sightings: dict[str, Sighting] = field(default_factory=dict)
-    bounds: dict[Role, int] = field(default_factory=dict)
-    refusal: TwinflowError | None = None
-    log: list[str] = field(default_factory=list)
-
-    def room(self) -> Mapping[Role, int]:
-        return self.bounds
-
-    def start(self, worker_id: str, role: Role, epoch: int) -> None:
-        if self.refusal is not None:
-            raise self.refusal
-        assert worker_id not in self.sightings
-        self.log.append(f"start {worker_id} {epoch}")
-        self.sightings[worker_id] = Sighting("starting", detail="loading weights")
-
-    def look(self, worker_id: str) -> Sighting:
-        return self.sightings[worker_id]
-
-    def stop(self, worker_id: str, grace_s: float) -> None:
-        self.log.append(f"stop {worker_id} {grace_s:g}")
-
-    def kill(self, worker_id: str) -> None:
-        self.log.append(f"kill {worker_id}")
-        del self.sightings[worker_id]
 
 
 class Stage:
