@@ -222,7 +222,6 @@ class Dispatcher:
                             self._queue.leave(spec)
                             self._history.deliver(story, delta)
                             yield delta
-                    self._history.leave(story, "finished")
                     return
                 except (WorkerLost, Unavailable) as error:
                     self._history.leave(story, str(error))

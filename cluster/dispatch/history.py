@@ -101,6 +101,7 @@ class History:
         story.phases = delta.phases or story.phases
         if delta.finish_reason is not None:
             story.state = "finished"
+            self.leave(story, "finished")
 
     def leave(self, story: Story, outcome: str) -> None:
         """Its stay there is over."""
@@ -111,6 +112,8 @@ class History:
         """Nothing more happens to it; if it has no end of its own, its client went away."""
         if story.state == "running":
             story.state = "aborted"
+        if story.attempts and story.attempts[-1].ended is None:
+            self.leave(story, story.state)
 
     def find(self, request_id: str) -> tuple[Story, ...]:
         """The stories of a request's sequences, or of one sequence.

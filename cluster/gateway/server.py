@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import grpc
 import structlog
 from prometheus_client import CollectorRegistry
 
@@ -70,7 +71,7 @@ class GatewayServer:
             export_loss(self._registry, config.names[0], config.loss)
         self._backend = LateBackend()
         self._desk = AdminDesk()
-        self._control = create_server(config.token)
+        self._control: grpc.aio.Server | None = None
         self._dispatcher: Dispatcher | None = None
         self._renderer: TemplateRenderer | None = None
         self._http: HttpServer | None = None
@@ -96,6 +97,8 @@ class GatewayServer:
         """
         report("loading the tokenizer", 0, 0)
         doors = await self._open_doors(await self._pipeline())
+        # Behind the pipeline, like the doors: gRPC minds processes that are forked while it runs.
+        self._control = create_server(self._config.token)
         add_GatewayServicer_to_server(ControlService(self, self._desk), self._control)
         doors["control"] = listen_on(self._control, _CONTROL_HOST, "the gateway")
         await self._control.start()
@@ -222,4 +225,5 @@ class GatewayServer:
             await self._http.stop()
         if self._renderer is not None:
             await self._renderer.close()
-        await self._control.stop(None)
+        if self._control is not None:
+            await self._control.stop(None)

@@ -19,7 +19,7 @@ FLAGS = (
     *("--admin-token", TOKEN),
 )
 # Takes seconds.
-LONG = Ask((5, 6, 7), SamplingParams(temperature=0, max_tokens=800, ignore_eos=True))
+LONG = Ask((5, 6, 7), SamplingParams(temperature=0, max_tokens=250, ignore_eos=True))
 # Faults are noticed within 5 s; a busy machine gets more.
 NOTICED_S = 30.0
 

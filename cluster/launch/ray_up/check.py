@@ -14,7 +14,6 @@ from typing import Any
 
 import jsonschema
 import yaml
-from twinflow.cluster.cli.nearest import did_you_mean
 
 from twinflow.cluster.cli.config_file import StrictLoader
 from twinflow.cluster.launch.ray_up import PROVIDERS

@@ -81,7 +81,6 @@ async def test_where_a_request_went() -> None:
         story = door.history.begin("4711-0", 10)
         door.history.attempt(story, Route(decode, prefill))
         door.history.deliver(story, TokenDelta((1,), finish_reason=FinishReason.LENGTH))
-        door.history.leave(story, "finished")
         ran = await admin(door, "explain", "cmpl-4711")
     first, heading, row = ran.out.splitlines()
     assert first.startswith("4711-0: finished, 10 prompt tokens, 1 generated, first token after ")

@@ -172,7 +172,7 @@ async def test_where_a_request_went() -> None:
                 assert (one.state, one.prompt_tokens, one.output_tokens) == ("finished", 10, 3)
                 assert [attempt.outcome for attempt in one.attempts] == [
                     "worker decode-0 is leaving",
-                    "",
+                    "finished",
                 ]
                 assert [attempt.prefill_worker for attempt in one.attempts] == ["prefill-0", ""]
                 assert one.first_token_s is not None

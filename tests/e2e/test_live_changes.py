@@ -1,0 +1,105 @@
+"""Pools change while requests run: none fails, and no token is another one."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.support.completions import Answer, CompletionsClient
+from tests.support.deployments import QUIET_S, Deployment, serving
+from tests.support.request_mixes import MixShape, random_asks
+from tests.support.served_models import TINY_VOCAB
+
+from twinflow import LLM, Admin
+from twinflow.cluster.client.cluster_view import Cluster
+
+TOKEN = "let-me-in"
+FLAGS = (
+    *("--launcher", "local", "--dtype", "float32", "--max-model-len", "256"),
+    *("--block-size", "8", "--num-kv-blocks", "200", "--threads-per-worker", "1"),
+    *("--admin-token", TOKEN),
+)
+ASKS = random_asks(24, MixShape(vocab_size=TINY_VOCAB, longest_prompt=100, most_tokens=60), seed=7)
+# Requests that run at any moment.
+STREAMS = 3
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+class Load:
+    """Requests without a pause, whose answers must be the expected ones.
+
+    Attributes:
+        answered: how many were.
+    """
+
+    def __init__(self, deployment: Deployment, expected: list[Answer]) -> None:
+        self._client = CompletionsClient(deployment)
+        self._expected = expected
+        self._over = False
+        self.answered = 0
+
+    async def run(self) -> None:
+        """Ask until it is over."""
+        async with self._client:
+            await asyncio.gather(*(self._stream(number) for number in range(STREAMS)))
+
+    async def _stream(self, number: int) -> None:
+        while not self._over:
+            index = number % len(ASKS)
+            ask, number = ASKS[index], number + STREAMS
+            assert await self._client.streamed(ask) == self._expected[index]
+            self.answered += 1
+
+    def end(self) -> None:
+        """Ask no more."""
+        self._over = True
+
+
+def answers(model: Path) -> list[Answer]:
+    """What one process generates, offline."""
+    llm = LLM(model, dtype="float32", max_model_len=256, num_kv_blocks=200)
+    outputs = [llm.generate([ask.prompt], ask.params, use_tqdm=False)[0] for ask in ASKS]
+    return [Answer.of(output) for output in outputs]
+
+
+def sizes(cluster: Cluster) -> tuple[int, int]:
+    """Serving prefill and decode workers."""
+    found = {pool.role: pool.serving for pool in cluster.pools}
+    return found["prefill"], found["decode"]
+
+
+async def test_pools_change_under_load(tiny_model: Path) -> None:
+    expected = await asyncio.to_thread(answers, tiny_model)
+    with (
+        serving(tiny_model, *FLAGS) as deployment,
+        Admin(deployment.grpc_target, token=TOKEN, timeout_s=100.0) as admin,
+    ):
+        load = Load(deployment, expected)
+        running = asyncio.create_task(load.run())
+        changes: list[tuple[Callable[[], Cluster], tuple[int, int]]] = [
+            (lambda: admin.pools.scale("decode", 2), (1, 2)),
+            (lambda: admin.workers.flip("decode-1", role="prefill"), (2, 1)),
+            (lambda: admin.workers.flip("decode-1", role="decode"), (1, 2)),
+            (lambda: admin.pools.scale("decode", 1, drain="migrate"), (1, 1)),
+            (lambda: admin.pools.scale("prefill", 2), (2, 1)),
+            (lambda: admin.pools.scale("prefill", 1), (1, 1)),
+            (lambda: admin.restart(drain="migrate"), (1, 1)),
+        ]
+        for change, serving_then in changes:
+            before = load.answered
+            assert sizes(await asyncio.to_thread(change)) == serving_then
+            async with asyncio.timeout(QUIET_S):
+                while load.answered < before + 2 * STREAMS:
+                    assert not running.done() or await running
+                    await asyncio.sleep(0.02)
+        load.end()
+        await running
+        async with CompletionsClient(deployment) as client:
+            content = await client.raw(client.body(ASKS[0]))
+        (story,) = admin.requests.explain(content["id"]).sequences
+        assert [attempt.outcome for attempt in story.attempts] == ["finished"]
+        metrics = deployment.wait_idle()
+        assert metrics.failed == metrics.aborted == 0
+        assert metrics.finished == load.answered + 1
+        assert metrics.workers == {worker.worker_id for worker in admin.workers.list()}
