@@ -398,11 +398,6 @@ class ServeConfig(BaseModel):
         """The keys in clear, for the two front doors only; empty when no key is needed."""
         return tuple(key.get_secret_value() for key in self.api_key)
 
-    @property
-    def admin_tokens(self) -> tuple[str, ...]:
-        """The admin tokens in clear, for the gRPC door only; empty when nobody may call."""
-        return tuple(token.get_secret_value() for token in self.admin_token)
-
     @model_validator(mode="before")
     @classmethod
     def _mixed_replaces_the_other_pools(cls, given: dict[str, object]) -> dict[str, object]:

@@ -211,7 +211,7 @@ def plan_gateway(
         port=config.port,
         grpc_port=config.grpc_port,
         api_keys=config.api_keys,
-        admin_tokens=config.admin_tokens,
+        admin_tokens=tuple(token.get_secret_value() for token in config.admin_token),
         token=token,
         max_model_len=config.max_model_len,
         max_queued_requests=config.max_num_queued_reqs,
