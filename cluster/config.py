@@ -11,7 +11,6 @@ import ipaddress
 import math
 import os
 import re
-import socket
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -30,6 +29,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from twinflow.cluster.dispatch.admission import AdmissionLimits
+from twinflow.cluster.hosts import is_wildcard
 from twinflow.cluster.quantities import count, memory, whole
 from twinflow.parallel.latent.kind import LatentKind
 from twinflow.parallel.latent.transforms.name import SUFFIX, TransformName
@@ -65,21 +65,6 @@ def default_of(owner: type[EngineConfig | AdmissionLimits], name: str) -> int:
     if not isinstance(default, int):
         raise TypeError(f"{owner.__name__}.{name} has no default number")
     return default
-
-
-def is_wildcard(host: str) -> bool:
-    """Whether binding to `host` accepts connections on every interface of the machine."""
-    try:
-        return not any(socket.inet_aton(host))  # also reads the short forms of 0.0.0.0
-    except OSError:
-        pass
-    try:
-        address = ipaddress.IPv6Address(host)
-    except ValueError:
-        return False
-    return address.is_unspecified or bool(
-        address.ipv4_mapped and address.ipv4_mapped.is_unspecified
-    )
 
 
 def _one_or_more(value: object) -> object:
