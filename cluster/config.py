@@ -231,8 +231,8 @@ class ServeConfig(BaseModel):
         SpeculativeConfig | None, BeforeValidator(_speculation), Group.SPECULATION
     ] = None
     """How next tokens are guessed, as JSON with vLLM's names, such as {"method": "ngram",
-    "num_speculative_tokens": 4}; methods are ngram, suffix and token_recycling. Tokens stay what
-    they are."""
+    "num_speculative_tokens": 4}; methods are ngram, suffix and token_recycling, and tokens stay
+    what they are."""
 
     max_num_seqs: Annotated[Count, Group.ENGINE] = default_of(EngineConfig, "max_num_seqs")
     """Requests that one worker runs at the same time."""
