@@ -33,6 +33,8 @@ from twinflow.cluster.dispatch.admission import AdmissionLimits
 from twinflow.cluster.quantities import count, memory, whole
 from twinflow.parallel.latent.kind import LatentKind
 from twinflow.parallel.latent.transforms.name import SUFFIX, TransformName
+from twinflow.parallel.partition.backends.names import NONE
+from twinflow.parallel.partition.control import DECODE_SLACK, PREFILL_SLACK
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.speculative.config import SpeculativeConfig
@@ -153,6 +155,7 @@ Ranks = Annotated[Whole, Field(ge=1, le=64)]
 Port = Annotated[Whole, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(gt=0, le=86400_000, allow_inf_nan=False)]
+Slack = Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)]
 SchedulerName = Literal["auto", "chunked", "layered", "laps"]
 OrderName = Literal["fcfs", "spf"]
 AdmissionName = Literal["aggressive", "conservative", "past-future"]
@@ -281,6 +284,22 @@ class ServeConfig(BaseModel):
 
     ttft_objective_ms: Annotated[Milliseconds | None, Group.SCHEDULING] = None
     """Longest wanted time to a first token; bounds how long spf and laps put a prompt off."""
+
+    lanes: Annotated[Literal["none", "cores", "auto"], Group.SCHEDULING] = NONE
+    """Whether mixed workers compute prompts and decode at the same time, each on its own part of
+    the device: cores, on processor cores; auto, on what suits the device; where that is not
+    possible there is one lane, and the log says why."""
+
+    prefill_slack: Annotated[Slack, Group.SCHEDULING] = PREFILL_SLACK
+    """How long a prefill step may take beside decoding, in times of what it takes alone; divides
+    the device of two lanes once step times are known (twinflow profile)."""
+
+    decode_slack: Annotated[Slack, Group.SCHEDULING] = DECODE_SLACK
+    """How long a decode step may take beside prefill, in times of what it takes alone."""
+
+    lane_decisions: Annotated[str | None, Group.SCHEDULING] = None
+    """Directory in which each worker with two lanes writes every decision about its device, one a
+    line."""
 
     seed: Annotated[Annotated[Whole, Field(ge=0, le=2**64 - 1)] | None, Group.ENGINE] = None
     """Number from which the seeds of requests without one are drawn; by default they differ from
@@ -426,6 +445,13 @@ class ServeConfig(BaseModel):
         if value is not None and info.data.get(pool) == 0:
             raise ValueError(f"there is no {pool} worker: give --{pool} N too, or leave it out")
         return value
+
+    @field_validator("lanes")
+    @classmethod
+    def _lanes_are_for_mixed_workers(cls, lanes: str, info: ValidationInfo) -> str:
+        if lanes != NONE and info.data.get("mixed") == 0:
+            raise ValueError("there is no mixed worker: give --mixed N too, or leave it out")
+        return lanes
 
     @field_validator("served_model_name")
     @classmethod

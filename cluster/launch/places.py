@@ -47,11 +47,13 @@ class RankShare:
         machine: as it was before any worker started.
         num_ranks: of all workers on it, which share it evenly.
         gpu: number of its own GPU, if workers run on GPUs.
+        seat: its number among these ranks.
     """
 
     machine: Machine
     num_ranks: int
     gpu: int | None
+    seat: int
 
     @property
     def threads(self) -> int:
@@ -97,13 +99,14 @@ class _Occupied:
         room = self.node.room
         return room is None or room.get(role, 0) - self.in_pool.get(role, 0) >= size
 
-    def take(self, role: Role, size: int, *, on_gpus: bool) -> tuple[int | None, ...]:
-        """Let a worker in; returns the GPU of each of its ranks."""
+    def take(self, role: Role, size: int, *, on_gpus: bool) -> tuple[tuple[int, int | None], ...]:
+        """Let a worker in; returns the seat and the GPU of each of its ranks."""
         gpus = tuple(range(self.gpus, self.gpus + size)) if on_gpus else (None,) * size
+        seats = tuple(enumerate(gpus, self.ranks))
         self.ranks += size
         self.gpus += size if on_gpus else 0
         self.in_pool[role] = self.in_pool.get(role, 0) + size
-        return gpus
+        return seats
 
 
 def place_workers(config: ServeConfig, nodes: Sequence[Node]) -> list[Place]:
@@ -123,7 +126,7 @@ def place_workers(config: ServeConfig, nodes: Sequence[Node]) -> list[Place]:
     else:
         on_gpus = _cluster_uses_gpus(config.device, nodes)
     occupied = [_Occupied(node) for node in nodes]
-    taken: list[tuple[_Occupied, tuple[int | None, ...]]] = []
+    taken: list[tuple[_Occupied, tuple[tuple[int, int | None], ...]]] = []
     for index, role in enumerate(config.worker_roles):
         size = sizes[index]
         free = [one for one in occupied if one.has_room(role, size, on_gpus=on_gpus)]
@@ -135,9 +138,9 @@ def place_workers(config: ServeConfig, nodes: Sequence[Node]) -> list[Place]:
         Place(
             role,
             where.node,
-            tuple(RankShare(where.node.machine, where.ranks, gpu) for gpu in gpus),
+            tuple(RankShare(where.node.machine, where.ranks, gpu, seat) for seat, gpu in seats),
         )
-        for role, (where, gpus) in zip(config.worker_roles, taken, strict=True)
+        for role, (where, seats) in zip(config.worker_roles, taken, strict=True)
     ]
 
 

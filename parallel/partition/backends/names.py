@@ -1,6 +1,8 @@
 """Names of backends that others speak of; without loading any of them."""
 
-AUTO = "auto"
-NONE = "none"
-CORES = "cores"
-GREENCTX = "greenctx"
+from typing import Final
+
+AUTO: Final = "auto"
+NONE: Final = "none"
+CORES: Final = "cores"
+GREENCTX: Final = "greenctx"
