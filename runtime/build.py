@@ -29,6 +29,7 @@ from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
 from twinflow.runtime.checkpoint.weights import Checkpoint
 from twinflow.runtime.config import EngineConfig, check_block_size
 from twinflow.runtime.cost.base import StepTimes
+from twinflow.runtime.device_choice import check_device, resolve_dtype
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.host_memory import MemoryShare, available_memory, taken_memory
 from twinflow.runtime.kernels.base import Kernels
@@ -398,35 +399,6 @@ def find_times(plan: EnginePlan, ranks: int = 1) -> StepTimes | None:
     options = plan.options
     key = engine_key(plan.fingerprint, options.device, plan.layout.dtype, ranks)
     return measured_times(options.model, key, wanted=options.tbt_objective is not None)
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ConfigError: it is neither `cpu` nor a CUDA device of this machine.
-    """
-    kind, _, number = device.partition(":")
-    count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(kind, 0)
-    if not (number or "0").isdecimal() or int(number or "0") >= count:
-        raise ConfigError(
-            f"device {device!r}: use cpu, or cuda on a machine that has it "
-            f"({torch.cuda.device_count()} CUDA devices here)"
-        )
-
-
-def resolve_dtype(requested: str, checkpoint_dtype: str, device: str) -> str:
-    """The dtype to serve in.
-
-    `auto` takes bfloat16 for a bfloat16 checkpoint, except on a CPU without bfloat16 arithmetic;
-    everything else is served in float32, which holds every value of every checkpoint dtype.
-    """
-    if requested != "auto":
-        if requested not in ("float32", "bfloat16"):
-            raise ConfigError(f"--dtype {requested}: use auto, float32 or bfloat16")
-        return requested
-    native = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bfloat16" if checkpoint_dtype == "bfloat16" and native else "float32"
 
 
 def _block_share(block_size: int, sharing: LatentSharing | None) -> BlockShare:

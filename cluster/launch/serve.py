@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from types import FrameType
 
 from twinflow.cluster.cli.progress import ReadySummary, ServeUI
-from twinflow.cluster.config import LOCAL, ServeConfig
+from twinflow.cluster.config import ServeConfig
+from twinflow.cluster.flag_values import LOCAL
 from twinflow.cluster.launch import ray_environment
 from twinflow.cluster.launch.base import Launcher, ServiceHandle, ServiceStatus
 from twinflow.cluster.launch.deployment import new_token, plan_gateway, plan_workers
