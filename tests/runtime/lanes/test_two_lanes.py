@@ -26,7 +26,7 @@ from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.lanes.division import ControlledDivision
 from twinflow.runtime.lanes.options import LaneOptions
 from twinflow.runtime.lanes.two import TwoLanes
-from twinflow.runtime.outputs import NumericalFault, SampledToken
+from twinflow.runtime.outputs import SampledRun
 
 GRID = Grid.of(3)
 
@@ -41,9 +41,7 @@ class GatedExecutor(FakeExecutor):
         self.entered = threading.Event()
         self.raises: BaseException | None = None
 
-    def execute(
-        self, work: Sequence[Work], on_layers: LayersDone | None
-    ) -> list[SampledToken | NumericalFault]:
+    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledRun]:
         if any(item.group.token_count > 1 for item in work):
             self.entered.set()
             assert self.gate.wait(20)
