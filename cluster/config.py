@@ -10,7 +10,7 @@ file, opens a socket or looks at the machine.
 import ipaddress
 import math
 import os
-import re
+import socket
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -29,19 +29,25 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from twinflow.cluster.dispatch.admission import AdmissionLimits
-from twinflow.cluster.hosts import is_wildcard
+from twinflow.cluster.flag_values import (
+    LOCAL,
+    host_name,
+    lower,
+    model_name,
+    one_or_more,
+    power_of_two,
+    printable_key,
+    ray_address,
+    speculation,
+    transform_name,
+)
 from twinflow.cluster.quantities import count, memory, whole
 from twinflow.parallel.latent.kind import LatentKind
-from twinflow.parallel.latent.transforms.name import SUFFIX, TransformName
-from twinflow.protos.errors import ConfigError
+from twinflow.parallel.partition.backends.names import NONE
+from twinflow.parallel.partition.control import DECODE_SLACK, PREFILL_SLACK
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.speculative.config import SpeculativeConfig
-from twinflow.runtime.speculative.drafters.registry import create_drafter
 from twinflow.workers.role import Role
-
-# The address of no cluster: Ray is started for this deployment, on this machine.
-LOCAL = "local"
-_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
 class Group(Enum):
@@ -67,67 +73,19 @@ def default_of(owner: type[EngineConfig | AdmissionLimits], name: str) -> int:
     return default
 
 
-def _one_or_more(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
-def _power_of_two(value: int) -> int:
-    if value & (value - 1):
-        raise ValueError("must be a power of two")
-    return value
-
-
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _host(value: str) -> str:
+def is_wildcard(host: str) -> bool:
+    """Whether binding to `host` accepts connections on every interface of the machine."""
     try:
-        ipaddress.ip_address(value)
+        return not any(socket.inet_aton(host))  # also reads the short forms of 0.0.0.0
+    except OSError:
+        pass
+    try:
+        address = ipaddress.IPv6Address(host)
     except ValueError:
-        if not _HOST_NAME.fullmatch(value):
-            raise ValueError("must be an address or a host name, without a port") from None
-    return value
-
-
-def _ray_address(value: str) -> str:
-    host, _, port = value.rpartition(":")
-    known = value in (LOCAL, "auto") or (
-        _HOST_NAME.fullmatch(host) and port.isdecimal() and 0 < int(port) < 1 << 16
+        return False
+    return address.is_unspecified or bool(
+        address.ipv4_mapped and address.ipv4_mapped.is_unspecified
     )
-    if not known:
-        raise ValueError("must be local, auto, or the host and port of a Ray head: 10.0.0.1:6379")
-    return value
-
-
-def _api_key(value: SecretStr) -> SecretStr:
-    key = value.get_secret_value()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise ValueError("a key is printable ASCII without spaces, and not empty")
-    return value
-
-
-def _speculation(value: object) -> object:
-    if value is None or isinstance(value, SpeculativeConfig):
-        return value
-    config = SpeculativeConfig.parse(value)
-    create_drafter(config, vocab_size=1)
-    return config
-
-
-def _transform(value: str) -> str:
-    if not value.endswith(SUFFIX):
-        try:
-            TransformName.parse(value)
-        except ConfigError as error:
-            raise ValueError(error.message) from None
-    return value
-
-
-def _model_name(value: str) -> str:
-    if not 0 < len(value) <= 256 or not value.isprintable():
-        raise ValueError("a name has 1 to 256 printable characters")
-    return value
 
 
 Whole = Annotated[int, BeforeValidator(whole)]
@@ -138,14 +96,15 @@ Ranks = Annotated[Whole, Field(ge=1, le=64)]
 Port = Annotated[Whole, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(gt=0, le=86400_000, allow_inf_nan=False)]
+Slack = Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)]
 SchedulerName = Literal["auto", "chunked", "layered", "laps"]
 OrderName = Literal["fcfs", "spf"]
 AdmissionName = Literal["aggressive", "conservative", "past-future"]
 Names = Annotated[
-    tuple[Annotated[str, AfterValidator(_model_name)], ...], BeforeValidator(_one_or_more)
+    tuple[Annotated[str, AfterValidator(model_name)], ...], BeforeValidator(one_or_more)
 ]
 Keys = Annotated[
-    tuple[Annotated[SecretStr, AfterValidator(_api_key)], ...], BeforeValidator(_one_or_more)
+    tuple[Annotated[SecretStr, AfterValidator(printable_key)], ...], BeforeValidator(one_or_more)
 ]
 
 
@@ -218,7 +177,7 @@ class ServeConfig(BaseModel):
     """Allow listening on every interface without an API key, and joining a Ray cluster without
     tokens."""
 
-    host: Annotated[str, AfterValidator(_host), Group.DOORS] = "127.0.0.1"
+    host: Annotated[str, AfterValidator(host_name), Group.DOORS] = "127.0.0.1"
     """Address that HTTP and gRPC listen on; 0.0.0.0 needs an API key."""
 
     port: Annotated[Port, Group.DOORS] = 8000
@@ -228,11 +187,11 @@ class ServeConfig(BaseModel):
     """gRPC port; 0 takes a free one."""
 
     speculative_config: Annotated[
-        SpeculativeConfig | None, BeforeValidator(_speculation), Group.SPECULATION
+        SpeculativeConfig | None, BeforeValidator(speculation), Group.SPECULATION
     ] = None
     """How next tokens are guessed, as JSON with vLLM's names, such as {"method": "ngram",
-    "num_speculative_tokens": 4}; methods are ngram, suffix and token_recycling, and tokens stay
-    what they are."""
+    "num_speculative_tokens": 4}; methods are ngram, suffix and token_recycling; tokens stay what
+    they are."""
 
     max_num_seqs: Annotated[Count, Group.ENGINE] = default_of(EngineConfig, "max_num_seqs")
     """Requests that one worker runs at the same time."""
@@ -271,6 +230,22 @@ class ServeConfig(BaseModel):
     ttft_objective_ms: Annotated[Milliseconds | None, Group.SCHEDULING] = None
     """Longest wanted time to a first token; bounds how long spf and laps put a prompt off."""
 
+    lanes: Annotated[Literal["none", "cores", "auto"], Group.SCHEDULING] = NONE
+    """Whether mixed workers compute prompts and decode at the same time, each on its own part of
+    the device: cores, on processor cores; auto, on what suits the device; where that is not
+    possible there is one lane, and the log says why."""
+
+    prefill_slack: Annotated[Slack, Group.SCHEDULING] = PREFILL_SLACK
+    """How long a prefill step may take beside decoding, in times of what it takes alone; divides
+    the device of two lanes once step times are known (twinflow profile)."""
+
+    decode_slack: Annotated[Slack, Group.SCHEDULING] = DECODE_SLACK
+    """How long a decode step may take beside prefill, in times of what it takes alone."""
+
+    lane_decisions: Annotated[str | None, Group.SCHEDULING] = None
+    """Directory in which each worker with two lanes writes every decision about its device, one a
+    line."""
+
     seed: Annotated[Annotated[Whole, Field(ge=0, le=2**64 - 1)] | None, Group.ENGINE] = None
     """Number from which the seeds of requests without one are drawn; by default they differ from
     run to run."""
@@ -283,9 +258,9 @@ class ServeConfig(BaseModel):
     """Ranks that share one cache with dcp and tpla, a divisor of the ranks of a worker; by default
     all ranks of a decode or mixed worker."""
 
-    tpla_transform: Annotated[Annotated[str, AfterValidator(_transform)] | None, Group.LATENTS] = (
-        None
-    )
+    tpla_transform: Annotated[
+        Annotated[str, AfterValidator(transform_name)] | None, Group.LATENTS
+    ] = None
     """Basis in which tpla slices latents: what twinflow calibrate tpla has measured, such as none,
     hadamard, pca, joint or joint+64, or the file of a transform; by default joint, and unused
     by a single shard, which slices nothing."""
@@ -295,7 +270,7 @@ class ServeConfig(BaseModel):
     hadamard, which need no calibration, or with a transform whose file is there."""
 
     block_size: Annotated[
-        Whole, Field(ge=1, le=1024), AfterValidator(_power_of_two), Group.MEMORY
+        Whole, Field(ge=1, le=1024), AfterValidator(power_of_two), Group.MEMORY
     ] = default_of(EngineConfig, "block_size")
     """Token slots of a KV block, a power of two; the same in all pools."""
 
@@ -331,7 +306,7 @@ class ServeConfig(BaseModel):
     launcher: Annotated[Literal["ray", "local"], Group.PROCESS] = "ray"
     """What starts and watches the workers: Ray actors, or plain processes of this machine."""
 
-    address: Annotated[str, AfterValidator(_ray_address), Group.PROCESS] = LOCAL
+    address: Annotated[str, AfterValidator(ray_address), Group.PROCESS] = LOCAL
     """Ray cluster that runs the workers: local starts one on this machine, auto joins the one that
     this machine is a node of, HOST:PORT the one with its head there."""
 
@@ -341,7 +316,7 @@ class ServeConfig(BaseModel):
     """CPU threads of each rank of a worker; by default the cores are shared out evenly."""
 
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], BeforeValidator(_lower), Group.PROCESS
+        Literal["debug", "info", "warning", "error"], BeforeValidator(lower), Group.PROCESS
     ] = "info"
     """Least severe log lines that are written."""
 
@@ -415,6 +390,13 @@ class ServeConfig(BaseModel):
         if value is not None and info.data.get(pool) == 0:
             raise ValueError(f"there is no {pool} worker: give --{pool} N too, or leave it out")
         return value
+
+    @field_validator("lanes")
+    @classmethod
+    def _lanes_are_for_mixed_workers(cls, lanes: str, info: ValidationInfo) -> str:
+        if lanes != NONE and info.data.get("mixed") == 0:
+            raise ValueError("there is no mixed worker: give --mixed N too, or leave it out")
+        return lanes
 
     @field_validator("served_model_name")
     @classmethod

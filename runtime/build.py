@@ -20,6 +20,7 @@ from twinflow.parallel.kv_layout import KVLayout
 from twinflow.parallel.latent.block_share import BlockShare
 from twinflow.parallel.latent.sharing.base import LatentSharing
 from twinflow.parallel.links.manifest import choose_layers_per_unit
+from twinflow.parallel.partition.backends.registry import check_backend
 from twinflow.parallel.ranks.base import OneRank, RankGroup
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.checkpoint.config import load_model_config
@@ -28,6 +29,7 @@ from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
 from twinflow.runtime.checkpoint.weights import Checkpoint
 from twinflow.runtime.config import EngineConfig, check_block_size
 from twinflow.runtime.cost.base import StepTimes
+from twinflow.runtime.device_choice import check_device, resolve_dtype
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.host_memory import MemoryShare, available_memory, taken_memory
 from twinflow.runtime.kernels.base import Kernels
@@ -37,6 +39,8 @@ from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.kv.layouts import model_layout, rank_layout
 from twinflow.runtime.kv_progress import OnKV
+from twinflow.runtime.lanes.options import LaneOptions, LaneReport
+from twinflow.runtime.lanes.setup import LaneParts, make_lanes
 from twinflow.runtime.latent_setup import LatentOptions, LatentSetup, settle_latents
 from twinflow.runtime.model_executor import ModelExecutor
 from twinflow.runtime.model_runner import ModelRunner
@@ -89,6 +93,7 @@ class EngineOptions:
         latents: how latent attention is shared by ranks.
         host_memory: of the host's memory, what a CPU engine may take; None for all that is free.
         speculative_config: how next tokens are guessed; None for not at all.
+        lanes: whether prompts and decoding have a lane each, and how the device is divided.
     """
 
     model: Path
@@ -112,6 +117,7 @@ class EngineOptions:
     latents: LatentOptions = field(default_factory=LatentOptions)
     host_memory: MemoryShare | None = None
     speculative_config: SpeculativeConfig | None = None
+    lanes: LaneOptions = field(default_factory=LaneOptions)
 
     @property
     def num_speculative_tokens(self) -> int:
@@ -177,6 +183,7 @@ class BuiltEngine:
         config: limits of the engine.
         fingerprint: see `EnginePlan.fingerprint`.
         dtype: name of the dtype of weights and KV.
+        lanes: which lanes the engine has.
     """
 
     engine: Engine
@@ -188,6 +195,7 @@ class BuiltEngine:
     config: EngineConfig
     fingerprint: str
     dtype: str
+    lanes: LaneReport
 
 
 def build_engine(
@@ -248,6 +256,7 @@ def plan_engine(options: EngineOptions, ranks: RankGroup) -> EnginePlan:
     kernels = choose_kernels(options.cpu_kernels, options.device, layout.torch_dtype)
     plan = EnginePlan(options, checkpoint, model, layout, held, share, latents, config, kernels)
     check_policies(config)
+    check_backend(options.lanes.backend)
     name, reason = resolve_scheduler(options.scheduler, has_experts=model.moe is not None)
     if reason:
         structlog.get_logger().info("scheduler chosen", scheduler=name, reason=reason)
@@ -323,21 +332,26 @@ def assemble_engine(
     layers_per_unit = choose_layers_per_unit(plan.layout)
     executor = ModelExecutor(
         runner,
-        Sampler(plan.model.vocab_size, plan.options.device),
+        _sampler(plan),
         vocab_size=plan.model.vocab_size,
         layers_per_unit=layers_per_unit,
         speculation=create_speculation(plan.options.speculative_config, plan.model.vocab_size),
     )
     fingerprint = plan.fingerprint
+    blocks = _block_manager(plan, fingerprint)
+    lanes, report = make_lanes(
+        plan.options.lanes, _lane_parts(plan, runner, executor, blocks, times)
+    )
     return BuiltEngine(
         engine=Engine(
             plan.config,
             executor,
-            _block_manager(plan, fingerprint),
+            blocks,
             create_scheduler(plan.config.scheduler, setup),
             num_layers=plan.model.num_layers,
             clock=clock,
             on_kv=on_kv,
+            lanes=lanes,
         ),
         cache=runner.kv_cache,
         layout=plan.layout,
@@ -347,7 +361,32 @@ def assemble_engine(
         config=plan.config,
         fingerprint=fingerprint,
         dtype=plan.layout.dtype,
+        lanes=report,
     )
+
+
+def _lane_parts(
+    plan: EnginePlan,
+    runner: Runner,
+    executor: ModelExecutor,
+    blocks: BlockManager,
+    times: StepTimes | None,
+) -> LaneParts:
+    """What lanes are made of; ranks take their steps together, so that there is one lane."""
+    alone = runner if isinstance(runner, ModelRunner) else None
+    return LaneParts(
+        executor=executor,
+        second=(lambda: executor.beside(alone.beside(), _sampler(plan))) if alone else None,
+        obstacle="" if alone else "a worker of several ranks computes one step at a time",
+        blocks=blocks,
+        times=times,
+        num_layers=plan.model.num_layers,
+        device=plan.options.device,
+    )
+
+
+def _sampler(plan: EnginePlan) -> Sampler:
+    return Sampler(plan.model.vocab_size, plan.options.device)
 
 
 def find_times(plan: EnginePlan, ranks: int = 1) -> StepTimes | None:
@@ -360,35 +399,6 @@ def find_times(plan: EnginePlan, ranks: int = 1) -> StepTimes | None:
     options = plan.options
     key = engine_key(plan.fingerprint, options.device, plan.layout.dtype, ranks)
     return measured_times(options.model, key, wanted=options.tbt_objective is not None)
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ConfigError: it is neither `cpu` nor a CUDA device of this machine.
-    """
-    kind, _, number = device.partition(":")
-    count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(kind, 0)
-    if not (number or "0").isdecimal() or int(number or "0") >= count:
-        raise ConfigError(
-            f"device {device!r}: use cpu, or cuda on a machine that has it "
-            f"({torch.cuda.device_count()} CUDA devices here)"
-        )
-
-
-def resolve_dtype(requested: str, checkpoint_dtype: str, device: str) -> str:
-    """The dtype to serve in.
-
-    `auto` takes bfloat16 for a bfloat16 checkpoint, except on a CPU without bfloat16 arithmetic;
-    everything else is served in float32, which holds every value of every checkpoint dtype.
-    """
-    if requested != "auto":
-        if requested not in ("float32", "bfloat16"):
-            raise ConfigError(f"--dtype {requested}: use auto, float32 or bfloat16")
-        return requested
-    native = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bfloat16" if checkpoint_dtype == "bfloat16" and native else "float32"
 
 
 def _block_share(block_size: int, sharing: LatentSharing | None) -> BlockShare:

@@ -22,9 +22,9 @@ from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.executor import Executor, Work
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv_progress import OnKV, layer_listener
-from twinflow.runtime.lanes.base import Lanes, Step, StepOutcome
+from twinflow.runtime.lanes.base import LaneFigures, Lanes, Step, StepOutcome
 from twinflow.runtime.lanes.one import OneLane
-from twinflow.runtime.lanes.view import lane_state
+from twinflow.runtime.lanes.view import decodes, lane_state
 from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.lifecycle import EngineCounters, EngineOutputs, RequestLifecycle
 from twinflow.runtime.outputs import NumericalFault, PhaseTime, SampledRun, SampledToken
@@ -98,6 +98,11 @@ class Engine:
     def counters(self) -> EngineCounters:
         """Totals since the start."""
         return self._life.counters
+
+    @property
+    def lane_figures(self) -> LaneFigures | None:
+        """What the two lanes have done; None if there is one."""
+        return self._lanes.figures
 
     @property
     def runnable(self) -> bool:
@@ -184,7 +189,9 @@ class Engine:
             for item in work:
                 item.request.computing = True
             listener = layer_listener(work, self._on_kv)
-            step = self._under_way[lane] = Step(lane, work, plan.layer_groups, listener)
+            decoding = self._decoding_next() if lane is Mode.PREFILL else ()
+            step = Step(lane, work, plan.layer_groups, listener, decoding)
+            self._under_way[lane] = step
             self._lanes.begin(step)
         return bool(plan.row_groups or plan.receive or plan.preempted)
 
@@ -223,6 +230,9 @@ class Engine:
             blocks = self.blocks.blocks(request.request_id)
             work.append(Work(request, group, blocks, request.draft.shortened(group.drafted)))
         return work
+
+    def _decoding_next(self) -> tuple[Request, ...]:
+        return tuple(r for r in self.queues.running if decodes(r) and not r.computing)
 
     def _end(self, outcome: StepOutcome) -> None:
         """Account for a step that is over, and end the requests that were aborted meanwhile."""

@@ -5,6 +5,7 @@ the state that the sequence would have there. Knows no queues and frees no block
 """
 
 from collections.abc import Sequence
+from copy import copy
 from itertools import islice
 
 from twinflow.runtime.executor import LayersDone, Work
@@ -45,6 +46,20 @@ class ModelExecutor:
         self._speculation = speculation
         self._states: dict[str, SamplingState] = {}
         self._requests: dict[str, Request] = {}
+
+    def beside(self, runner: Runner, sampler: Sampler) -> "ModelExecutor":
+        """Another executor for the same requests, for steps at the same time as this one's.
+
+        Requests are admitted and forgotten here. Hidden states of a request wait here too: rows
+        that do not cross all layers are for this executor only.
+
+        Args:
+            runner: see `ModelRunner.beside`.
+            sampler: one of its own.
+        """
+        other = copy(self)
+        other._runner, other._sampler = runner, sampler
+        return other
 
     def admit(self, request: Request) -> None:
         """See `Executor.admit`."""

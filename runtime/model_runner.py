@@ -6,6 +6,7 @@ requests, samples nothing and decides nothing: whoever calls it says which token
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,13 +100,27 @@ class ModelRunner:
         self._model = model
         self._max_num_tokens = max_num_tokens
         self._device = device
-        self._attention = _attention(model, self.kv_cache)
-        self._frontier = Frontier()
         self._row_tile = model.row_tile
+        self._take_scratch()
         self.batch_invariant = self._row_tile.batch_invariant and self._attention.batch_invariant
-        size = self._row_tile.round_up(max_num_tokens)
-        self._token_ids = torch.zeros(size, dtype=torch.int64, device=device)
-        self._positions = torch.zeros(size, dtype=torch.int64, device=device)
+
+    def _take_scratch(self) -> None:
+        """What belongs to the steps of one runner: nothing of it is shared."""
+        self._attention = _attention(self._model, self.kv_cache)
+        self._traffic = self._model.new_traffic()
+        self._frontier = Frontier()
+        size = self._row_tile.round_up(self._max_num_tokens)
+        self._token_ids = torch.zeros(size, dtype=torch.int64, device=self._device)
+        self._positions = torch.zeros(size, dtype=torch.int64, device=self._device)
+
+    def beside(self) -> "ModelRunner":
+        """Another runner over the same weights and KV, for steps at the same time as this one's.
+
+        Two steps at the same time write no common block, and read none that the other one writes.
+        """
+        other = copy(self)
+        other._take_scratch()
+        return other
 
     @property
     def row_tile(self) -> int:
@@ -185,9 +200,10 @@ class ModelRunner:
         self._attention.prepare(flat)
         if not hidden:
             self.kv_cache.clear(flat.opened_blocks(self._attention.share))
-            return self._model.begin(batch, self._attention)
+            return self._model.begin(batch, self._attention, traffic=self._traffic)
         padding = hidden[0].new_zeros(len(batch.token_ids) - flat.num_rows, hidden[0].shape[1])
-        return self._model.begin(batch, self._attention, torch.cat([*hidden, padding]))
+        states = torch.cat([*hidden, padding])
+        return self._model.begin(batch, self._attention, states, self._traffic)
 
     def _run(
         self,
@@ -231,8 +247,7 @@ class ModelRunner:
 
     def take_traffic(self) -> tuple[LayerTraffic, ...]:
         """What this rank's experts did since the last call, by layer; nothing without experts."""
-        traffic = self._model.expert_traffic
-        return () if traffic is None else traffic.take()
+        return () if self._traffic is None else self._traffic.take()
 
     def _lay_out(self, rows: Sequence[SequenceRows]) -> FlatRows:
         if not rows:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from twinflow.runtime.engine import Engine
+from twinflow.runtime.lanes.base import LaneFigures
 from twinflow.runtime.layer_traffic import LayerTotals
 from twinflow.runtime.request import RequestStatus
 from twinflow.runtime.speculative.account import SpeculationAccount
@@ -30,6 +31,9 @@ class EngineSnapshot:
         prefix_hits: those of them that were in the prefix cache.
         steps: since the start.
         experts: what experts did since the start, by index of their layer.
+        quarantined_blocks: blocks of requests that were aborted while their rows are being
+            computed.
+        lanes: what two lanes have done since the start; None if there is one.
     """
 
     num_running: int = 0
@@ -48,6 +52,8 @@ class EngineSnapshot:
     steps: int = 0
     experts: Mapping[int, LayerTotals] = field(default_factory=dict)
     speculation: SpeculationAccount = field(default_factory=SpeculationAccount)
+    quarantined_blocks: int = 0
+    lanes: LaneFigures | None = None
 
 
 def take_snapshot(engine: Engine) -> EngineSnapshot:
@@ -74,4 +80,6 @@ def take_snapshot(engine: Engine) -> EngineSnapshot:
         steps=counters.steps,
         experts=dict(counters.experts),
         speculation=counters.speculation.copy(),
+        quarantined_blocks=blocks.num_quarantined * shards,
+        lanes=engine.lane_figures,
     )

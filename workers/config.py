@@ -9,6 +9,8 @@ from pathlib import Path
 import msgspec
 
 from twinflow.parallel.latent.kind import LatentKind
+from twinflow.parallel.partition.backends.names import NONE
+from twinflow.parallel.partition.control import DECODE_SLACK, PREFILL_SLACK
 from twinflow.runtime.host_memory import MemoryShare
 from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.workers.role import Role
@@ -57,6 +59,13 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         host_memory: of the host's memory, what a worker on the CPU may take; None for all that is
             free.
         speculative_config: how next tokens are guessed; None for not at all.
+        lanes: what divides the device between prompts and decoding; mixed workers only.
+        first_core: of the cores that the process may use, the first one for its lanes; it counts
+            as many as it has threads.
+        prefill_slack: what a prefill step may take beside decoding, in times of what it takes
+            alone.
+        decode_slack: what a decode step may take beside prefill, likewise.
+        lane_decisions: directory in which the worker writes how it divides its device.
     """
 
     worker_id: str
@@ -95,6 +104,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_session_backlog: int = 4096
     host_memory: MemoryShare | None = None
     speculative_config: SpeculativeConfig | None = None
+    lanes: str = NONE
+    first_core: int = 0
+    prefill_slack: float = PREFILL_SLACK
+    decode_slack: float = DECODE_SLACK
+    lane_decisions: Path | None = None
 
     def encode(self) -> bytes:
         """As JSON, on one line."""

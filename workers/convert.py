@@ -6,9 +6,11 @@ gateway; what arrives here incomplete is a protocol error.
 
 from collections.abc import Iterable
 
+from twinflow.parallel.partition.control import Mode
 from twinflow.protos.errors import InvalidRequest, TwinflowError, from_code
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.v1 import inference_pb2 as public
+from twinflow.runtime.lanes.base import LaneFigures
 from twinflow.runtime.outputs import FinishReason, PhaseTime, TokenDelta, TokenLogprobs
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
@@ -161,4 +163,20 @@ def delta_from_pb(output: pb.RequestOutput) -> TokenDelta:
         stop_token_id=output.stop_token_id if output.HasField("stop_token_id") else None,
         cached_tokens=output.cached_tokens,
         phases=phases_from_pb(output.phases),
+    )
+
+
+def lane_stats_to_pb(figures: LaneFigures) -> pb.LaneStats:
+    """What two lanes have done."""
+    layout = figures.layout
+    return pb.LaneStats(
+        backend=figures.backend,
+        prefill_processors=layout.prefill if layout else 0,
+        decode_processors=layout.decode if layout else 0,
+        switches=figures.switches,
+        prefill_steps=figures.steps[Mode.PREFILL],
+        decode_steps=figures.steps[Mode.DECODE],
+        prefill_seconds=figures.seconds[Mode.PREFILL],
+        decode_seconds=figures.seconds[Mode.DECODE],
+        both_seconds=figures.both_seconds,
     )

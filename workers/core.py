@@ -25,6 +25,7 @@ from twinflow.runtime.engine import Engine
 from twinflow.runtime.lifecycle import ReceiveOrder
 from twinflow.runtime.request import Request
 from twinflow.workers.config import WorkerConfig
+from twinflow.workers.convert import lane_stats_to_pb
 from twinflow.workers.engine_loop import EngineLoop
 from twinflow.workers.outputs import OutputRouter, RequestOwner
 
@@ -189,6 +190,8 @@ class WorkerCore:
                 accepted_tokens=now.speculation.accepted_tokens,
                 accepted_at=now.speculation.accepted_at,
             ),
+            lanes=lane_stats_to_pb(now.lanes) if now.lanes is not None else None,
+            quarantined_blocks=now.quarantined_blocks,
         )
 
     async def check_integrity(self) -> None:

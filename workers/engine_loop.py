@@ -70,9 +70,13 @@ class EngineLoop:
         return self._thread.is_alive() and not self._stopping and self.error is None
 
     def post(self, command: Command) -> None:
-        """Run a command between two steps; it must not raise. A dead engine runs none."""
+        """Run a command between two steps; it must not raise. A dead engine runs none.
+
+        A step that only waits for a lane gives way to it.
+        """
         if self.error is None:
             self._commands.put(command)
+            self._engine.interrupt()
 
     def fail(self, error: TwinflowError) -> None:
         """End the engine for good between two steps, as if `error` had come from a step."""
@@ -115,6 +119,7 @@ class EngineLoop:
         """End the thread after the current step."""
         self._stopping = True
         self._commands.put(None)
+        self._engine.interrupt()
         await asyncio.to_thread(self._thread.join, timeout_s)
         if self._thread.is_alive():
             structlog.get_logger().error("engine thread did not stop", timeout_s=timeout_s)
@@ -139,6 +144,7 @@ class EngineLoop:
             self._die(EngineError(f"{type(error).__name__}: {error}"))
         finally:
             self.to_events(self._refuse_calls)
+            self._engine.close()
 
     def _run_commands(self, *, block: bool, timeout_s: float | None = None) -> None:
         """Run all queued commands; with `block`, wait for the first one."""

@@ -1,6 +1,9 @@
 """What a worker's configuration asks of its engine."""
 
+import os
+
 from twinflow.runtime.build import EngineOptions
+from twinflow.runtime.lanes.options import LaneOptions
 from twinflow.runtime.latent_setup import LatentOptions
 from twinflow.workers.config import WorkerConfig
 
@@ -34,4 +37,26 @@ def engine_options(config: WorkerConfig) -> EngineOptions:
         ),
         host_memory=config.host_memory,
         speculative_config=config.speculative_config,
+        lanes=lane_options(config),
+    )
+
+
+def lane_options(config: WorkerConfig) -> LaneOptions:
+    """The lanes of a worker: workers of the other roles have nothing to divide.
+
+    Cores are counted in this process, from the worker's first one on, as many as it has threads.
+    """
+    if config.role != "mixed":
+        return LaneOptions()
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    threads = config.threads or len(allowed)
+    decisions = config.lane_decisions
+    if decisions is not None:
+        decisions /= f"{config.worker_id}-{config.epoch}.jsonl"
+    return LaneOptions(
+        backend=config.lanes,
+        prefill_slack=config.prefill_slack,
+        decode_slack=config.decode_slack,
+        cores=tuple(allowed[config.first_core : config.first_core + threads]),
+        decisions=decisions,
     )

@@ -162,6 +162,12 @@ class WorkerServer:
             dtype=built.dtype,
             pid=os.getpid(),
             ranks=self._ranks(built, address),
+            lanes=pb.LaneInfo(
+                wanted=built.lanes.wanted,
+                backend=built.lanes.backend,
+                description=built.lanes.description,
+                reason=built.lanes.reason,
+            ),
         )
 
     def _ranks(self, built: BuiltEngine, address: str) -> list[pb.KVRank]:

@@ -21,7 +21,7 @@ from twinflow.cluster.dispatch.probe import Prober
 from twinflow.cluster.dispatch.roster import Duty, Roster
 from twinflow.cluster.dispatch.submission import build_submission
 from twinflow.cluster.dispatch.worker_client import WorkerClient
-from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo, Readiness
+from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo, Readiness, WorkerInfo
 from twinflow.cluster.router.policy import RoutingPolicy
 from twinflow.cluster.router.prefix_index import PrefixIndex, PromptNames
 from twinflow.cluster.router.snapshot import Route, RouteRequest
@@ -135,6 +135,10 @@ class Dispatcher:
     def model(self) -> ModelInfo:
         """See `Backend.model`."""
         return self._model
+
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """See `Backend.workers`."""
+        return tuple(worker.info() for worker in self._roster.clients.values())
 
     @property
     def num_live(self) -> int:

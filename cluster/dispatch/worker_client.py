@@ -15,6 +15,7 @@ from twinflow.cluster.dispatch.address import WorkerAddress
 from twinflow.cluster.dispatch.backlog import Backlog
 from twinflow.cluster.dispatch.census import difference
 from twinflow.cluster.dispatch.config import DispatchConfig
+from twinflow.cluster.gateway.backend import LaneInfo, WorkerInfo
 from twinflow.cluster.router.snapshot import RankView, WorkerView
 from twinflow.protos.errors import DeadlineExceeded, TwinflowError, Unavailable, WorkerLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
@@ -146,6 +147,20 @@ class WorkerClient:
             assigned_requests=len(self._streams),
             assigned_tokens=self.computing.num_tokens,
             promised_tokens=self.promised.num_tokens,
+        )
+
+    def info(self) -> WorkerInfo:
+        """What the worker has said about itself."""
+        found = self.description or pb.DescribeResponse()
+        lanes = found.lanes
+        return WorkerInfo(
+            worker_id=self.where.worker_id,
+            role=self.role,
+            up=self._up,
+            ranks=len(found.ranks),
+            num_blocks=found.num_blocks,
+            max_num_seqs=found.max_num_seqs,
+            lanes=LaneInfo(lanes.wanted, lanes.backend, lanes.description, lanes.reason),
         )
 
     def start(self) -> None:

@@ -6,7 +6,7 @@ talk to workers; they hold a `Backend`.
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from twinflow.runtime.outputs import TokenDelta
@@ -62,6 +62,46 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class LaneInfo:
+    """Whether a worker computes prompts and decodes at the same time.
+
+    Attributes:
+        wanted: what was asked for.
+        backend: what divides its device; `none` if nothing does.
+        description: what is divided, and by which rule.
+        reason: why nothing divides it although that was asked for.
+    """
+
+    wanted: str = ""
+    backend: str = ""
+    description: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker, as it has described itself; empty as long as it has not.
+
+    Attributes:
+        worker_id: unique in the deployment.
+        role: which flow requests are sent there for.
+        up: whether it is connected.
+        ranks: processes that compute the model.
+        num_blocks: KV blocks.
+        max_num_seqs: requests that it runs at the same time.
+        lanes: how it divides its device.
+    """
+
+    worker_id: str
+    role: str
+    up: bool
+    ranks: int = 0
+    num_blocks: int = 0
+    max_num_seqs: int = 0
+    lanes: LaneInfo = field(default_factory=LaneInfo)
+
+
+@dataclass(frozen=True, slots=True)
 class Readiness:
     """Whether everything that is configured works, or else something.
 
@@ -89,6 +129,10 @@ class Backend(Protocol):
     @property
     def model(self) -> ModelInfo:
         """The served model."""
+        ...
+
+    def workers(self) -> "tuple[WorkerInfo, ...]":
+        """Every worker that is configured."""
         ...
 
     def admit(self, specs: "tuple[GenerationSpec, ...]") -> None:

@@ -5,7 +5,13 @@ Until then requests are refused with a 503 and readiness says why. It adds nothi
 
 from collections.abc import AsyncIterator
 
-from twinflow.cluster.gateway.backend import Backend, GenerationSpec, ModelInfo, Readiness
+from twinflow.cluster.gateway.backend import (
+    Backend,
+    GenerationSpec,
+    ModelInfo,
+    Readiness,
+    WorkerInfo,
+)
 from twinflow.protos.errors import Unavailable
 from twinflow.runtime.outputs import TokenDelta
 
@@ -30,6 +36,10 @@ class LateBackend:
             Unavailable: nobody knows yet what the workers have agreed on.
         """
         return self._there().model
+
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """See `Backend.workers`; none are known before they are there."""
+        return () if self._backend is None else self._backend.workers()
 
     def admit(self, specs: tuple[GenerationSpec, ...]) -> None:
         """See `Backend.admit`."""

@@ -5,13 +5,18 @@ restarts begins at zero, which Prometheus takes for the counter reset that it is
 that is lost say nothing any more and end; `twinflow:worker_up` says that it is lost.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from twinflow.protos.twinflow.internal.v1.worker_pb2 import ExpertLayerStats, WorkerStats
+from twinflow.parallel.partition.backends.names import NONE
+from twinflow.protos.twinflow.internal.v1.worker_pb2 import (
+    ExpertLayerStats,
+    LaneStats,
+    WorkerStats,
+)
 
 _LABELS = ("model_name", "worker", "role")
 _UP = "twinflow:worker_up"
@@ -26,12 +31,14 @@ class _Metric:
 
 
 @dataclass(frozen=True, slots=True)
-class _LayerCounter:
-    """Counts something in every layer with experts."""
+class _LabelledMetric:
+    """One sample of a worker for each value of a further label."""
 
+    family: type[GaugeMetricFamily] | type[CounterMetricFamily]
     name: str
     text: str
-    value: Callable[[ExpertLayerStats], int]
+    label: str
+    values: Callable[[WorkerStats], Iterable[tuple[str, float]]]
 
 
 @dataclass(slots=True)
@@ -41,6 +48,10 @@ class _Worker:
     role: str
     stats: WorkerStats | None
     up: bool
+
+    def reports(self, family: type[GaugeMetricFamily] | type[CounterMetricFamily]) -> bool:
+        """Whether what is known is still true: counters are, of a lost worker too."""
+        return self.up or family is CounterMetricFamily
 
 
 def _kv_usage(stats: WorkerStats) -> float:
@@ -96,6 +107,19 @@ _METRICS = (
     ),
     _gauge("twinflow:worker_ranks", "Processes that compute the model.", lambda s: s.ranks),
     _gauge("twinflow:worker_draining", "1 while the worker drains.", lambda s: s.draining),
+    _gauge(
+        "twinflow:kv_blocks_quarantined",
+        "KV blocks of aborted requests whose rows are being computed.",
+        lambda s: s.quarantined_blocks,
+    ),
+    _counter(
+        "twinflow:lane_switches", "Changes of the layout of lanes.", lambda s: s.lanes.switches
+    ),
+    _counter(
+        "twinflow:lanes_both_seconds",
+        "Time in which both lanes have computed.",
+        lambda s: s.lanes.both_seconds,
+    ),
     _counter("twinflow:worker_steps", "Engine steps.", lambda s: s.steps),
     _counter("twinflow:worker_prompt_tokens", "Prompt tokens computed.", lambda s: s.prompt_tokens),
     _counter(
@@ -116,19 +140,70 @@ _METRICS = (
     ),
 )
 
-_LAYER_COUNTERS = (
-    _LayerCounter(
-        "twinflow:expert_steps", "Steps that needed experts of a layer.", lambda s: s.steps
-    ),
-    _LayerCounter(
+
+def _by_layer(name: str, text: str, value: Callable[[ExpertLayerStats], float]) -> _LabelledMetric:
+    def values(stats: WorkerStats) -> Iterator[tuple[str, float]]:
+        return ((str(layer.layer), value(layer)) for layer in stats.expert_layers)
+
+    return _LabelledMetric(CounterMetricFamily, name, text, "layer", values)
+
+
+def _by_lane(
+    family: type[GaugeMetricFamily] | type[CounterMetricFamily],
+    name: str,
+    text: str,
+    values: Callable[[LaneStats], tuple[float, float]],
+) -> _LabelledMetric:
+    def found(stats: WorkerStats) -> Iterator[tuple[str, float]]:
+        if stats.HasField("lanes"):
+            yield from zip(("prefill", "decode"), values(stats.lanes), strict=True)
+
+    return _LabelledMetric(family, name, text, "lane", found)
+
+
+_LABELLED_METRICS = (
+    _by_layer("twinflow:expert_steps", "Steps that needed experts of a layer.", lambda s: s.steps),
+    _by_layer(
         "twinflow:experts_needed",
         "Distinct experts of a layer that steps needed, added up.",
         lambda s: s.distinct,
     ),
-    _LayerCounter(
+    _by_layer(
         "twinflow:expert_bytes_loaded",
         "Bytes of experts' weights that were read in a layer, by all ranks.",
         lambda s: s.loaded_bytes,
+    ),
+    _LabelledMetric(
+        CounterMetricFamily,
+        "vllm:spec_decode_num_accepted_tokens_per_pos",
+        "Proposals whose token at a position was right; the first is 0.",
+        "position",
+        lambda s: ((str(place), count) for place, count in enumerate(s.speculation.accepted_at)),
+    ),
+    _LabelledMetric(
+        GaugeMetricFamily,
+        "twinflow:lanes",
+        "Lanes that compute at the same time; 1 where nothing divides the device.",
+        "backend",
+        lambda s: [(s.lanes.backend, 2)] if s.HasField("lanes") else [(NONE, 1)],
+    ),
+    _by_lane(
+        GaugeMetricFamily,
+        "twinflow:lane_processors",
+        "Processors of a lane in the layout that was chosen last.",
+        lambda s: (s.prefill_processors, s.decode_processors),
+    ),
+    _by_lane(
+        CounterMetricFamily,
+        "twinflow:lane_steps",
+        "Steps of a lane.",
+        lambda s: (s.prefill_steps, s.decode_steps),
+    ),
+    _by_lane(
+        CounterMetricFamily,
+        "twinflow:lane_step_seconds",
+        "Time that a lane has computed.",
+        lambda s: (s.prefill_seconds, s.decode_seconds),
     ),
 )
 
@@ -173,32 +248,17 @@ class WorkerCollector(Collector):
         for metric in _METRICS:
             family = metric.family(metric.name, metric.text, labels=_LABELS)
             for worker_id, worker in workers:
-                if worker.stats is not None and (worker.up or metric.family is CounterMetricFamily):
+                if worker.stats is not None and worker.reports(metric.family):
                     value = metric.value(worker.stats)
                     family.add_metric((self._model, worker_id, worker.role), value)
             yield family
-        for counter in _LAYER_COUNTERS:
-            yield self._by_layer(counter)
-        yield self._by_position()
+        for labelled in _LABELLED_METRICS:
+            yield self._labelled(labelled)
 
-    def _by_position(self) -> CounterMetricFamily:
-        family = CounterMetricFamily(
-            "vllm:spec_decode_num_accepted_tokens_per_pos",
-            "Proposals whose token at a position was right; the first is 0.",
-            labels=(*_LABELS, "position"),
-        )
+    def _labelled(self, metric: _LabelledMetric) -> GaugeMetricFamily | CounterMetricFamily:
+        family = metric.family(metric.name, metric.text, labels=(*_LABELS, metric.label))
         for worker_id, worker in sorted(self._workers.items()):
-            counts = worker.stats.speculation.accepted_at if worker.stats is not None else ()
-            for position, count in enumerate(counts):
-                labels = (self._model, worker_id, worker.role, str(position))
-                family.add_metric(labels, count)
-        return family
-
-    def _by_layer(self, counter: _LayerCounter) -> CounterMetricFamily:
-        family = CounterMetricFamily(counter.name, counter.text, labels=(*_LABELS, "layer"))
-        for worker_id, worker in sorted(self._workers.items()):
-            layers = worker.stats.expert_layers if worker.stats is not None else ()
-            for layer in layers:
-                labels = (self._model, worker_id, worker.role, str(layer.layer))
-                family.add_metric(labels, counter.value(layer))
+            if worker.reports(metric.family) and worker.stats is not None:
+                for value, amount in metric.values(worker.stats):
+                    family.add_metric((self._model, worker_id, worker.role, value), amount)
         return family

@@ -147,6 +147,7 @@ def _plan_rank(config: ServeConfig, worker: WorkerConfig, rank: int, place: Plac
         device="cpu" if share.gpu is None else "cuda:0",
         kv_cache_memory=config.kv_cache_memory or share.kv_memory,
         threads=threads,
+        first_core=share.seat * threads,
     )
     return ServiceSpec(
         kind="worker",
@@ -180,6 +181,10 @@ def _plan_worker(config: ServeConfig, role: Role, name: str, token: str) -> Work
         admission=config.admission,
         tbt_objective=_seconds(config.tbt_objective_ms),
         ttft_objective=_seconds(config.ttft_objective_ms),
+        lanes=config.lanes,
+        prefill_slack=config.prefill_slack,
+        decode_slack=config.decode_slack,
+        lane_decisions=Path(config.lane_decisions).resolve() if config.lane_decisions else None,
         tensor_parallel_size=size,
         expert_parallel=config.enable_expert_parallel,
         leader_address=new_address(name) if size > 1 else "",

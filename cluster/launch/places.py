@@ -4,6 +4,7 @@ A deployment has one node, this machine, or the nodes of a Ray cluster. The rank
 a node, because they talk over a Unix socket; workers go where the fewest ranks are.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -47,11 +48,13 @@ class RankShare:
         machine: as it was before any worker started.
         num_ranks: of all workers on it, which share it evenly.
         gpu: number of its own GPU, if workers run on GPUs.
+        seat: its number among these ranks.
     """
 
     machine: Machine
     num_ranks: int
     gpu: int | None
+    seat: int
 
     @property
     def threads(self) -> int:
@@ -87,6 +90,7 @@ class _Occupied:
 
     node: Node
     ranks: int = 0
+    seats: set[int] = field(default_factory=set)
     gpus: set[int] = field(default_factory=set)
     in_pool: dict[Role, int] = field(default_factory=dict)
 
@@ -97,20 +101,23 @@ class _Occupied:
         room = self.node.room
         return room is None or room.get(role, 0) - self.in_pool.get(role, 0) >= size
 
-    def take(self, role: Role, size: int, *, on_gpus: bool) -> tuple[int | None, ...]:
-        """Let a worker in; returns the GPU of each of its ranks."""
+    def take(self, role: Role, size: int, *, on_gpus: bool) -> tuple[tuple[int, int | None], ...]:
+        """Let a worker in; returns the seat and the GPU of each of its ranks."""
         gpus = tuple(self._free_gpus()[:size]) if on_gpus else (None,) * size
-        self._count(role, gpus)
-        return gpus
+        free = (seat for seat in itertools.count() if seat not in self.seats)
+        seats = tuple(zip(itertools.islice(free, size), gpus, strict=True))
+        self._count(role, seats)
+        return seats
 
     def hold(self, place: Place) -> None:
         """A worker is here already."""
-        self._count(place.role, tuple(share.gpu for share in place.shares))
+        self._count(place.role, tuple((share.seat, share.gpu) for share in place.shares))
 
-    def _count(self, role: Role, gpus: tuple[int | None, ...]) -> None:
-        self.ranks += len(gpus)
-        self.gpus |= {gpu for gpu in gpus if gpu is not None}
-        self.in_pool[role] = self.in_pool.get(role, 0) + len(gpus)
+    def _count(self, role: Role, seats: tuple[tuple[int, int | None], ...]) -> None:
+        self.ranks += len(seats)
+        self.seats |= {seat for seat, _ in seats}
+        self.gpus |= {gpu for _, gpu in seats if gpu is not None}
+        self.in_pool[role] = self.in_pool.get(role, 0) + len(seats)
 
     def _free_gpus(self) -> list[int]:
         every = range(len(self.node.machine.gpus.free_memory))
@@ -134,7 +141,7 @@ def place_workers(config: ServeConfig, nodes: Sequence[Node]) -> list[Place]:
     else:
         on_gpus = _cluster_uses_gpus(config.device, nodes)
     occupied = [_Occupied(node) for node in nodes]
-    taken: list[tuple[_Occupied, tuple[int | None, ...]]] = []
+    taken: list[tuple[_Occupied, tuple[tuple[int, int | None], ...]]] = []
     for index, role in enumerate(config.worker_roles):
         size = sizes[index]
         free = [one for one in occupied if one.has_room(role, size, on_gpus=on_gpus)]
@@ -146,9 +153,9 @@ def place_workers(config: ServeConfig, nodes: Sequence[Node]) -> list[Place]:
         Place(
             role,
             where.node,
-            tuple(RankShare(where.node.machine, where.ranks, gpu) for gpu in gpus),
+            tuple(RankShare(where.node.machine, where.ranks, gpu, seat) for seat, gpu in seats),
         )
-        for role, (where, gpus) in zip(config.worker_roles, taken, strict=True)
+        for role, (where, seats) in zip(config.worker_roles, taken, strict=True)
     ]
 
 
@@ -186,8 +193,9 @@ class Floor:
         if not free:
             return None
         where = min(free, key=lambda one: one.ranks)
-        gpus = where.take(role, size, on_gpus=self._on_gpus)
-        shares = (RankShare(where.node.machine, self._parts(where.node, size), gpu) for gpu in gpus)
+        seats = where.take(role, size, on_gpus=self._on_gpus)
+        machine, parts = where.node.machine, self._parts(where.node, size)
+        shares = (RankShare(machine, parts, gpu, seat % parts) for seat, gpu in seats)
         return Place(role, where.node, tuple(shares))
 
     def room(self, role: Role, taken: Sequence[Place]) -> int | None:

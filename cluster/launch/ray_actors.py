@@ -14,7 +14,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from twinflow.cluster.config import LOCAL, ServeConfig
+from twinflow.cluster.config import ServeConfig
+from twinflow.cluster.flag_values import LOCAL
 from twinflow.cluster.launch.base import ServiceHandle, ServiceKind, ServiceSpec, ServiceStatus
 from twinflow.cluster.launch.local import service_environment
 from twinflow.cluster.launch.logs import configure_logging

@@ -18,12 +18,13 @@ from types import FrameType
 from typing import Protocol
 
 from twinflow.cluster.cli.progress import ReadySummary, ServeUI
-from twinflow.cluster.config import LOCAL, ServeConfig
+from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.controller.chronicle import Chronicle
 from twinflow.cluster.controller.controller import Controller, ControllerConfig
 from twinflow.cluster.controller.fleet import GatewayLink
 from twinflow.cluster.controller.gateway_link import GrpcGatewayLink
 from twinflow.cluster.controller.state import ROLES, ClusterState, Desired, Worker
+from twinflow.cluster.flag_values import LOCAL
 from twinflow.cluster.launch import ray_environment
 from twinflow.cluster.launch.base import Launcher, ServiceHandle, ServiceStatus
 from twinflow.cluster.launch.deployment import WorkerPlan, WorkerPlanner, new_token, plan_gateway

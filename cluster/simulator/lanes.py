@@ -8,17 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from twinflow.cluster.simulator.config import Partition
-from twinflow.parallel.partition.control import Controller, Decision, Inputs, Mode
-from twinflow.parallel.partition.layout import Layout
+from twinflow.parallel.partition.control import Controller, Decision, Mode
 from twinflow.runtime.cost.base import StepLoad
-from twinflow.runtime.cost.forecast import StepForecast
 from twinflow.runtime.cost.lanes import Lane, LaneTimes
 from twinflow.runtime.engine import Engine
+from twinflow.runtime.lanes.division import (
+    NOTHING,
+    ControlledDivision,
+    Division,
+    FixedDivision,
+)
 from twinflow.runtime.lanes.view import decode_load, decodes, lane_state
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerState
 from twinflow.runtime.step_plan import StepPlan
-
-_NOTHING = StepLoad((), 0)
 
 
 class LaneScheduler:
@@ -96,6 +98,9 @@ class Lanes:
         self._num_layers = device.num_layers
         self._engine = engine
         self.controller = Controller(control, grid, on_decision) if control else None
+        self._division: Division = FixedDivision(self._fixed)
+        if self.controller is not None:
+            self._division = ControlledDivision(self.controller, device.times, engine.blocks.use)
         self.steps: dict[Mode, LaneStep] = {}
 
     @property
@@ -106,7 +111,10 @@ class Lanes:
     def begin(self, lane: Mode, load: StepLoad, requests: frozenset[str]) -> float:
         """A lane starts a step; returns how long it takes."""
         other = self.steps.get(Mode.DECODE if lane is Mode.PREFILL else Mode.PREFILL)
-        layout = self._layout(lane, load, other)
+        beside = other.load if other else NOTHING
+        if other is None and lane is Mode.PREFILL:
+            beside = self._decodes_to_come()
+        layout = self._division.layout(lane, load, beside)
         share = layout.prefill_share if lane is Mode.PREFILL else layout.decode_share
         neighbour = None
         if other is not None:
@@ -124,22 +132,6 @@ class Lanes:
         """A lane's step is over."""
         return self.steps.pop(lane)
 
-    def _layout(self, lane: Mode, load: StepLoad, other: LaneStep | None) -> Layout:
-        if self.controller is None:
-            return self._fixed
-        if lane is Mode.PREFILL:
-            prefill, decode = load, other.load if other else self._decodes_to_come()
-        else:
-            prefill, decode = other.load if other else _NOTHING, load
-        inputs = Inputs(bool(prefill.segments), bool(decode.segments), self._kv_use)
-        self.controller.decide(inputs, StepForecast(self._times, prefill, decode))
-        return self.controller.adopt(lane)
-
     def _decodes_to_come(self) -> StepLoad:
         requests = [request for request in self._engine.queues.running if decodes(request)]
-        return decode_load(requests, self._num_layers) if requests else _NOTHING
-
-    @property
-    def _kv_use(self) -> float:
-        blocks = self._engine.blocks
-        return 1.0 - blocks.num_idle / blocks.num_blocks
+        return decode_load(requests, self._num_layers) if requests else NOTHING

@@ -25,6 +25,11 @@ import msgspec
 
 from twinflow.parallel.partition.layout import Grid, Layout
 
+# These leave a choice on Hopper's curves, where Nexus's own (1.3 and 1.1) leave none; a tighter one
+# for decoding makes prompts wait for little (`benchmarks.lanes`).
+PREFILL_SLACK = 1.5
+DECODE_SLACK = 1.5
+
 
 class Mode(StrEnum):
     """Which phase is favoured."""
@@ -41,6 +46,7 @@ class Reason(StrEnum):
     SLACK = "all that the other phase can spare"
     INFEASIBLE = "both slacks cannot be kept, the favoured phase keeps its own"
     SETTLED = "too near the present split to change"
+    UNKNOWN = "step times are not known, the split stays"
 
 
 class Forecast(Protocol):
@@ -59,9 +65,7 @@ class Forecast(Protocol):
 
 
 class ControlConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How a device is divided. The slacks leave a choice on Hopper's curves, where Nexus's own (1.3
-    and 1.1) leave none; a tighter one for decoding makes prompts wait for little
-    (`benchmarks.lanes`).
+    """How a device is divided.
 
     Attributes:
         prefill_slack: alpha; what a prefill step may take, in times of what it takes alone.
@@ -71,8 +75,8 @@ class ControlConfig(msgspec.Struct, frozen=True, kw_only=True):
         delta: processors by which a split must differ from the present one to be taken.
     """
 
-    prefill_slack: float = 1.5
-    decode_slack: float = 1.5
+    prefill_slack: float = PREFILL_SLACK
+    decode_slack: float = DECODE_SLACK
     kv_high: float = 0.70
     kv_low: float = 0.62
     delta: int = 16
@@ -117,9 +121,9 @@ class Decision(msgspec.Struct, frozen=True):
         inputs: see above.
         before: what was remembered.
         alone: predicted seconds of the prefill and decode step on the whole device; None if only
-            one lane has work.
+            one lane has work, or times are not known.
         times: the same on each split that was looked at, by processors of the prefill lane.
-        best: split that the search found; None if only one lane has work.
+        best: split that the search found; None if there was no search.
         after: what to remember.
         layout: for each lane's next launch.
         reason: why.
@@ -136,7 +140,7 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 def decide(
-    config: ControlConfig, grid: Grid, before: Standing, inputs: Inputs, forecast: Forecast
+    config: ControlConfig, grid: Grid, before: Standing, inputs: Inputs, forecast: Forecast | None
 ) -> Decision:
     """Choose a layout.
 
@@ -145,7 +149,8 @@ def decide(
         grid: layouts to choose from.
         before: what the decision before this one left.
         inputs: what there is to do.
-        forecast: asked only if both lanes have work.
+        forecast: asked only if both lanes have work; None if nobody knows how long steps take:
+            the split stays then, and a lane that has work alone still gets everything.
     """
     mode = _mode(config, before.mode, inputs.kv_use)
     if not (inputs.prefills and inputs.decodes):
@@ -153,6 +158,9 @@ def decide(
         layout = grid.all_decode if not inputs.prefills else grid.all_prefill
         reason = Reason.NO_PREFILL if not inputs.prefills else Reason.NO_DECODE
         return Decision(inputs, before, None, {}, None, after, layout, reason)
+    if forecast is None:
+        after, layout = Standing(mode, before.split), grid.layout(before.split)
+        return Decision(inputs, before, None, {}, None, after, layout, Reason.UNKNOWN)
     search = _Search(config, grid, forecast)
     best, reason = search.best(mode, before.split)
     split = best
@@ -255,11 +263,16 @@ class Controller:
         self.switches = 0
 
     @property
+    def layout(self) -> Layout:
+        """What was decided last."""
+        return self._wanted
+
+    @property
     def settled(self) -> bool:
         """Whether both lanes run on the layout that was decided last."""
         return all(layout == self._wanted for layout in self._adopted.values())
 
-    def decide(self, inputs: Inputs, forecast: Forecast) -> Decision:
+    def decide(self, inputs: Inputs, forecast: Forecast | None) -> Decision:
         """Decide; takes effect at the lanes' next launches."""
         decision = decide(self._config, self._grid, self._standing, inputs, forecast)
         self._standing = decision.after

@@ -10,6 +10,7 @@ import msgspec
 
 from twinflow.parallel.partition.control import ControlConfig, Decision, decide
 from twinflow.parallel.partition.layout import Grid, Layout
+from twinflow.protos.errors import ConfigError
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -34,10 +35,42 @@ class _Recorded:
         return self._decision.times[layout.prefill]
 
 
+class DecisionLog:
+    """Writes decisions to a file as they are made.
+
+    Args:
+        path: the file; what it contained is lost.
+        setup: what all of them have in common.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, setup: Setup) -> None:
+        try:
+            self._file = path.open("wb")
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
+        self._write(setup)
+
+    def write(self, decision: Decision) -> None:
+        """Add a decision."""
+        self._write(decision)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._file.close()
+
+    def _write(self, line: Setup | Decision) -> None:
+        self._file.write(msgspec.json.encode(line) + b"\n")
+
+
 def write_decisions(path: Path, setup: Setup, decisions: Iterable[Decision]) -> None:
     """Write a file of decisions."""
-    lines = [msgspec.json.encode(each) for each in (setup, *decisions)]
-    path.write_bytes(b"\n".join(lines) + b"\n")
+    log = DecisionLog(path, setup)
+    for decision in decisions:
+        log.write(decision)
+    log.close()
 
 
 def read_decisions(path: Path) -> tuple[Setup, list[Decision]]:
@@ -57,5 +90,6 @@ def replay(setup: Setup, decision: Decision) -> Decision:
     Raises:
         LookupError: the search looks at a split that it did not look at then.
     """
-    recorded = _Recorded(decision)
+    both = decision.inputs.prefills and decision.inputs.decodes
+    recorded = None if both and decision.alone is None else _Recorded(decision)
     return decide(setup.config, setup.grid, decision.before, decision.inputs, recorded)

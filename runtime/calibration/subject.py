@@ -14,11 +14,11 @@ from torch import Tensor
 from twinflow.parallel.kv_layout import KVLayout
 from twinflow.parallel.latent.plan import LatentPlan
 from twinflow.protos.errors import ConfigError
-from twinflow.runtime.build import check_device, resolve_dtype
 from twinflow.runtime.calibration.options import CalibrationOptions
 from twinflow.runtime.checkpoint.config import load_model_config
 from twinflow.runtime.checkpoint.tokenizer_check import check_tokenizer
 from twinflow.runtime.checkpoint.weights import Checkpoint, Progress
+from twinflow.runtime.device_choice import check_device, resolve_dtype
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.kv.layouts import model_layout, rank_layout
 from twinflow.runtime.model_runner import ModelRunner

@@ -102,6 +102,10 @@ class BlockManager:
         """Blocks that can be allocated now."""
         return self._pool.num_idle
 
+    def use(self) -> float:
+        """The share of all blocks that cannot be allocated now."""
+        return 1.0 - self.num_idle / self.num_blocks
+
     @property
     def holders(self) -> frozenset[str]:
         """Ids of the sequences that have a block table."""

@@ -5,14 +5,16 @@ one lane there is never more than one step under way; with two there is one on e
 plans the next step of one lane while the other computes. Nothing here computes anything.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from twinflow.parallel.partition.control import Mode
+from twinflow.parallel.partition.layout import Layout
 from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.outputs import SampledRun
+from twinflow.runtime.request import Request
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,12 +26,15 @@ class Step:
         work: its rows, at least one group.
         layer_groups: see `StepPlan`.
         on_layers: told about finished layers, on whatever thread computes.
+        decoding: requests that the decode lane will decode as soon as it is asked; told to the
+            prefill lane, which shares the device with it.
     """
 
     lane: Mode | None
     work: tuple[Work, ...]
-    layer_groups: int
-    on_layers: LayersDone | None
+    layer_groups: int = 1
+    on_layers: LayersDone | None = None
+    decoding: tuple[Request, ...] = ()
 
     @property
     def requests(self) -> frozenset[str]:
@@ -54,8 +59,34 @@ class StepOutcome:
     error: Exception | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneFigures:
+    """What two lanes have done since their start.
+
+    Attributes:
+        backend: name of what divides the device.
+        layout: that was chosen last; None before the first step.
+        switches: how often another one was chosen.
+        steps: of each lane.
+        seconds: that each lane has computed.
+        both_seconds: in which both did at the same time.
+    """
+
+    backend: str
+    layout: Layout | None = None
+    switches: int = 0
+    steps: Mapping[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
+    seconds: Mapping[Mode, float] = field(default_factory=lambda: dict.fromkeys(Mode, 0.0))
+    both_seconds: float = 0.0
+
+
 class Lanes(Protocol):
     """Computes the steps of one engine; called on the engine's thread, except for `interrupt`."""
+
+    @property
+    def figures(self) -> LaneFigures | None:
+        """What the lanes have done; None if there is only one."""
+        ...
 
     def idle(self) -> Sequence[Mode | None]:
         """Lanes that can begin a step, in the order in which they should be asked for one."""

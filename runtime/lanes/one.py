@@ -18,6 +18,10 @@ class OneLane:
         self._executor = executor
         self._over: list[StepOutcome] = []
 
+    @property
+    def figures(self) -> None:
+        """See `Lanes.figures`."""
+
     def idle(self) -> Sequence[None]:
         """See `Lanes.idle`."""
         return (None,)

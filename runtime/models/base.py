@@ -142,14 +142,17 @@ class Model(ABC):
     def row_tile(self) -> RowTile:
         """Row counts of a step and of `ForwardPass.logits` are multiples of this."""
 
-    @property
     @abstractmethod
-    def expert_traffic(self) -> ExpertTraffic | None:
-        """What the experts were asked for; None if the model has none."""
+    def new_traffic(self) -> ExpertTraffic | None:
+        """Counts what passes ask of the experts; None if the model has none."""
 
     @abstractmethod
     def begin(
-        self, batch: RowBatch, attention: Attention, hidden: Tensor | None = None
+        self,
+        batch: RowBatch,
+        attention: Attention,
+        hidden: Tensor | None = None,
+        traffic: ExpertTraffic | None = None,
     ) -> ForwardPass:
         """Start a pass over rows.
 
@@ -158,4 +161,5 @@ class Model(ABC):
             attention: prepared for them.
             hidden: [rows, hidden_size] where an earlier pass has brought them, which is changed in
                 place; None for rows that are still to be embedded.
+            traffic: counts, if anybody wants to know.
         """

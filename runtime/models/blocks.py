@@ -161,13 +161,7 @@ class AttentionBlock(ABC):
 
 
 class MLPBlock(ABC):
-    """The second half of one layer on one rank; like `AttentionBlock` without keys and values.
-
-    Attributes:
-        counter: of the experts, if it has any.
-    """
-
-    counter: ExpertCounter | None = None
+    """The second half of one layer on one rank; like `AttentionBlock` without keys and values."""
 
     @abstractmethod
     def __init__(self, config: ModelConfig, weights: LayerWeights) -> None: ...
@@ -181,13 +175,18 @@ class MLPBlock(ABC):
             ConfigError: the inner dimension cannot be cut for so many ranks.
         """
 
+    def new_counter(self) -> ExpertCounter | None:
+        """Counts what passes ask of the experts; None if there are none."""
+        return None
+
     @abstractmethod
-    def __call__(self, rows: Tensor, num_rows: int) -> Tensor:
+    def __call__(self, rows: Tensor, num_rows: int, counter: ExpertCounter | None = None) -> Tensor:
         """Compute rows.
 
         Args:
             rows: [rows, hidden], normalised; the same on all ranks.
             num_rows: how many of them, from the first, are not padding.
+            counter: notes which experts they need, if anybody wants to know.
 
         Returns:
             A new [rows, hidden], the sum over all ranks.

@@ -80,8 +80,6 @@ class Decoder(Model):
         head = embedding if config.tie_word_embeddings else parameters.pop("head")
         self.head = Head(linears.create(head), ranks, config.vocab_size)
         self._row_tile = _common_tile(linears.row_tile, ranks, self.device)
-        counters = [layer.mlp.counter for layer in self.layers if layer.mlp.counter is not None]
-        self._traffic = ExpertTraffic(counters) if counters else None
         self.rotary = RotaryTable(config, self.device)
 
     @classmethod
@@ -127,18 +125,24 @@ class Decoder(Model):
         """See the base class."""
         return self._row_tile
 
-    @property
-    def expert_traffic(self) -> ExpertTraffic | None:
+    def new_traffic(self) -> ExpertTraffic | None:
         """See the base class."""
-        return self._traffic
+        counters = [layer.mlp.new_counter() for layer in self.layers]
+        counting = [counter for counter in counters if counter is not None]
+        return ExpertTraffic(counting) if counting else None
 
     def begin(
-        self, batch: RowBatch, attention: Attention, hidden: Tensor | None = None
+        self,
+        batch: RowBatch,
+        attention: Attention,
+        hidden: Tensor | None = None,
+        traffic: ExpertTraffic | None = None,
     ) -> ForwardPass:
         """See the base class."""
         if hidden is None:
             hidden = self.embedding(batch.token_ids)
-        return _DecoderPass(self, batch, attention, hidden)
+        cos, sin = self.rotary.lookup(batch.positions, batch.end_position)
+        return _DecoderPass(self, Step(batch, attention, cos, sin), hidden, traffic)
 
 
 def unused_tensors(config: ModelConfig, others: Iterable[str]) -> list[str]:
@@ -198,12 +202,12 @@ def _common_tile(tile: RowTile, ranks: RankGroup, device: torch.device) -> RowTi
 
 class _DecoderPass(ForwardPass):
     def __init__(
-        self, model: Decoder, batch: RowBatch, attention: Attention, hidden: Tensor
+        self, model: Decoder, step: Step, hidden: Tensor, traffic: ExpertTraffic | None
     ) -> None:
         self._model = model
+        self._step = step
         self._hidden = hidden
-        cos, sin = model.rotary.lookup(batch.positions, batch.end_position)
-        self._step = Step(batch, attention, cos, sin)
+        self._traffic = traffic
 
     @property
     def hidden(self) -> Tensor:
@@ -213,11 +217,12 @@ class _DecoderPass(ForwardPass):
         hidden, eps = self._hidden, self._model.config.rms_norm_eps
         num_rows, kernels = self._step.batch.num_rows, self._model.placement.kernels
         delta: Tensor | None = None  # of the block before, added with the norm of the next one
-        for layer in self._model.layers[first:end]:
+        for index, layer in enumerate(self._model.layers[first:end], first):
             normed = kernels.add_norm(hidden, delta, layer.attention_norm, eps)
             delta = layer.attention(normed, self._step)
             normed = kernels.add_norm(hidden, delta, layer.mlp_norm, eps)
-            delta = layer.mlp(normed, num_rows)
+            counter = None if self._traffic is None else self._traffic.counter(index)
+            delta = layer.mlp(normed, num_rows, counter)
         if delta is not None:
             hidden += delta
 

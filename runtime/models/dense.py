@@ -8,6 +8,7 @@ from torch import Tensor
 from twinflow.runtime.models.base import Placement
 from twinflow.runtime.models.blocks import LayerNames, LayerWeights, MLPBlock
 from twinflow.runtime.models.config import ModelConfig
+from twinflow.runtime.models.expert_traffic import ExpertCounter
 from twinflow.runtime.models.sharding import inner_cut
 from twinflow.runtime.models.weights import Parameter
 
@@ -32,7 +33,7 @@ class DenseMLP(MLPBlock):
             *names.inputs("down", "mlp.down_proj", hidden, inner, config.mlp_bias),
         ]
 
-    def __call__(self, rows: Tensor, num_rows: int) -> Tensor:
+    def __call__(self, rows: Tensor, num_rows: int, counter: ExpertCounter | None = None) -> Tensor:
         """See the base class."""
         inner = self._kernels.gated_silu(self._gate_up(rows))
         return self._ranks.all_reduce(self._down(inner))

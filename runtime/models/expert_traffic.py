@@ -1,7 +1,8 @@
 """Counts which experts were asked for, and what their weights weigh.
 
 Counted where the rows are routed, without waiting for the device; nothing is added up before
-someone asks. Only routed experts are counted: shared ones are always loaded.
+someone asks. Only routed experts are counted: shared ones are always loaded. Counters belong to who
+runs the model, not to the model: two lanes that share its weights count apart.
 """
 
 from collections.abc import Sequence
@@ -49,6 +50,11 @@ class ExpertTraffic:
 
     def __init__(self, counters: Sequence[ExpertCounter]) -> None:
         self._counters = tuple(counters)
+        self._by_layer = {counter.layer: counter for counter in counters}
+
+    def counter(self, layer: int) -> ExpertCounter | None:
+        """The counter of a layer; None if it has no experts."""
+        return self._by_layer.get(layer)
 
     def take(self) -> tuple[LayerTraffic, ...]:
         """What was counted since the last call, by layer; the counters start again at zero."""

@@ -93,8 +93,7 @@ class ExpertMLP(MLPBlock):
         self._experts = share.experts
         self._router = Router(moe, weights.linear("router"), bias)
         expert_bytes = 3 * moe.expert_size * hidden * gate_up.itemsize
-        counter = ExpertCounter(weights.layer, moe.num_experts, expert_bytes, gate_up.device)
-        self.counter: ExpertCounter = counter
+        self._counted = (weights.layer, moe.num_experts, expert_bytes, gate_up.device)
         self._products = create_products(gate_up, down, weights.linears)
         self._shared = (
             (weights.linear("shared_gate_up"), weights.linear("shared_down"))
@@ -125,23 +124,28 @@ class ExpertMLP(MLPBlock):
             found.append(replace(bias, dtype=torch.float32))
         return found + _shared_parameters(config, declare, placement)
 
-    def __call__(self, rows: Tensor, num_rows: int) -> Tensor:
+    def new_counter(self) -> ExpertCounter:
+        """See the base class."""
+        return ExpertCounter(*self._counted)
+
+    def __call__(self, rows: Tensor, num_rows: int, counter: ExpertCounter | None = None) -> Tensor:
         """See the base class."""
         out = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
         chosen, weights = self._router(rows)
         routed = _Routed(rows[:num_rows], chosen[:num_rows], weights[:num_rows])
-        self._add_routed(routed, out[:num_rows])
+        self._add_routed(routed, out[:num_rows], counter)
         if self._shared is not None:
             gate_up, down = self._shared
             out += down(gated_silu(gate_up(rows)))
         return self._ranks.all_reduce(out.to(rows.dtype))
 
-    def _add_routed(self, routed: "_Routed", out: Tensor) -> None:
+    def _add_routed(self, routed: "_Routed", out: Tensor, counter: ExpertCounter | None) -> None:
         """Add to `out` what the experts of this rank make of rows."""
         flat = routed.experts.reshape(-1)
         # Not bincount, for which the host waits.
         counts = flat.new_zeros(self._experts.total).scatter_add_(0, flat, torch.ones_like(flat))
-        self.counter.note(counts)
+        if counter is not None:
+            counter.note(counts)
         groups = _Groups.of(routed.experts, counts, self._experts, self._products.row_tile)
         results = self._products(routed.rows.index_select(0, groups.rows), groups.sizes)
         results[-1] = 0.0  # stands for experts of other ranks

@@ -97,20 +97,22 @@ class RotaryTable:
         Returns:
             Two float32 [rows, 1, head_dim]: cos, and sin with the sign that `rotate` needs.
         """
-        if end_position > len(self._table):
-            self._grow(end_position)
-        cos, sin = self._table.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
+        # Two lanes may look up and extend it at the same time: each goes on with its own.
+        table = self._table
+        if end_position > len(table):
+            table = self._table = self._extended(table, end_position)
+        cos, sin = table.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
         return cos, sin
 
-    def _grow(self, end_position: int) -> None:
-        chunks = [self._table]
-        for start in range(len(self._table), end_position, _CHUNK):
+    def _extended(self, table: Tensor, end_position: int) -> Tensor:
+        chunks = [table]
+        for start in range(len(table), end_position, _CHUNK):
             positions = torch.arange(start, start + _CHUNK, device=self._device)
             angles = positions[:, None].float() * frequencies(self._config, positions)
             scale = attention_scale(self._config.rope_scaling)
             cos, sin = angles.cos() * scale, angles.sin() * scale
             chunks.append(torch.cat((cos, cos, -sin, sin), dim=-1))
-        self._table = torch.cat(chunks)
+        return torch.cat(chunks)
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from twinflow.cluster.config import (
     OrderName,
     SchedulerName,
     ServeConfig,
+    is_wildcard,
 )
 from twinflow.cluster.dispatch.admission import AdmissionLimits
-from twinflow.cluster.hosts import is_wildcard
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.schedulers import create_scheduler

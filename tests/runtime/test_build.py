@@ -14,9 +14,8 @@ from twinflow.runtime.build import (
     BuiltEngine,
     EngineOptions,
     build_engine,
-    check_device,
-    resolve_dtype,
 )
+from twinflow.runtime.device_choice import check_device, resolve_dtype
 from twinflow.runtime.host_memory import MemoryShare, taken_memory
 
 

@@ -161,6 +161,26 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
         assert torch.equal(found[1], results[0][1])
 
 
+@pytest.mark.usefixtures("restored_threads")
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "MixtralForCausalLM"])
+def test_bits_do_not_depend_on_threads_that_change_between_steps(architecture: str) -> None:
+    """A lane has as many as its layout gives it; matrices here are large enough to be cut up."""
+    config = tiny_config(architecture, num_layers=1, hidden_size=512, intermediate_size=640)
+    torch.set_num_threads(2)
+    runner = make_runner(make_model(config))
+    results = []
+    for threads in ([1] * 4, [2, 3, 1, 2], [8, 1, 4, 1]):
+        runner.kv_cache.data.zero_()
+        (sequence,) = make_sequences(config, [301], block_size=16)
+        for count, size in zip(threads, (200, 99, 1, 1), strict=True):
+            torch.set_num_threads(count)
+            feed(runner, [(sequence, size)])
+        results.append((pages(runner, sequence), torch.stack([*sequence.logits.values()])))
+    for found in results[1:]:
+        assert torch.equal(found[0], results[0][0])
+        assert torch.equal(found[1], results[0][1])
+
+
 def test_nothing_reads_or_writes_the_null_block() -> None:
     config = tiny_config()
     runner = make_runner(make_model(config))

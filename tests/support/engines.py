@@ -11,6 +11,7 @@ from twinflow.runtime.engine import Engine
 from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.kv_progress import KVProgress
+from twinflow.runtime.lanes.base import Lanes
 from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.outputs import SampledRun, SampledToken, TokenDelta, TokenLogprobs
 from twinflow.runtime.request import Request
@@ -186,8 +187,10 @@ def create_engine(
     clock: Callable[[], float] | None = None,
     on_kv: Callable[[KVProgress], None] | None = None,
     wrap: Callable[[Scheduler, SchedulerLimits], Scheduler] | None = None,
+    lanes: Callable[[FakeExecutor], Lanes] | None = None,
 ) -> tuple[Engine, FakeExecutor]:
-    """An engine over a fake executor; `wrap` may put something round its scheduler."""
+    """An engine over a fake executor; `wrap` may put something round its scheduler, and `lanes` may
+    compute in another way than on one lane."""
     spec = spec or EngineSpec()
     entry_tokens = spec.block_size * spec.block_shards
     config = EngineConfig(
@@ -223,6 +226,7 @@ def create_engine(
         num_layers=NUM_LAYERS,
         clock=clock or ManualClock(),
         on_kv=on_kv,
+        lanes=lanes(fake) if lanes else None,
     )
     return engine, fake
 

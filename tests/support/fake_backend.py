@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo, Readiness
+from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo, Readiness, WorkerInfo
 from twinflow.protos.errors import InvalidRequest, Overloaded, TwinflowError, WorkerLost
 from twinflow.runtime.outputs import FinishReason, PhaseTime, TokenDelta, TokenLogprobs
 
@@ -76,6 +76,7 @@ class FakeBackend:
         ready: what `readiness` answers, after `readiness_delay_s`.
         is_alive: what `alive` answers.
         model_error: what `model` raises, if set.
+        worker_infos: what `workers` answers.
         specs: every admitted sequence.
         reserved: admitted, neither generating nor released yet.
         live: generating.
@@ -91,6 +92,7 @@ class FakeBackend:
         self.readiness_delay_s = 0.0
         self.is_alive = True
         self.model_error: TwinflowError | None = None
+        self.worker_infos: tuple[WorkerInfo, ...] = ()
         self.specs: list[GenerationSpec] = []
         self.reserved: set[str] = set()
         self.live: set[str] = set()
@@ -103,6 +105,9 @@ class FakeBackend:
         if self.model_error is not None:
             raise self.model_error
         return self._model
+
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        return self.worker_infos
 
     def refuse_next(self, refusal: TwinflowError, times: int) -> None:
         """Let admission raise `refusal` so many times."""

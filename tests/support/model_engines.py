@@ -8,10 +8,14 @@ from tests.support.engines import Collected, ManualClock
 from tests.support.request_mixes import Ask
 from tests.support.runners import make_runner
 
+from twinflow.parallel.partition.backends.base import Backend
+from twinflow.parallel.partition.control import Mode
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.cost.base import StepTimes
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.kv.block_manager import BlockManager
+from twinflow.runtime.lanes.division import Division
+from twinflow.runtime.lanes.two import TwoLanes
 from twinflow.runtime.model_executor import ModelExecutor
 from twinflow.runtime.model_runner import ModelRunner
 from twinflow.runtime.models.base import Model
@@ -44,8 +48,10 @@ class ModelEngine:
         config: EngineConfig,
         times: StepTimes | None = None,
         drafter: Drafter | None = None,
+        divided: tuple[Backend, Division] | None = None,
     ) -> "ModelEngine":
-        """An engine over a model, which may be shared with others."""
+        """An engine over a model, which may be shared with others; on two lanes if its device is
+        divided."""
         runner = make_runner(
             model, config.num_blocks, config.block_size, config.max_num_batched_tokens
         )
@@ -68,7 +74,14 @@ class ModelEngine:
         clock = ManualClock()
         setup = SchedulerSetup.of(config, num_layers, times)
         scheduler = create_scheduler(config.scheduler, setup)
-        engine = Engine(config, executor, blocks, scheduler, num_layers=num_layers, clock=clock)
+        lanes = None
+        if divided is not None:
+            other = executor.beside(runner.beside(), Sampler(vocab_size, "cpu"))
+            executors = {Mode.PREFILL: executor, Mode.DECODE: other}
+            lanes = TwoLanes(executors, *divided, num_layers=num_layers)
+        engine = Engine(
+            config, executor, blocks, scheduler, num_layers=num_layers, clock=clock, lanes=lanes
+        )
         return cls(engine, runner, clock)
 
     def play(self, asks: Sequence[Ask], *, seed: int, abort: float = 0.0) -> dict[int, list[int]]:

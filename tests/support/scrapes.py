@@ -12,6 +12,7 @@ _LOADS = (
     "twinflow:num_requests_receiving",
     "twinflow:waiting_prompt_tokens",
     "twinflow:kv_blocks_leased",
+    "twinflow:kv_blocks_quarantined",
 )
 _FREE, _TOTAL = "twinflow:kv_blocks_free", "twinflow:kv_blocks_total"
 _IN_FLIGHT = "twinflow:requests_in_flight"

@@ -53,6 +53,7 @@ def create_app(dependencies: HttpDependencies) -> FastAPI:
     app.add_api_route("/live", status.live)
     app.add_api_route("/ready", status.ready, openapi_extra={"parameters": [_PAIRS]})
     app.add_api_route("/version", status.version)
+    app.add_api_route("/server_info", status.server_info)
     app.add_api_route("/metrics", status.metrics)
     return app
 

@@ -69,6 +69,14 @@ class StatusRoutes:
         """twinflow's version."""
         return _json_response({"version": twinflow.__version__})
 
+    async def server_info(self) -> Response:
+        """What serves: the model, and every worker with how it divides its device."""
+        served = self._backend.model
+        workers = self._backend.workers()
+        return _json_response(
+            {"version": twinflow.__version__, "model": served, "workers": workers}
+        )
+
     async def metrics(self) -> Response:
         """Prometheus' text format."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)

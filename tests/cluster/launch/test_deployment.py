@@ -65,6 +65,19 @@ class TestShares:
         found = workers(Machine(cores, GIB), **pools)
         assert {w.threads for w in found} == {threads}
 
+    def test_lanes_of_different_workers_have_different_cores(self) -> None:
+        found = workers(Machine(8, GIB), mixed=2, lanes="cores", lane_decisions="decisions")
+        assert [(w.lanes, w.first_core, w.threads) for w in found] == [
+            ("cores", 0, 4),
+            ("cores", 4, 4),
+        ]
+        assert {w.lane_decisions for w in found} == {Path("decisions").resolve()}
+
+    def test_lanes_need_a_mixed_worker(self) -> None:
+        with pytest.raises(ValueError, match="there is no mixed worker: give --mixed N"):
+            workers(lanes="cores")
+        assert [w.lanes for w in workers(mixed=1)] == ["none"]
+
     def test_threads_as_configured(self) -> None:
         assert {w.threads for w in workers(threads_per_worker=3)} == {3}
 
@@ -132,7 +145,7 @@ class TestDevices:
 class TestRanks:
     """Workers of several processes."""
 
-    def test_ranks_differ_in_nothing_but_their_number(self) -> None:
+    def test_ranks_differ_in_nothing_but_their_number_and_cores(self) -> None:
         config = ServeConfig(model="m", mixed=2, tensor_parallel_size=2)
         plans = WorkerPlanner(config, [Node(SMALL)], "t").first()
         names = [[spec.name for spec in plan.ranks] for plan in plans]
@@ -141,7 +154,8 @@ class TestRanks:
         for plan in plans:
             first, second = (WorkerConfig.decode(spec.config) for spec in plan.ranks)
             assert (first.worker_id, first.rank, first.tensor_parallel_size) == (plan.name, 0, 2)
-            assert second == msgspec.structs.replace(first, rank=1)
+            cores = first.first_core + (first.threads or 0)
+            assert second == msgspec.structs.replace(first, rank=1, first_core=cores)
             addresses.add(first.leader_address)
         assert len(addresses) == 2 and "" not in addresses
 

@@ -200,7 +200,8 @@ def test_decisions_are_written_and_made_again(tmp_path: Path) -> None:
     controller = Controller(setup.config, setup.grid, made.append)
     for _ in range(50):
         inputs = Inputs(rng.random() < 0.8, rng.random() < 0.8, rng.random())
-        controller.decide(inputs, real_forecast(rng))
+        controller.decide(inputs, real_forecast(rng) if rng.random() < 0.8 else None)
+    assert {decision.reason for decision in made} >= {Reason.UNKNOWN, Reason.SLACK}
     write_decisions(tmp_path / "d.jsonl", setup, made)
     read_setup, read = read_decisions(tmp_path / "d.jsonl")
     assert (read_setup, read) == (setup, made)
@@ -209,7 +210,7 @@ def test_decisions_are_written_and_made_again(tmp_path: Path) -> None:
 
 def test_decisions_of_an_earlier_run_are_made_again() -> None:
     setup, decisions = read_decisions(RECORDED)
-    assert {decision.reason for decision in decisions} == set(Reason)
+    assert {decision.reason for decision in decisions} == set(Reason) - {Reason.UNKNOWN}
     assert {decision.after.mode for decision in decisions} == set(Mode)
     for decision in decisions:
         assert replay(setup, decision) == decision
@@ -221,6 +222,18 @@ def test_other_slacks_would_be_noticed() -> None:
     searched = next(d for d in decisions if d.reason is Reason.SLACK)
     with pytest.raises(KeyError):
         replay(Setup(ControlConfig(decode_slack=1.0), setup.grid), searched)
+
+
+def test_without_step_times_the_split_stays() -> None:
+    controller = Controller(ControlConfig(), H100)
+    for _ in range(3):
+        for prefill, decode, expected in (
+            (True, True, H100.layout(H100.middle)),
+            (True, False, H100.all_prefill),
+            (False, True, H100.all_decode),
+        ):
+            decision = controller.decide(Inputs(prefill, decode, 0.5), None)
+            assert decision.layout == controller.layout == expected
 
 
 @pytest.mark.parametrize("splits", [(), (0, 1), (1, 8), (3, 2), (2, 2)])

@@ -12,7 +12,7 @@ from twinflow.parallel.ranks.threads import run_ranks
 from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.expert_products import GroupedExperts, LoopedExperts
-from twinflow.runtime.models.expert_traffic import ExpertTraffic
+from twinflow.runtime.models.expert_traffic import ExpertCounter, ExpertTraffic
 from twinflow.runtime.models.experts import ExpertMLP
 from twinflow.runtime.models.linear import LinearFactory, PackedLinear, PlainLinear
 from twinflow.runtime.models.router import Router
@@ -21,8 +21,13 @@ ALL = EXPERT_ARCHITECTURES + LATENT_ARCHITECTURES
 
 
 @torch.inference_mode()
-def run(block: ExpertMLP, rows: Tensor, num_rows: int | None = None) -> Tensor:
-    return block(rows, len(rows) if num_rows is None else num_rows)
+def run(
+    block: ExpertMLP,
+    rows: Tensor,
+    num_rows: int | None = None,
+    counter: ExpertCounter | None = None,
+) -> Tensor:
+    return block(rows, len(rows) if num_rows is None else num_rows, counter)
 
 
 @pytest.mark.parametrize("architecture", ALL)
@@ -62,10 +67,10 @@ def test_padding_is_not_routed() -> None:
     config = tiny_config("DeepseekV2ForCausalLM")
     block, rows = make_block(config), random_rows(8, config)
     expected = run(block, rows[:5])
-    block.counter.counts.zero_()
+    counter = block.new_counter()
     rows[5:] = float("nan")
-    assert torch.equal(run(block, rows, 5)[:5], expected)
-    assert block.counter.counts[0].sum() == 5 * moe_of(config).experts_per_token
+    assert torch.equal(run(block, rows, 5, counter)[:5], expected)
+    assert counter.counts[0].sum() == 5 * moe_of(config).experts_per_token
 
 
 def naive(config: ModelConfig, block: ExpertMLP, rows: Tensor) -> list[list[int]]:
@@ -78,9 +83,10 @@ def naive(config: ModelConfig, block: ExpertMLP, rows: Tensor) -> list[list[int]
 def test_traffic_is_what_counting_row_by_row_finds(architecture: str) -> None:
     config = tiny_config(architecture)
     moe, block = moe_of(config), make_block(config)
-    traffic = ExpertTraffic([block.counter])
+    counter = block.new_counter()
+    traffic = ExpertTraffic([counter])
     rows = random_rows(5, config)
-    run(block, rows)
+    run(block, rows, counter=counter)
     chosen = naive(config, block, rows)
     assert all(len(set(experts)) == moe.experts_per_token for experts in chosen)
     flat = [expert for experts in chosen for expert in experts]
@@ -100,10 +106,10 @@ def test_traffic_is_what_counting_row_by_row_finds(architecture: str) -> None:
 def test_an_expert_that_two_passes_need_is_loaded_twice() -> None:
     config = tiny_config("MixtralForCausalLM")
     block, rows = make_block(config), random_rows(1, config)
-    traffic = ExpertTraffic([block.counter])
-    run(block, rows)
-    run(block, rows)
-    (layer,) = traffic.take()
+    counter = block.new_counter()
+    run(block, rows, counter=counter)
+    run(block, rows, counter=counter)
+    (layer,) = ExpertTraffic([counter]).take()
     assert (sum(layer.rows), layer.distinct) == (4, 2)
     assert layer.loaded_bytes == 4 * 4 * 3 * config.hidden_size * moe_of(config).expert_size
 
@@ -115,8 +121,9 @@ def test_every_rank_counts_what_all_of_them_do(expert_parallel: bool) -> None:
 
     def job(ranks: RankGroup) -> LayerTraffic:
         block = make_block(config, ranks=ranks, expert_parallel=expert_parallel)
-        run(block, rows)
-        (layer,) = ExpertTraffic([block.counter]).take()
+        counter = block.new_counter()
+        run(block, rows, counter=counter)
+        (layer,) = ExpertTraffic([counter]).take()
         return layer
 
     (whole,) = run_ranks(1, job)
@@ -137,18 +144,18 @@ def test_more_ranks_than_experts() -> None:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_model_tells_the_traffic_of_its_steps() -> None:
+def test_a_runner_tells_the_traffic_of_its_own_steps() -> None:
     config = tiny_config("Qwen3MoeForCausalLM")
-    model = make_model(config)
-    runner = make_runner(model)
+    runner = make_runner(make_model(config))
+    other = runner.beside()
     sequence = FedSequence(random_tokens(12, config.vocab_size, seed=1), [1])
-    assert model.expert_traffic is not None
     for count in (11, 1):
         feed(runner, [(sequence, count)])
-        layers = model.expert_traffic.take()
+        layers = runner.take_traffic()
         assert [layer.layer for layer in layers] == [0, 2]
         assert [sum(layer.rows) for layer in layers] == [3 * count] * 2
-    assert make_model(tiny_config()).expert_traffic is None
+        assert all(sum(layer.rows) == 0 for layer in other.take_traffic())
+    assert make_runner(make_model(tiny_config())).take_traffic() == ()
 
 
 @pytest.mark.parametrize("sizes", [[4, 0, 9, 1], [0, 0, 0, 3], [8, 8, 8, 8]])

@@ -24,7 +24,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("protocol_version", "worker_id", "epoch", "role", "address", "model_fingerprint", "kv_layout", "block_size", "num_blocks", "max_model_len", "max_num_seqs", "vocab_size", "dtype", "pid", "ranks")
+    __slots__ = ("protocol_version", "worker_id", "epoch", "role", "address", "model_fingerprint", "kv_layout", "block_size", "num_blocks", "max_model_len", "max_num_seqs", "vocab_size", "dtype", "pid", "ranks", "lanes")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,7 @@ class DescribeResponse(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
+    LANES_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker_id: str
     epoch: int
@@ -55,7 +56,20 @@ class DescribeResponse(_message.Message):
     dtype: str
     pid: int
     ranks: _containers.RepeatedCompositeFieldContainer[KVRank]
-    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., kv_layout: _Optional[str] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., pid: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[KVRank, _Mapping]]] = ...) -> None: ...
+    lanes: LaneInfo
+    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., kv_layout: _Optional[str] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., pid: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[KVRank, _Mapping]]] = ..., lanes: _Optional[_Union[LaneInfo, _Mapping]] = ...) -> None: ...
+
+class LaneInfo(_message.Message):
+    __slots__ = ("wanted", "backend", "description", "reason")
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    wanted: str
+    backend: str
+    description: str
+    reason: str
+    def __init__(self, wanted: _Optional[str] = ..., backend: _Optional[str] = ..., description: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class KVRank(_message.Message):
     __slots__ = ("address", "parts")
@@ -182,7 +196,7 @@ class RequestOutput(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[PositionLogprobs, _Mapping]]] = ..., finish_reason: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., cached_tokens: _Optional[int] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ...) -> None: ...
 
 class WorkerStats(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "num_receiving", "waiting_tokens", "free_blocks", "total_blocks", "leased_blocks", "prompt_tokens", "generation_tokens", "preemptions", "prefix_queries", "prefix_hits", "handoff_bytes", "handoff_seconds", "handoffs_completed", "handoffs_failed", "digests_refused", "draining", "steps", "ranks", "expert_layers", "speculation")
+    __slots__ = ("num_running", "num_waiting", "num_receiving", "waiting_tokens", "free_blocks", "total_blocks", "leased_blocks", "prompt_tokens", "generation_tokens", "preemptions", "prefix_queries", "prefix_hits", "handoff_bytes", "handoff_seconds", "handoffs_completed", "handoffs_failed", "digests_refused", "draining", "steps", "ranks", "expert_layers", "speculation", "lanes", "quarantined_blocks")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     NUM_RECEIVING_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +219,8 @@ class WorkerStats(_message.Message):
     RANKS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_LAYERS_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
+    LANES_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     num_receiving: int
@@ -227,7 +243,31 @@ class WorkerStats(_message.Message):
     ranks: int
     expert_layers: _containers.RepeatedCompositeFieldContainer[ExpertLayerStats]
     speculation: SpeculationStats
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_receiving: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., handoff_bytes: _Optional[int] = ..., handoff_seconds: _Optional[float] = ..., handoffs_completed: _Optional[int] = ..., handoffs_failed: _Optional[int] = ..., digests_refused: _Optional[int] = ..., draining: _Optional[bool] = ..., steps: _Optional[int] = ..., ranks: _Optional[int] = ..., expert_layers: _Optional[_Iterable[_Union[ExpertLayerStats, _Mapping]]] = ..., speculation: _Optional[_Union[SpeculationStats, _Mapping]] = ...) -> None: ...
+    lanes: LaneStats
+    quarantined_blocks: int
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_receiving: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., handoff_bytes: _Optional[int] = ..., handoff_seconds: _Optional[float] = ..., handoffs_completed: _Optional[int] = ..., handoffs_failed: _Optional[int] = ..., digests_refused: _Optional[int] = ..., draining: _Optional[bool] = ..., steps: _Optional[int] = ..., ranks: _Optional[int] = ..., expert_layers: _Optional[_Iterable[_Union[ExpertLayerStats, _Mapping]]] = ..., speculation: _Optional[_Union[SpeculationStats, _Mapping]] = ..., lanes: _Optional[_Union[LaneStats, _Mapping]] = ..., quarantined_blocks: _Optional[int] = ...) -> None: ...
+
+class LaneStats(_message.Message):
+    __slots__ = ("backend", "prefill_processors", "decode_processors", "switches", "prefill_steps", "decode_steps", "prefill_seconds", "decode_seconds", "both_seconds")
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_PROCESSORS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_PROCESSORS_FIELD_NUMBER: _ClassVar[int]
+    SWITCHES_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_STEPS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BOTH_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    backend: str
+    prefill_processors: int
+    decode_processors: int
+    switches: int
+    prefill_steps: int
+    decode_steps: int
+    prefill_seconds: float
+    decode_seconds: float
+    both_seconds: float
+    def __init__(self, backend: _Optional[str] = ..., prefill_processors: _Optional[int] = ..., decode_processors: _Optional[int] = ..., switches: _Optional[int] = ..., prefill_steps: _Optional[int] = ..., decode_steps: _Optional[int] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., both_seconds: _Optional[float] = ...) -> None: ...
 
 class SpeculationStats(_message.Message):
     __slots__ = ("drafts", "draft_tokens", "accepted_tokens", "accepted_at")

@@ -1,0 +1,105 @@
+"""The same tokens on two lanes as on one: models, policies, prefix hits, layouts that change with
+every step, preemptions, aborts.
+
+Plain chunked serving of one request at a time is what everything is compared with.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import pytest
+from tests.support.lanes import CountedThreads, EveryLayout
+from tests.support.model_engines import ModelEngine
+from tests.support.request_mixes import MixShape, random_asks
+from tests.support.runners import make_model
+from tests.support.tiny_models import tiny_config
+
+from twinflow.parallel.partition.backends.base import Backend, Place
+from twinflow.parallel.partition.backends.cores import CoreSets
+from twinflow.parallel.partition.layout import Grid
+from twinflow.runtime.config import EngineConfig
+from twinflow.runtime.models.base import Model
+from twinflow.runtime.models.config import ModelConfig, MoEConfig
+
+CONFIGS: dict[str, ModelConfig] = {
+    "gqa": tiny_config(num_layers=3),
+    "moe": tiny_config(
+        "Qwen3MoeForCausalLM",
+        num_layers=3,
+        moe=MoEConfig(layers=(0, 2), num_experts=6, experts_per_token=3, expert_size=28),
+    ),
+    "mla": tiny_config("DeepseekV2ForCausalLM"),
+}
+ASKS = random_asks(10, MixShape(vocab_size=131, longest_prompt=70, most_tokens=20), seed=11)
+POLICIES = [(name, order) for name in ("chunked", "layered", "laps") for order in ("fcfs", "spf")]
+
+
+@cache
+def model(name: str) -> Model:
+    return make_model(CONFIGS[name])
+
+
+def engine_config(**changes: object) -> EngineConfig:
+    settings: dict[str, object] = {
+        "max_model_len": 128, "num_blocks": 200, "max_num_batched_tokens": 24, "max_num_seqs": 8,
+    }  # fmt: skip
+    return EngineConfig(**(settings | changes))  # type: ignore[arg-type]
+
+
+@cache
+def expected(name: str) -> dict[int, list[int]]:
+    """Each request alone, without a prefix cache."""
+    config = engine_config(max_num_seqs=1, enable_prefix_caching=False, max_num_batched_tokens=128)
+    return ModelEngine.build(model(name), config).play(ASKS, seed=0)
+
+
+@contextmanager
+def laned(name: str, config: EngineConfig, backend: Backend) -> Iterator[ModelEngine]:
+    assert backend.grid is not None
+    made = ModelEngine.build(model(name), config, divided=(backend, EveryLayout(backend.grid)))
+    try:
+        yield made
+    finally:
+        made.engine.close()
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids="-".join)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tokens_do_not_depend_on_lanes(name: str, policy: tuple[str, str]) -> None:
+    scheduler, order = policy
+    config = engine_config(scheduler=scheduler, prefill_order=order)
+    backend = CountedThreads(Grid.of(4))
+    with laned(name, config, backend) as made:
+        assert made.play(ASKS, seed=1) == expected(name)
+        assert made.engine.blocks.counters.hits > 0
+        figures = made.engine.lane_figures
+        assert figures is not None
+        assert figures.switches > 0.5 * made.engine.counters.steps
+        assert sum(figures.steps.values()) == made.engine.counters.steps
+        assert 0 < figures.both_seconds < min(figures.seconds.values())
+    assert len({thread for _, _, thread in backend.moves}) == 2
+
+
+@pytest.mark.parametrize("scheduler", ["chunked", "layered", "laps"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tokens_survive_preemptions_and_aborts(name: str, scheduler: str) -> None:
+    config = engine_config(scheduler=scheduler, num_blocks=33, block_size=4)
+    preemptions = 0
+    for seed in range(2):
+        with laned(name, config, CountedThreads(Grid.of(3))) as made:
+            found = made.play(ASKS, seed=seed, abort=0.03)
+            assert found == {number: expected(name)[number] for number in found}
+            assert len(found) >= len(ASKS) // 2
+            preemptions += made.engine.counters.preemptions
+    assert preemptions > 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tokens_on_core_sets(name: str) -> None:
+    cores = tuple(sorted(os.sched_getaffinity(0)))[:4]
+    if len(cores) < 2:
+        pytest.skip("core sets need two processor cores")
+    with laned(name, engine_config(), CoreSets(Place("cpu", cores))) as made:
+        assert made.play(ASKS, seed=1) == expected(name)

@@ -1,0 +1,178 @@
+"""The threads of two lanes: waiting, being interrupted, dying, ending."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from tests.support.cost import h100
+from tests.support.engines import (
+    Collected,
+    EngineSpec,
+    FakeExecutor,
+    create_engine,
+    create_request,
+    expected_output,
+)
+from tests.support.lanes import CountedThreads, EveryLayout
+
+from twinflow.parallel.partition.control import Controller, Mode, Reason
+from twinflow.parallel.partition.layout import Grid, Layout
+from twinflow.parallel.partition.record import DecisionLog, Setup, read_decisions, replay
+from twinflow.protos.errors import ConfigError, EngineError
+from twinflow.runtime.cost.lanes import LaneTimes
+from twinflow.runtime.engine import Engine
+from twinflow.runtime.executor import LayersDone, Work
+from twinflow.runtime.lanes.division import ControlledDivision
+from twinflow.runtime.lanes.options import LaneOptions
+from twinflow.runtime.lanes.two import TwoLanes
+from twinflow.runtime.outputs import SampledRun
+
+GRID = Grid.of(3)
+
+
+class GatedExecutor(FakeExecutor):
+    """Computes prompts only while a gate is open; raises what it is told to."""
+
+    def __init__(self, block_size: int) -> None:
+        super().__init__(block_size)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.raises: BaseException | None = None
+
+    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledRun]:
+        if any(item.group.token_count > 1 for item in work):
+            self.entered.set()
+            assert self.gate.wait(20)
+            if self.raises is not None:
+                raise self.raises
+        return super().execute(work, on_layers)
+
+
+class Bench:
+    """An engine on two lanes."""
+
+    def __init__(self) -> None:
+        self.executor = GatedExecutor(4)
+        self.backend = CountedThreads(GRID)
+        executors = dict.fromkeys(Mode, self.executor)
+        self.lanes = TwoLanes(executors, self.backend, EveryLayout(GRID), num_layers=4)
+        spec = EngineSpec(max_num_batched_tokens=16)
+        self.engine, _ = create_engine(
+            spec, executor=self.executor, lanes=lambda executor: self.lanes
+        )
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.executor.gate.set()
+    made.engine.close()
+    assert made.backend.closed
+
+
+def finish(engine: Engine) -> Collected:
+    done = Collected()
+    while engine.runnable:
+        engine.step()
+        done.take(engine)
+        engine.check_integrity()
+    return done
+
+
+def test_decoding_goes_on_beside_a_prompt_that_takes_long(bench: Bench) -> None:
+    engine, executor = bench.engine, bench.executor
+    short = create_request(4, max_tokens=8)
+    engine.add_request(short)
+    while not short.output_token_ids:
+        engine.step()
+    executor.gate.clear()
+    long = create_request(12, max_tokens=2)
+    engine.add_request(long)
+    while len(short.output_token_ids) < 8:
+        engine.step()
+    assert not long.output_token_ids
+    executor.gate.set()
+    done = finish(engine)
+    assert done.tokens[long.request_id] == expected_output(long.prompt_token_ids, 2)
+    figures = engine.lane_figures
+    assert figures is not None
+    assert figures.both_seconds > 0
+
+
+def test_a_wait_is_interrupted(bench: Bench) -> None:
+    """An abort need not wait for the step that it concerns."""
+    engine, executor = bench.engine, bench.executor
+    executor.gate.clear()
+    request = create_request(12, max_tokens=2)
+    engine.add_request(request)
+    waiter = threading.Thread(target=engine.step)
+    waiter.start()
+    assert executor.entered.wait(20)
+    engine.interrupt()
+    waiter.join(20)
+    assert not waiter.is_alive()
+    engine.abort(request.request_id)
+    assert engine.blocks.num_quarantined == 3
+    executor.gate.set()
+    assert finish(engine).tokens == {}
+    assert engine.blocks.num_idle == engine.blocks.num_blocks
+
+
+def test_a_dying_lane_ends_the_engine(bench: Bench) -> None:
+    bench.executor.raises = SystemExit("out of memory")
+    bench.engine.add_request(create_request(12))
+    with pytest.raises(EngineError, match=r"prefill lane has ended: SystemExit: out of memory"):
+        bench.engine.step()
+
+
+def test_a_thread_that_vanishes_is_noticed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twinflow.runtime.lanes.two._LOOK_S", 0.01)
+    bench.lanes._threads[Mode.PREFILL].close(20)
+    bench.engine.add_request(create_request(12))
+    with pytest.raises(EngineError, match="the prefill lane has vanished"):
+        bench.engine.step()
+
+
+def test_a_layout_that_is_refused_fails_the_step_and_nothing_else(bench: Bench) -> None:
+    def refuse(lane: Mode, layout: Layout) -> None:
+        raise ConfigError("cores 0,1: Invalid argument")
+
+    refused, served = create_request(12), create_request(12)
+    bench.backend.on_enter = refuse
+    bench.engine.add_request(refused)
+    done = finish(bench.engine)
+    assert "cores 0,1" in str(done.failures[refused.request_id])
+    bench.backend.on_enter = lambda lane, layout: None
+    bench.engine.add_request(served)
+    assert finish(bench.engine).tokens[served.request_id]
+
+
+def test_decisions_of_an_engine_are_made_again(tmp_path: Path) -> None:
+    grid = Grid.of(132, 8, 16)
+    options = LaneOptions(decisions=tmp_path / "decisions.jsonl")
+    control = options.control(grid)
+    assert options.decisions is not None
+    log = DecisionLog(options.decisions, Setup(control, grid))
+    controller = Controller(control, grid, log.write)
+    executor = FakeExecutor(4)
+    backend = CountedThreads(grid)
+
+    def lanes(fake: FakeExecutor) -> TwoLanes:
+        division = ControlledDivision(
+            controller, LaneTimes(h100()), lambda: engine.blocks.use(), log.close
+        )
+        return TwoLanes(dict.fromkeys(Mode, fake), backend, division, num_layers=4)
+
+    engine, _ = create_engine(EngineSpec(num_blocks=120), executor=executor, lanes=lanes)
+    for index in range(12):
+        engine.add_request(create_request(40 + index, max_tokens=12))
+    finish(engine)
+    engine.close()
+    setup, decisions = read_decisions(options.decisions)
+    assert [replay(setup, decision) for decision in decisions] == decisions
+    assert len(decisions) == engine.counters.steps
+    assert {Reason.NO_DECODE, Reason.NO_PREFILL} < {decision.reason for decision in decisions}
+    assert any(decision.alone for decision in decisions)
