@@ -96,6 +96,8 @@ class Draft:
         """
         blocks = self._state.blocks
         for index, request in enumerate(self.decoding):
+            if not request.draft:
+                continue
             own = max(blocks.num_held(request.request_id), blocks.blocks_for(request.num_tokens))
             spare = max(self._idle - self.limits.watermark_blocks, 0)
             room = (own + spare) * blocks.block_size - request.num_tokens

@@ -24,11 +24,12 @@ def test_the_oracle_reserves_what_will_be_needed() -> None:
     assert Oracle().reserve(bench.state(), [], lone) == 1
 
 
+@pytest.mark.slow
 def test_policies_differ_as_they_should(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "long_outputs.csv"
-    rows = "".join(f"{50 + i},{200 + 37 * i % 400}\n" for i in range(40))
+    rows = "".join(f"{50 + i},{100 + 37 * i % 200}\n" for i in range(40))
     trace.write_text(f"num_prefill_tokens,num_decode_tokens\n{rows}")
-    flags = ["--rates", "40", "--requests", "120", "--kv-gib", "1", "--out", str(tmp_path)]
+    flags = ["--rates", "40", "--requests", "60", "--kv-gib", "0.4", "--out", str(tmp_path)]
     assert main([str(trace), *flags]) == 0
     out = capsys.readouterr().out
     assert (tmp_path / "report.md").read_text("utf-8") == out
