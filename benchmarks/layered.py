@@ -26,7 +26,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,20 +57,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     clock = time.process_time if args.cpu_time else time.perf_counter
     workload = _workload(args)
     chosen = [arm for arm in arms(args.length_scale) if not args.arms or arm.name in args.arms]
-    reports = [_measure(each, chosen, workload, args) for each in subjects(args.subjects, clock)]
-    heading = _heading(args, f"python -m benchmarks.layered {shlex.join(arguments)}")
-    text = "\n".join([heading, *(report.as_markdown() for report in reports)])
-    sys.stdout.write(text)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "report.md").write_text(text, "utf-8")
-        content = {
-            "heading": heading.splitlines(),
-            "subjects": [report.as_json() for report in reports],
-        }
-        (args.out / "report.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-        draw(reports).savefig(args.out / "report.png", dpi=120)
+    command = f"python -m benchmarks.layered {shlex.join(arguments)}"
+    reports: list[SubjectReport] = []
+    for subject in subjects(args.subjects, clock):
+        for report in _measure(subject, chosen, workload, args):
+            if not reports or reports[-1] is not report:
+                reports.append(report)
+            if args.out is not None:
+                _write(reports, _heading(args, command), args.out)
+    sys.stdout.write(_text(reports, _heading(args, command)))
     return 0
+
+
+def _text(reports: Sequence[SubjectReport], heading: str) -> str:
+    return "\n".join([heading, *(report.as_markdown() for report in reports)])
+
+
+def _write(reports: Sequence[SubjectReport], heading: str, folder: Path) -> None:
+    """After every round, so that an interrupted session leaves what it had."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.md").write_text(_text(reports, heading), "utf-8")
+    content = {
+        "heading": heading.splitlines(),
+        "subjects": [report.as_json() for report in reports],
+    }
+    (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    draw(reports).savefig(folder / "report.png", dpi=120)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -109,7 +121,8 @@ def _kv_tokens(args: argparse.Namespace) -> int:
 
 def _measure(
     subject: Subject, chosen: Sequence[Arm], workload: Workload, args: argparse.Namespace
-) -> SubjectReport:
+) -> Iterator[SubjectReport]:
+    """Measure; the same report after each round, which has one more round then."""
     room = _kv_tokens(args)
     base = next(arm for arm in chosen if arm.name == BASE)
     few = replace(workload, requests=min(args.requests, _CALIBRATION))
@@ -119,7 +132,8 @@ def _measure(
         arrivals = list(replace(workload, rate=rate).arrivals(_FIRST_SEED + number))
         report.rounds.append(one_round(subject, chosen, arrivals, room))
         sys.stderr.write(f"{subject.name}: round {number + 1} of {args.rounds}\n")
-    return report
+        sys.stderr.flush()
+        yield report
 
 
 def _heading(args: argparse.Namespace, command: str) -> str:
@@ -130,7 +144,7 @@ def _heading(args: argparse.Namespace, command: str) -> str:
         f"`{command}`\n\n{facts['cpu']}, {facts['cores']} cores, {facts['memory']}, "
         f"{facts['kernel']}, Python {facts['python']}, torch {torch.__version__}, one thread; "
         f"load at the end {load}. Lengths {lengths}, times {args.length_scale:g}; "
-        f"{args.rounds} rounds of {args.requests} requests; "
+        f"up to {args.rounds} rounds of {args.requests} requests; "
         f"{'CPU time' if args.cpu_time else 'wall clock'}; medians with ranges.\n"
     )
 

@@ -9,7 +9,9 @@ from twinflow.runtime.outputs import SampledRun, SampledToken
 from twinflow.runtime.request import Request
 from twinflow.runtime.speculative.draft import NOTHING, Draft
 
-_TOKEN = SampledToken(0)
+# The only token that is ever sampled.
+TOKEN_ID = 0
+_TOKEN = SampledToken(TOKEN_ID)
 
 
 class VirtualClock:

@@ -17,6 +17,7 @@ from twinflow.cluster.router.prefix_index import PrefixIndex
 from twinflow.cluster.router.snapshot import Route, RouteRequest
 from twinflow.cluster.simulator.agenda import Action, Agenda
 from twinflow.cluster.simulator.config import SimulationConfig
+from twinflow.cluster.simulator.executor import TOKEN_ID
 from twinflow.cluster.simulator.measures import Measures, Objective, Progress
 from twinflow.cluster.simulator.report import Report, make_report
 from twinflow.cluster.simulator.run_ahead import Run
@@ -114,7 +115,7 @@ class Fleet:
         ]
         self.workers = [worker for each in self._gateways for worker in each.workers.values()]
         self._journeys: dict[str, Journey] = {}
-        self._params: dict[int, SamplingParams] = {}
+        self._params: dict[tuple[int, int], SamplingParams] = {}
 
     def _build_workers(self, replica: int) -> list[SimulatedWorker]:
         return [
@@ -131,17 +132,25 @@ class Fleet:
         return self.measures
 
     def _arrivals(self, workload: Workload) -> Iterator[tuple[float, Action]]:
-        size = workload.block_tokens
         for number, (time, shape) in enumerate(workload.arrivals(self._config.seed)):
-            yield time, partial(self._arrive, number, shape, size)
+            tokens = prompt_tokens(shape, workload.block_tokens)
+            params = self._params_of(shape, workload.allowance)
+            yield time, partial(self._arrive, GenerationSpec(str(number), tokens, params), number)
 
-    def _arrive(self, number: int, shape: Shape, block_tokens: int, now: float) -> None:
-        gateway = self._gateways[number % len(self._gateways)]
-        params = self._params.get(shape.output_tokens)
+    def _params_of(self, shape: Shape, allowance: int | None) -> SamplingParams:
+        """Every simulated token ends the output from the shape's length on, and none before."""
+        length = shape.output_tokens
+        room = self._config.engine.max_model_len - shape.input_tokens
+        most = max(length, min(allowance or 0, room))
+        params = self._params.get((length, most))
         if params is None:
-            params = SamplingParams(max_tokens=shape.output_tokens, ignore_eos=True, seed=0)
-            self._params[shape.output_tokens] = params
-        spec = GenerationSpec(str(number), prompt_tokens(shape, block_tokens), params)
+            params = self._params[length, most] = SamplingParams(
+                max_tokens=most, min_tokens=length, stop_token_ids=(TOKEN_ID,), seed=0
+            )
+        return params
+
+    def _arrive(self, spec: GenerationSpec, number: int, now: float) -> None:
+        gateway = self._gateways[number % len(self._gateways)]
         try:
             gateway.queue.admit((spec,))
         except Overloaded:
@@ -214,9 +223,9 @@ class Fleet:
             progress.latest = end
             progress.worst_gap = max(progress.worst_gap, gap, last)
 
-    def busy(self, worker: SimulatedWorker, seconds: float) -> None:
+    def busy(self, worker: SimulatedWorker, seconds: float, kv_use: float) -> None:
         """See `WorkerListener.busy`."""
-        self.measures.busy(worker.role, seconds)
+        self.measures.busy(worker.role, seconds, kv_use)
 
     def decided(self, decision: Decision) -> None:
         """See `WorkerListener.decided`."""

@@ -166,6 +166,7 @@ class Measures:
         output_tokens: generated.
         kv_transfers: prompts that one worker computed for another one.
         busy_s: seconds of whole devices in use, by role.
+        kv_s: the same, each second counted by the part of the KV memory that was in use.
         end_s: when the last token came.
     """
 
@@ -180,6 +181,7 @@ class Measures:
         self.output_tokens = 0
         self.kv_transfers = 0
         self.busy_s: dict[Role, float] = {}
+        self.kv_s: dict[Role, float] = {}
         self.end_s = 0.0
 
     @property
@@ -187,9 +189,10 @@ class Measures:
         """Requests that ended well."""
         return len(self.ttft)
 
-    def busy(self, role: Role, seconds: float) -> None:
-        """A worker's device was in use."""
+    def busy(self, role: Role, seconds: float, kv_use: float) -> None:
+        """A worker's device was in use, and a part of its KV memory."""
         self.busy_s[role] = self.busy_s.get(role, 0.0) + seconds
+        self.kv_s[role] = self.kv_s.get(role, 0.0) + kv_use * seconds
 
     def token(self, request: Progress, now: float) -> None:
         """A request got a token."""

@@ -56,6 +56,7 @@ class Report:
         attainment: share of all requests that did.
         latencies: TTFT, TPOT, TBT (each gap between tokens) and end to end.
         device_use: share of the time in which devices computed, by role.
+        kv_use: share of the KV memory in use while they did, by role.
         preemptions: of requests.
         kv_transfers: prompts that one worker computed for another one.
         switches: changes of the division of devices.
@@ -72,6 +73,7 @@ class Report:
     attainment: float
     latencies: Mapping[str, Spread]
     device_use: Mapping[str, float]
+    kv_use: Mapping[str, float]
     preemptions: int
     kv_transfers: int
     switches: int
@@ -95,7 +97,10 @@ class Report:
             f"rate       {self.request_rate:.3f} requests/s, {self.token_rate:.1f} tokens/s",
             f"goodput    {self.goodput:.3f} requests/s, {self.attainment:.1%} of all requests",
             "use        "
-            + ", ".join(f"{role} {share:.1%}" for role, share in self.device_use.items())
+            + ", ".join(
+                f"{role} {share:.1%} with {self.kv_use[role]:.1%} of its KV memory"
+                for role, share in self.device_use.items()
+            )
             + (f"; {self.switches} changes of division" if self.switches else ""),
             *("{:<10} {:>10} {:>10} {:>10} {:>10}".format(*row) for row in rows),
         ]
@@ -134,6 +139,7 @@ def make_report(
             role: busy / (duration * deployment.pools[role] * deployment.replicas)
             for role, busy in measures.busy_s.items()
         },
+        kv_use={role: measures.kv_s[role] / busy for role, busy in measures.busy_s.items() if busy},
         preemptions=preemptions,
         kv_transfers=measures.kv_transfers,
         switches=switches,

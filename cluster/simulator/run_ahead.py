@@ -44,12 +44,15 @@ class Run:
 
 def steps_ahead(requests: Sequence[Request], blocks: BlockManager, max_model_len: int) -> int:
     """Steps until shortly before a request ends, or blocks might run out."""
-    longest = min(
-        min(request.max_total_tokens, max_model_len) - request.num_tokens for request in requests
-    )
+    longest = min(min(_end(request), max_model_len) - request.num_tokens for request in requests)
     # What each request may lack within its last block is already held.
     room = blocks.num_idle // len(requests) * blocks.block_size
     return min(longest - 1, room)
+
+
+def _end(request: Request) -> int:
+    """Tokens with which a simulated request ends: see `Fleet`."""
+    return len(request.prompt_token_ids) + request.params.min_tokens
 
 
 def advance(requests: Sequence[Request], blocks: BlockManager, steps: int, end: float) -> None:

@@ -52,8 +52,8 @@ class WorkerListener(Protocol):
         """Each of these requests has got a token in each of so many steps of a run."""
         ...
 
-    def busy(self, worker: "SimulatedWorker", seconds: float) -> None:
-        """The worker's whole device was in use for so long."""
+    def busy(self, worker: "SimulatedWorker", seconds: float, kv_use: float) -> None:
+        """The worker's whole device was in use for so long, and that part of its KV memory."""
         ...
 
     def decided(self, decision: Decision) -> None:
@@ -117,6 +117,7 @@ class SimulatedWorker:
         self._steps: set[Mode] = set()
         self._run: _Busy | None = None
         self._waits_since = -1.0
+        self._kv_use = 0.0
         self._roused = False
         self._report: tuple[float, EngineSnapshot] | None = None
         self._view: tuple[EngineSnapshot, tuple[int, int, int], WorkerView] | None = None
@@ -237,7 +238,7 @@ class SimulatedWorker:
         share = 1.0
         if self._lanes is not None and lane is not None:
             share = self._lanes.end(lane).share
-        self._listener.busy(self, share * (now - began))
+        self._listener.busy(self, share * (now - began), self._kv_use)
         self._listener.step_over(self, outputs, began, now)
         self._go_on(now)
 
@@ -247,6 +248,7 @@ class SimulatedWorker:
         self.wake(now)
 
     def _seconds(self, load: StepLoad, requests: frozenset[str]) -> float:
+        self._note_kv()
         lane = self._scheduler.lane
         if self._lanes is not None and lane is not None:
             return self._lanes.begin(lane, load, requests)
@@ -276,10 +278,16 @@ class SimulatedWorker:
         share = self._run_share
         lanes = [Lane(decode_load(running, config.num_layers, n), share) for n in (0, steps - 1)]
         first, last = map(config.times.seconds, lanes)
+        self._note_kv()
         run = Run(now, first, (last - first) / (steps - 1), steps)
         self._run = _Busy(run, tuple(running), steps)
         self._schedule_end(self._run)
         return True
+
+    def _note_kv(self) -> None:
+        """Keep what is in use of the KV memory: within a step, before anything is given back."""
+        blocks = self.engine.blocks
+        self._kv_use = 1.0 - blocks.num_idle / blocks.num_blocks
 
     @property
     def _run_share(self) -> float:
@@ -334,7 +342,9 @@ class SimulatedWorker:
 
     def _tell_run(self, busy: _Busy, steps: int) -> None:
         seconds = busy.run.end(steps) - busy.run.start
-        self._listener.busy(self, self._run_share * seconds)
+        begun = self._kv_use
+        self._note_kv()
+        self._listener.busy(self, self._run_share * seconds, (begun + self._kv_use) / 2)
         self._listener.run_over(busy.requests, busy.run, steps)
 
 

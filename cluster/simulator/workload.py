@@ -33,6 +33,8 @@ class Workload:
         rate: requests per second; None for the times of the trace.
         length_scale: factor on every length.
         max_tokens: longest prompt and output together; longer prompts are cut.
+        allowance: tokens that every request allows for its output, which ends on its own before
+            that; None for exactly as many as it gets.
     """
 
     requests: int
@@ -42,6 +44,7 @@ class Workload:
     rate: float | None = None
     length_scale: float = 1.0
     max_tokens: int | None = None
+    allowance: int | None = None
 
     def __post_init__(self) -> None:
         drawn = self.input_tokens is not None and self.output_tokens is not None

@@ -13,6 +13,7 @@ knows no tensors and makes no policy: schedulers ask what fits, the engine carri
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from twinflow.runtime.kv.block_pool import BlockPool
 from twinflow.runtime.kv.prefix_hash import extend_chain, prefix_root
@@ -26,10 +27,14 @@ class BlockTable:
     Attributes:
         blocks: block numbers, in token order.
         published: leading blocks that are in the prefix index.
+        shared: blocks that others hold too, when they were last counted.
+        counted_at: the pool's `sharing_changes` then.
     """
 
     blocks: list[int]
     published: int
+    shared: int = 0
+    counted_at: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,9 @@ class PrefixMatch:
     blocks: tuple[int, ...] = ()
     num_tokens: int = 0
     num_idle: int = 0
+
+
+_NO_MATCH = PrefixMatch()
 
 
 @dataclass(slots=True)
@@ -137,18 +145,29 @@ class BlockManager:
         return len(self.blocks(request_id))
 
     def num_reclaimable(self, request_id: str) -> int:
-        """Blocks that go idle when the sequence is freed: those nobody else holds."""
-        return sum(self._pool.references(block) == 1 for block in self.blocks(request_id))
+        """Blocks that go idle when the sequence is freed: those nobody else holds.
+
+        Counted again only if blocks were shared or unshared meanwhile: admission asks this of
+        everybody, in every step, and what a sequence allocates is its own.
+        """
+        table, now = self._tables.get(request_id), self._pool.sharing_changes
+        if table is None:
+            return 0
+        if table.counted_at != now:
+            table.shared, table.counted_at = self._pool.num_shared(table.blocks), now
+        return len(table.blocks) - table.shared
 
     def match(self, request: Request) -> PrefixMatch:
         """The longest cached prefix, short of the last token: its logits must be computed."""
         if not self._shares(request):
-            return PrefixMatch()
+            return _NO_MATCH
         num_full = self._shareable(request, request.num_tokens - 1)
         self._name(request, num_full)
-        blocks = tuple(self._pool.find(request.prefix_names[:num_full]))
+        blocks = self._pool.find(islice(request.prefix_names, num_full))
+        if not blocks:
+            return _NO_MATCH
         num_idle = self._pool.num_idle_among(blocks)
-        return PrefixMatch(blocks, len(blocks) * self.block_size, num_idle)
+        return PrefixMatch(tuple(blocks), len(blocks) * self.block_size, num_idle)
 
     def open(
         self, request: Request, match: PrefixMatch, *, computed_elsewhere: bool = False
@@ -232,6 +251,8 @@ class BlockManager:
         return num_tokens // self.block_size
 
     def _name(self, request: Request, num_blocks: int) -> None:
+        if len(request.prefix_names) >= num_blocks:
+            return  # as in nearly every step that a request waits
         extend_chain(
             prefix_root(*self._identity, request.cache_salt),
             request.prefix_names,

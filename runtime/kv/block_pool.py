@@ -18,12 +18,17 @@ NULL_BLOCK = 0
 
 
 class BlockPool:
-    """Reference counts and prefix index of `num_blocks` blocks, the null block included."""
+    """Reference counts and prefix index of `num_blocks` blocks, the null block included.
+
+    Attributes:
+        sharing_changes: grows whenever a block gets or loses a holder besides another one.
+    """
 
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 2:
             raise ValueError(f"a pool needs at least 2 blocks, not {num_blocks}")
         self._references = [0] * num_blocks
+        self.sharing_changes = 0
         self._idle: OrderedDict[int, None] = OrderedDict((b, None) for b in range(1, num_blocks))
         self._names: dict[int, bytes] = {}
         self._blocks: dict[bytes, int] = {}
@@ -41,6 +46,11 @@ class BlockPool:
     def references(self, block: int) -> int:
         """How many holders a block has."""
         return self._references[block]
+
+    def num_shared(self, blocks: Iterable[int]) -> int:
+        """How many of the blocks have more than one holder."""
+        references = self._references
+        return sum([references[block] > 1 for block in blocks])
 
     def allocate(self, count: int) -> list[int]:
         """Take `count` idle blocks, evicting the cached prefixes that were unused longest.
@@ -61,6 +71,8 @@ class BlockPool:
         for block in blocks:
             if self._references[block] == 0:
                 del self._idle[block]
+            else:
+                self.sharing_changes += 1
             self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
@@ -74,6 +86,8 @@ class BlockPool:
             self._references[block] -= 1
             if self._references[block] == 0:
                 self._idle[block] = None
+            else:
+                self.sharing_changes += 1
 
     def publish(self, block: int, name: bytes) -> None:
         """Make a held block findable. If another block already has the name, that one stays."""

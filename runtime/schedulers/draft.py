@@ -84,7 +84,7 @@ class Draft:
                     continue
                 self._idle -= max(missing, 0)
                 self.decoding.append(request)
-                self.add(request, request.num_computed, 1)
+                self._add_decode_row(request)
             index += 1
         if not self._preempted:
             self._verify()
@@ -96,6 +96,8 @@ class Draft:
         """
         blocks = self._state.blocks
         for index, request in enumerate(self.decoding):
+            if not request.draft:
+                continue
             own = max(blocks.num_held(request.request_id), blocks.blocks_for(request.num_tokens))
             spare = max(self._idle - self.limits.watermark_blocks, 0)
             room = (own + spare) * blocks.block_size - request.num_tokens
@@ -110,6 +112,22 @@ class Draft:
                 kind=RowKind.VERIFY,
                 drafted=drafted,
             )
+
+    def _add_decode_row(self, request: Request) -> None:
+        """As `add` does for the last row of a request, in most of all rows' case without asking."""
+        self.budget -= 1
+        kind = RowKind.DECODE if request.output_token_ids else RowKind.PREFILL
+        self.groups.append(
+            RowGroup(
+                request.request_id,
+                request.num_computed,
+                1,
+                0,
+                self._setup.limits.num_layers,
+                kind,
+                samples=True,
+            )
+        )
 
     def _preempt(self) -> None:
         """Take the blocks of the running request with the worst rank.
@@ -143,12 +161,13 @@ class Draft:
                 open_door = self._admit(request, give)
 
     def _admit(self, request: Request, give: GiveRows) -> bool:
-        if self.seats <= 0:
+        if self.seats <= 0 or not (self.budget > 0 or request.fetch):
             return False
         blocks = self._state.blocks
         match = blocks.match(request)
         needed = blocks.blocks_for(request.num_tokens) - len(match.blocks) + match.num_idle
-        if needed + self._reserve(request) > self._idle:
+        # The reserve, which looks at everybody, only where it can matter.
+        if needed > self._idle or needed + self._reserve(request) > self._idle:
             return False
         if _fetches(request, match.num_tokens, blocks.block_size):
             self._receive.append(request.request_id)

@@ -123,7 +123,7 @@ def test_a_simulated_round_is_reported(tmp_path: Path, capsys: pytest.CaptureFix
     flags = ["--subjects", "skewed", "--requests", "6", "--rounds", "2", "--out", str(tmp_path)]
     assert main(flags) == 0
     out = capsys.readouterr().out
-    assert (tmp_path / "report.md").read_text("utf-8") == out
+    assert (tmp_path / "report.md").read_text("utf-8").splitlines()[4:] == out.splitlines()[4:]
     (subject,) = json.loads((tmp_path / "report.json").read_text("utf-8"))["subjects"]
     assert len(subject["rounds"]) == 2
     for found in subject["rounds"]:

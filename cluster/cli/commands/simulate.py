@@ -91,6 +91,11 @@ def _add_workload(parser: Parser) -> None:
         "--requests", metavar="N", help="how many; a trace is repeated [default: 1000]"
     )
     group.add_argument("--length-scale", metavar="X", help="factor on lengths [default: 1]")
+    group.add_argument(
+        "--max-tokens",
+        metavar="N",
+        help="what requests allow for outputs, which end as drawn [default: as drawn]",
+    )
     group.add_argument("--seed", metavar="N", help="of what is drawn [default: 0]")
     group.add_argument(
         "--slo", metavar="MEASURE:MS", action="append", help="ttft, tpot, e2e or gap; repeatable"
@@ -195,6 +200,7 @@ def _workload(arguments: _Arguments) -> Workload:
         rate=arguments.number("rate"),
         length_scale=arguments.number("length_scale") or 1.0,
         max_tokens=arguments.whole("max_model_len", 0) or None,
+        allowance=arguments.whole("max_tokens", 0) or None,
     )
 
 

@@ -34,16 +34,16 @@ def peak_tokens(held: NDArray[np.int64], remaining: NDArray[np.int64]) -> NDArra
         peak = max over j of  remaining_j * j + held_1 + ... + held_j         (section 3)
 
     Args:
-        held: [..., requests] tokens now.
+        held: [requests] tokens now.
         remaining: [..., requests] tokens still to come.
 
     Returns:
         [...], one peak for each set of requests.
     """
     order = np.argsort(-remaining, axis=-1, kind="stable")
-    longest = np.take_along_axis(remaining, order, axis=-1)
-    together = np.cumsum(np.take_along_axis(held, order, axis=-1), axis=-1)
-    alive = np.arange(1, held.shape[-1] + 1)
+    longest = -np.sort(-remaining, axis=-1)
+    together = np.cumsum(held[order], axis=-1)
+    alive = np.arange(1, len(held) + 1)
     peaks: NDArray[np.int64] = (longest * alive + together).max(axis=-1)
     return peaks
 
@@ -82,7 +82,7 @@ def draw_lengths(
 
     place = uniform * (known + unknown)
     below = place.astype(np.int64)
-    low, high = candidate(below), candidate(below + 1)
+    low, high = candidate(np.stack((below, below + 1)))
     drawn: NDArray[np.int64] = np.ceil(low + (place - below) * (high - low)).astype(np.int64)
     return drawn
 
@@ -110,8 +110,7 @@ class PastFuture:
         uniform = self._uniform(draws, growing, int(generated.sum()))
         remaining = draw_lengths(generated, np.maximum(longest, generated), state.history, uniform)
         remaining = remaining - generated
-        peaks = peak_tokens(np.broadcast_to(own, remaining.shape), remaining)
-        more = int(peaks.max()) - int(own.sum())
+        more = int(peak_tokens(own, remaining).max()) - int(own.sum())
         return blocks.blocks_for(more) + int(_ERROR_SHARE * blocks.num_blocks)
 
     def _uniform(self, draws: int, requests: Sequence[Request], moment: int) -> NDArray[np.float64]:

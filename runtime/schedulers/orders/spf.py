@@ -22,6 +22,9 @@ from collections.abc import Sequence
 from twinflow.runtime.request import Request, RequestStatus
 from twinflow.runtime.schedulers.base import SchedulerState
 
+# Priority, score and order number of a request.
+_Entry = tuple[int, float, int, Request]
+
 # Looking a prompt up in the prefix cache takes time in proportion to its length, in every step.
 _LOOK_UPS = 128
 
@@ -43,20 +46,26 @@ class ShortestPrefillFirst:
         requests = [*prefilling, *state.waiting]
         if len(requests) < 2:
             return requests
-        tokens = {r.request_id: r.num_uncomputed for r in requests}
-        self._sort(requests, tokens)
-        for request in requests[:_LOOK_UPS]:
-            if request.status is RequestStatus.WAITING:
-                tokens[request.request_id] -= state.blocks.match(request).num_tokens
-        self._sort(requests, tokens)
-        return requests
+        tokens = [request.num_uncomputed for request in requests]
+        entries = self._sort(requests, tokens)
+        cached = [self._num_cached(request, state) for *_, request in entries[:_LOOK_UPS]]
+        if any(cached):
+            requests = [request for *_, request in entries]
+            tokens = [request.num_uncomputed for request in requests]
+            tokens[: len(cached)] = [t - c for t, c in zip(tokens, cached, strict=False)]
+            entries = self._sort(requests, tokens)
+        return [request for *_, request in entries]
 
-    def _sort(self, requests: list[Request], tokens: dict[str, int]) -> None:
+    @staticmethod
+    def _num_cached(request: Request, state: SchedulerState) -> int:
+        waits = request.status is RequestStatus.WAITING
+        return state.blocks.match(request).num_tokens if waits else 0
+
+    def _sort(self, requests: list[Request], tokens: list[int]) -> list[_Entry]:
         """Sort by score; the clock is left out, which adds the same to every score."""
-        gamma = max(tokens.values()) / self._ttft_objective
-
-        def key(request: Request) -> tuple[int, float, int]:
-            score = tokens[request.request_id] + gamma * request.arrival
-            return request.priority, score, request.order
-
-        requests.sort(key=key)
+        gamma = max(tokens) / self._ttft_objective
+        return sorted(
+            # The order number is nobody else's, so that requests themselves are not compared.
+            (request.priority, count + gamma * request.arrival, request.order, request)
+            for request, count in zip(requests, tokens, strict=True)
+        )

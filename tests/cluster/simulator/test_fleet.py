@@ -190,3 +190,30 @@ def test_policies_serve_under_virtual_time(
 ) -> None:
     fleet = Setting(partition=partition).run(poisson(40, 10.0), **policy)
     assert fleet.report().finished == 40
+
+
+class TestAllowances:
+    """Requests that may get more tokens than they do."""
+
+    def test_outputs_end_where_the_trace_says(self) -> None:
+        workload = poisson(60, 8.0)
+        exact = Setting().run(workload)
+        generous = Setting().run(replace(workload, allowance=3000))
+        assert list(generous.measures.e2e) == list(exact.measures.e2e)
+
+    def test_conservative_admission_goes_by_what_is_allowed(self) -> None:
+        """Room for one request at its longest, and for all as they turn out."""
+        workload = replace(at(*[(0.0, 100, 20)] * 3), allowance=1500)
+        fits, waits = (
+            Setting().run(workload, num_blocks=110, max_model_len=1744, admission=name)
+            for name in ("aggressive", "conservative")
+        )
+        assert max(fits.measures.ttft) < min(fits.measures.e2e)
+        assert sorted(waits.measures.ttft)[1] > min(waits.measures.e2e)
+        assert waits.report().preemptions == 0
+
+    def test_use_of_memory_is_that_of_the_steps(self) -> None:
+        """A prompt of 63 blocks, one more for its outputs, of 4095."""
+        for setting in (Setting(), Setting(run_ahead=False)):
+            report = setting.run(at((0.0, 1000, 9))).report()
+            assert report.kv_use["mixed"] == pytest.approx(63 / 4095)

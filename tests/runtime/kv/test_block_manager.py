@@ -125,6 +125,9 @@ class BlockManagerMachine(RuleBasedStateMachine):
     def everything_is_accounted_for(self) -> None:
         self.manager.check_integrity()
         assert self.manager.holders == {request.request_id for request in self.live}
+        for request in self.live:
+            # Counted now, so that `free` finds out whether a count that is kept is still true.
+            self.manager.num_reclaimable(request.request_id)
 
     def teardown(self) -> None:
         for request in self.live:

@@ -30,8 +30,8 @@ def test_the_peak_is_that_of_a_simulation(requests: list[tuple[int, int]]) -> No
 
 
 def test_peaks_of_several_draws() -> None:
-    held = np.broadcast_to(np.array([5, 1]), (2, 2))
-    assert peak_tokens(held, np.array([[0, 9], [9, 0]])).tolist() == [10, 14]
+    draws = np.array([[0, 9], [9, 0]])
+    assert peak_tokens(np.array([5, 1]), draws).tolist() == [10, 14]
 
 
 def history(*lengths: int, window: int = 200) -> OutputHistory:
