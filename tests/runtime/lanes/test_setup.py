@@ -1,0 +1,75 @@
+"""Which lanes an engine gets, and what is said when it gets one instead of two."""
+
+import os
+
+import pytest
+from structlog.testing import capture_logs
+from tests.support.cost import h100
+from tests.support.runners import make_model, make_runner
+from tests.support.tiny_models import tiny_config
+
+from twinflow.parallel.partition.layout import Grid
+from twinflow.runtime.kv.block_manager import BlockManager
+from twinflow.runtime.lanes.one import OneLane
+from twinflow.runtime.lanes.options import LaneOptions, LaneReport
+from twinflow.runtime.lanes.setup import LaneParts, make_lanes
+from twinflow.runtime.lanes.two import TwoLanes
+from twinflow.runtime.model_executor import ModelExecutor
+from twinflow.runtime.sampling import Sampler
+
+
+def parts(*, alone: bool = True, profiled: bool = False) -> LaneParts:
+    runner = make_runner(make_model(tiny_config(num_layers=1)), num_blocks=4)
+    executor = ModelExecutor(runner, Sampler(131), vocab_size=131, layers_per_unit=1)
+
+    def second() -> ModelExecutor:
+        return executor.beside(runner.beside(), Sampler(131))
+
+    return LaneParts(
+        executor=executor,
+        second=second if alone else None,
+        obstacle="" if alone else "a worker of several ranks computes one step at a time",
+        blocks=BlockManager(4, 16, model_fingerprint="", layout_digest=""),
+        times=h100() if profiled else None,
+        num_layers=1,
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "alone", "reason"),
+    [
+        (LaneOptions(), True, ""),
+        (LaneOptions(), False, ""),
+        (LaneOptions(backend="cores", cores=(0,)), True, "the worker has 1"),
+        (LaneOptions(backend="auto", cores=(0, 1)), False, "several ranks"),
+    ],
+)
+def test_one_lane_and_why(options: LaneOptions, alone: bool, reason: str) -> None:
+    with capture_logs() as logs:
+        lanes, report = make_lanes(options, parts(alone=alone))
+    assert isinstance(lanes, OneLane)
+    assert (report.wanted, report.backend) == (options.backend, "none")
+    assert reason in report.reason
+    warned = [line["reason"] for line in logs if line["log_level"] == "warning"]
+    assert warned == ([report.reason] if reason else [])
+
+
+@pytest.mark.parametrize("profiled", [False, True])
+def test_two_lanes_and_by_which_rule(profiled: bool) -> None:
+    cores = tuple(sorted(os.sched_getaffinity(0)))[:2]
+    if len(cores) < 2:
+        pytest.skip("core sets need two processor cores")
+    lanes, report = make_lanes(LaneOptions(backend="auto", cores=cores), parts(profiled=profiled))
+    assert isinstance(lanes, TwoLanes)
+    lanes.close()
+    rule = "slacks 1.5 for prefill" if profiled else "the split stays"
+    assert report == LaneReport("auto", "cores", report.description)
+    assert report.description.startswith(f"2 processor cores; {rule}")
+
+
+@pytest.mark.parametrize(
+    ("grid", "delta"), [(Grid.of(2), 1), (Grid.of(12, 2, 2), 1), (Grid.of(132, 8, 16), 16)]
+)
+def test_small_differences_are_not_worth_a_switch(grid: Grid, delta: int) -> None:
+    assert LaneOptions().control(grid).delta == delta
