@@ -1,7 +1,9 @@
 """The committed models are what their cards say, and what they write is code."""
 
+import inspect
 import json
 import re
+import unittest.case
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from benchmarks.train_nano.publish import encoded
 from benchmarks.train_nano.training import windows
 from safetensors import safe_open
 from tests.support.nano_models import DRAFTER, EXCERPT, MODELS, NANO
+from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
@@ -72,6 +75,27 @@ def test_it_predicts_far_better_than_word_frequencies_would(directory: Path) -> 
     shares = text.ids.bincount().double() / len(text.ids)
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum().item()
     assert float(_row(directory, "`held-out.txt`")[1]) < entropy - 1.0
+
+
+def test_the_model_predicts_better_than_its_drafter() -> None:
+    losses = [float(_row(at, "held out, all of it")[1]) for at in (NANO, DRAFTER)]
+    assert losses[0] < losses[1] - 0.2
+
+
+@models
+@pytest.mark.parametrize(
+    "prompt", ["class Stack:\n    def __init__(self", "    def test_", "import "]
+)
+def test_what_it_writes_is_made_of_words_of_the_library(directory: Path, prompt: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    ids = torch.tensor([tokenizer.encode(prompt).ids])
+    with torch.no_grad():
+        written = model.generate(ids, max_new_tokens=48, do_sample=False)[0, ids.shape[1] :]
+    words = re.findall(r"[A-Za-z]{2,}", tokenizer.decode(written.tolist()))
+    known = {word.lower() for word in re.findall(r"[A-Za-z]{2,}", inspect.getsource(unittest.case))}
+    assert len(words) >= 5
+    assert sum(word.lower() in known for word in words) > 0.6 * len(words)
 
 
 def _row(directory: Path, name: str) -> list[str]:
