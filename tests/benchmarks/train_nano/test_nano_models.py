@@ -5,6 +5,7 @@ import json
 import re
 import unittest.case
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_the_model_predicts_better_than_its_drafter() -> None:
     "prompt", ["class Stack:\n    def __init__(self", "    def test_", "import "]
 )
 def test_what_it_writes_is_made_of_words_of_the_library(directory: Path, prompt: str) -> None:
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     ids = torch.tensor([tokenizer.encode(prompt).ids])
     with torch.no_grad():
