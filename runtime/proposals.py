@@ -50,7 +50,7 @@ class Proposals:
             request.draft = NOTHING
         each = [limits[request.request_id] for request in asked]
         for request, draft in zip(asked, self._executor.propose(asked, each), strict=True):
-            request.draft = draft.shortened(limits[request.request_id])
+            request.draft = draft
 
     def _limit(self, request: Request) -> int:
         """How many tokens may be proposed: with one more behind them they must be allowed."""

@@ -6,8 +6,10 @@ agrees. So a sequence gets the tokens that it gets without proposals, greedy or 
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+import structlog
 import torch
 from torch import Tensor
 
@@ -16,36 +18,36 @@ from twinflow.runtime.executor import Work
 from twinflow.runtime.outputs import NumericalFault, SampledRun, SampledToken
 from twinflow.runtime.request import Request
 from twinflow.runtime.speculative.config import SpeculativeConfig
-from twinflow.runtime.speculative.draft import Draft
+from twinflow.runtime.speculative.draft import NOTHING, Draft
 from twinflow.runtime.speculative.drafters.base import Drafter, DraftQuery, LikelyNext
 from twinflow.runtime.speculative.drafters.registry import create_drafter
 from twinflow.runtime.speculative.verification.matching import follow
+
+Answer = TypeVar("Answer")
 
 
 class Speculation:
     """Guards a drafter, which is asked on one thread and told on another.
 
+    A drafter that fails is not asked again: requests go on without proposals.
+
     Args:
         drafter: proposes chains.
+
+    Attributes:
+        failure: what the drafter has failed with, if it has.
     """
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
         self._lock = threading.Lock()
+        self.failure: Exception | None = None
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> Sequence[Draft]:
-        """See `Executor.propose`.
-
-        Raises:
-            ValueError: a proposal branches; the rows of a step are those of sequences.
-        """
+        """See `Executor.propose`."""
         queries = [DraftQuery(r, limit) for r, limit in zip(requests, limits, strict=True)]
-        with self._lock:
-            drafts = self._drafter.propose(queries)
-        for request, draft in zip(requests, drafts, strict=True):
-            if not draft.is_chain:
-                raise ValueError(f"the proposal to request {request.request_id} branches")
-        return drafts
+        nothing: Sequence[Draft] = [NOTHING] * len(queries)
+        return self._ask(lambda: _checked(self._drafter.propose(queries), queries), nothing)
 
     def observe(self, work: Sequence[Work], logits: Tensor) -> None:
         """Tell the drafter what the model found likely.
@@ -55,7 +57,7 @@ class Speculation:
             logits: fp32 [their sampled rows, vocabulary], as the model made them.
         """
         count = min(self._drafter.likely_tokens, logits.shape[-1])
-        if not count or not work:
+        if not count or not work or self.failure is not None:
             return
         likeliest = torch.topk(logits, count, dim=-1).indices.tolist()
         rows = [
@@ -67,13 +69,23 @@ class Speculation:
             LikelyNext(token, tuple(ids), salt)
             for (token, salt), ids in zip(rows, likeliest, strict=True)
         ]
-        with self._lock:
-            self._drafter.observe(likely)
+        self._ask(lambda: self._drafter.observe(likely), None)
 
     def forget(self, request: Request) -> None:
         """The request is over."""
+        self._ask(lambda: self._drafter.forget(request), None)
+
+    def _ask(self, call: Callable[[], Answer], otherwise: Answer) -> Answer:
+        """Call the drafter, once at a time, and not after it has failed."""
         with self._lock:
-            self._drafter.forget(request)
+            if self.failure is not None:
+                return otherwise
+            try:
+                return call()
+            except Exception as error:  # noqa: BLE001 - no guess is worth a request
+                structlog.get_logger().exception("the drafter failed: nothing is proposed any more")
+                self.failure = error
+                return otherwise
 
 
 def create_speculation(config: SpeculativeConfig | None, vocab_size: int) -> Speculation | None:
@@ -90,6 +102,17 @@ def create_speculation(config: SpeculativeConfig | None, vocab_size: int) -> Spe
         return None if config is None else Speculation(create_drafter(config, vocab_size))
     except ValueError as error:
         raise ConfigError(f"--speculative-config: {error}") from None
+
+
+def _checked(drafts: Sequence[Draft], queries: Sequence[DraftQuery]) -> Sequence[Draft]:
+    """Proposals that a step can verify: one for each query, none too long, none that branches."""
+    if len(drafts) != len(queries):
+        raise ValueError(f"{len(queries)} queries were answered with {len(drafts)} proposals")
+    for draft, query in zip(drafts, queries, strict=True):
+        if len(draft) > query.limit or not draft.is_chain:
+            name = query.sequence.request_id
+            raise ValueError(f"the proposal to request {name} is no chain of up to {query.limit}")
+    return drafts
 
 
 def judge(draft: Draft, rows: Sequence[SampledToken | NumericalFault]) -> SampledRun:

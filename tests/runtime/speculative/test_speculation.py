@@ -1,0 +1,85 @@
+"""A drafter at work: what it is asked and told, and what its failures mean."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from tests.support.engines import NUM_LAYERS, create_request
+
+from twinflow.protos.errors import ConfigError
+from twinflow.runtime.executor import Work
+from twinflow.runtime.speculative.config import SpeculativeConfig
+from twinflow.runtime.speculative.draft import NOTHING, Draft
+from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, LikelyNext
+from twinflow.runtime.speculative.drafters.ngram import NgramConfig, NgramDrafter
+from twinflow.runtime.speculative.drafters.registry import drafter_names, register_drafter
+from twinflow.runtime.speculative.speculation import Speculation, create_speculation
+from twinflow.runtime.step_plan import RowGroup, RowKind
+
+
+@dataclass
+class Scripted:
+    """Answers with what it was given."""
+
+    answer: Callable[[], list[Draft]]
+    likely_tokens: int = 2
+    heard: list[LikelyNext] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
+
+    def propose(self, queries: Sequence[DraftQuery]) -> list[Draft]:
+        return self.answer()
+
+    def observe(self, likely: Sequence[LikelyNext]) -> None:
+        self.heard.extend(likely)
+
+    def forget(self, sequence: DraftedSequence) -> None:
+        self.forgotten.append(sequence.request_id)
+
+
+def broken() -> list[Draft]:
+    raise KeyError("a drafter with a fault")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        broken,
+        list,
+        lambda: [Draft.chain([1, 2, 3])],
+        lambda: [Draft((1, 2), (0, 0))],
+    ],
+    ids=["raises", "too few", "too long", "branches"],
+)
+def test_a_drafter_that_fails_is_not_asked_again(answer: Callable[[], list[Draft]]) -> None:
+    drafter = Scripted(answer)
+    speculation, request = Speculation(drafter), create_request(4)
+    assert speculation.propose([request], [2]) == [NOTHING]
+    assert speculation.failure is not None
+    drafter.answer = lambda: [Draft.chain([1])]
+    assert speculation.propose([request], [2]) == [NOTHING]
+    speculation.forget(request)
+    assert drafter.forgotten == []
+
+
+def test_a_drafter_hears_what_was_likely_behind_each_sampled_row() -> None:
+    drafter = Scripted(list)
+    request = create_request([10, 11, 12], cache_salt="mine", output_token_ids=[13])
+    group = RowGroup("r", 3, 3, 0, NUM_LAYERS, RowKind.VERIFY, samples=True, drafted=2)
+    work = Work(request, group, [1], Draft.chain([20, 21]))
+    logits = torch.tensor([[0.0, 3.0, 2.0], [9.0, 1.0, 2.0], [0.0, 1.0, 5.0]])
+    Speculation(drafter).observe([work], logits)
+    assert drafter.heard == [
+        LikelyNext(13, (1, 2), "mine"),
+        LikelyNext(20, (0, 2), "mine"),
+        LikelyNext(21, (2, 1), "mine"),
+    ]
+
+
+def test_names_of_drafters() -> None:
+    assert drafter_names() == ["ngram", "suffix", "token_recycling"]
+    with pytest.raises(ValueError, match="already registered"):
+        register_drafter("ngram", lambda config, vocab_size: NgramDrafter(NgramConfig()))
+    assert create_speculation(None, 10) is None
+    with pytest.raises(ConfigError, match=r"--speculative-config: method 'ngrams' is unknown; did"):
+        create_speculation(SpeculativeConfig(method="ngrams"), 10)
