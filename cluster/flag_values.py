@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from twinflow.parallel.latent.transforms.name import SUFFIX, TransformName
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.speculative.config import SpeculativeConfig
-from twinflow.runtime.speculative.drafters.registry import create_drafter
+from twinflow.runtime.speculative.drafters.registry import check_drafter
 
 # The address of no cluster: Ray is started for this deployment, on this machine.
 LOCAL = "local"
@@ -66,7 +66,7 @@ def speculation(value: object) -> object:
     if value is None or isinstance(value, SpeculativeConfig):
         return value
     config = SpeculativeConfig.parse(value)
-    create_drafter(config, vocab_size=1)
+    check_drafter(config)
     return config
 
 

@@ -30,6 +30,7 @@ from twinflow.runtime.checkpoint.weights import Checkpoint
 from twinflow.runtime.config import EngineConfig, check_block_size
 from twinflow.runtime.cost.base import StepTimes
 from twinflow.runtime.device_choice import check_device, resolve_dtype
+from twinflow.runtime.draft_loading import load_drafter
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.host_memory import MemoryShare, available_memory, taken_memory
 from twinflow.runtime.kernels.base import Kernels
@@ -335,7 +336,11 @@ def assemble_engine(
         _sampler(plan),
         vocab_size=plan.model.vocab_size,
         layers_per_unit=layers_per_unit,
-        speculation=create_speculation(plan.options.speculative_config, plan.model.vocab_size),
+        speculation=create_speculation(
+            plan.options.speculative_config,
+            plan.model.vocab_size,
+            lambda config: load_drafter(config, plan, _load_small),
+        ),
     )
     fingerprint = plan.fingerprint
     blocks = _block_manager(plan, fingerprint)
@@ -387,6 +392,12 @@ def _lane_parts(
 
 def _sampler(plan: EnginePlan) -> Sampler:
     return Sampler(plan.model.vocab_size, plan.options.device)
+
+
+def _load_small(options: EngineOptions) -> tuple[ModelRunner, ModelConfig]:
+    """A model that drafts for another, whole and in this process."""
+    plan = plan_engine(options, OneRank())
+    return load_runner(plan, OneRank()), plan.model
 
 
 def find_times(plan: EnginePlan, ranks: int = 1) -> StepTimes | None:

@@ -11,8 +11,10 @@ import msgspec
 
 from twinflow.runtime.nearest import did_you_mean
 
+DRAFT_MODEL = "draft_model"
+
 # Keys that mean something to one method only, by how they begin.
-_OWN_KEYS = {"prompt_lookup_": "ngram", "suffix_decoding_": "suffix"}
+_OWN_KEYS = {"prompt_lookup_": "ngram", "suffix_decoding_": "suffix", "model": DRAFT_MODEL}
 _MOST_TOKENS = 64
 
 
@@ -22,6 +24,7 @@ class SpeculativeConfig:
 
     Attributes:
         method: name of the drafter.
+        model: directory of the model that drafts; for `draft_model` only.
         num_speculative_tokens: most tokens proposed to a request at a time.
         prompt_lookup_min: fewest last tokens that must occur earlier; None for 2.
         prompt_lookup_max: most that are compared; None for 5, or the least if that is more.
@@ -32,6 +35,7 @@ class SpeculativeConfig:
     """
 
     method: str
+    model: str | None = None
     num_speculative_tokens: int = 5
     prompt_lookup_min: int | None = None
     prompt_lookup_max: int | None = None
@@ -46,6 +50,8 @@ class SpeculativeConfig:
                 f"num_speculative_tokens must be in 1..{_MOST_TOKENS}, not "
                 f"{self.num_speculative_tokens}"
             )
+        if self.method == DRAFT_MODEL and not self.model:
+            raise ValueError("method draft_model needs 'model': the directory of a small model")
 
     @classmethod
     def parse(cls, given: object) -> "SpeculativeConfig":

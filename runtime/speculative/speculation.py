@@ -20,7 +20,7 @@ from twinflow.runtime.request import Request
 from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.speculative.draft import NOTHING, Draft
 from twinflow.runtime.speculative.drafters.base import Drafter, DraftQuery, LikelyNext
-from twinflow.runtime.speculative.drafters.registry import create_drafter
+from twinflow.runtime.speculative.drafters.registry import DrafterSetup, create_drafter
 from twinflow.runtime.speculative.verification.matching import follow
 
 Answer = TypeVar("Answer")
@@ -88,18 +88,25 @@ class Speculation:
                 return otherwise
 
 
-def create_speculation(config: SpeculativeConfig | None, vocab_size: int) -> Speculation | None:
+def create_speculation(
+    config: SpeculativeConfig | None,
+    vocab_size: int,
+    load: Callable[[SpeculativeConfig], Drafter],
+) -> Speculation | None:
     """What was chosen; None if nothing was.
 
     Args:
         config: the choice.
         vocab_size: of the model whose tokens are guessed.
+        load: loads the drafter that has a model.
 
     Raises:
         ConfigError: there is no such drafter, or its settings mean nothing.
     """
+    if config is None:
+        return None
     try:
-        return None if config is None else Speculation(create_drafter(config, vocab_size))
+        return Speculation(create_drafter(DrafterSetup(config, vocab_size, load)))
     except ValueError as error:
         raise ConfigError(f"--speculative-config: {error}") from None
 

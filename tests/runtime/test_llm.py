@@ -132,6 +132,16 @@ def test_tokens_do_not_depend_on_proposals(model: Path, mix: Mix, method: str) -
     llm.check_integrity()
 
 
+def test_a_model_that_drafts_for_itself_is_always_right(model: Path, mix: Mix) -> None:
+    config = {"method": "draft_model", "model": str(model), "num_speculative_tokens": 3}
+    llm = load(model, speculative_config=config, max_num_seqs=8, max_num_batched_tokens=32)
+    outputs = llm.generate(mix.prompts, mix.params, use_tqdm=False)
+    assert [output.outputs for output in outputs] == [output.outputs for output in mix.alone]
+    account = llm._engine.counters.speculation
+    assert account.accepted_tokens == account.draft_tokens > 0
+    llm.check_integrity()
+
+
 def test_a_stop_string_inside_an_accepted_run_ends_the_sequence_there(
     llm: LLM, model: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.speculative.drafters.base import Drafter, DraftQuery
 
 
@@ -14,6 +15,13 @@ class FakeSequence:
     request_id: str = "a"
     cache_salt: str = ""
     reads: list[tuple[int, int]] = field(default_factory=list)
+    params: SamplingParams = field(default_factory=SamplingParams)
+    ending_token_ids: frozenset[int] = frozenset()
+    prompt_length: int = 1
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        return self.all_tokens[: self.prompt_length]
 
     @property
     def num_tokens(self) -> int:

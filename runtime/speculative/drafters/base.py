@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.speculative.draft import Draft
 
 
@@ -23,6 +24,21 @@ class DraftedSequence(Protocol):
     @property
     def cache_salt(self) -> str:
         """Sequences with different salts must not learn from one another."""
+        ...
+
+    @property
+    def params(self) -> SamplingParams:
+        """How its tokens are chosen."""
+        ...
+
+    @property
+    def prompt_token_ids(self) -> Sequence[int]:
+        """Its prompt."""
+        ...
+
+    @property
+    def ending_token_ids(self) -> frozenset[int]:
+        """Every token that ends it."""
         ...
 
     @property

@@ -1,9 +1,10 @@
 """Drafters by name, made from what an operator has chosen."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from twinflow.runtime.nearest import did_you_mean
-from twinflow.runtime.speculative.config import SpeculativeConfig
+from twinflow.runtime.speculative.config import DRAFT_MODEL, SpeculativeConfig
 from twinflow.runtime.speculative.drafters.base import Drafter
 from twinflow.runtime.speculative.drafters.ngram import NgramConfig, NgramDrafter
 from twinflow.runtime.speculative.drafters.suffix import SuffixConfig, SuffixDrafter
@@ -15,8 +16,23 @@ from twinflow.runtime.speculative.trees.template import TreeTemplate
 
 _SHORTEST_LOOKUP, _LONGEST_LOOKUP = 2, 5
 
-# From what was chosen and the size of the target's vocabulary to a drafter.
-DrafterBuilder = Callable[[SpeculativeConfig, int], Drafter]
+
+@dataclass(frozen=True, slots=True)
+class DrafterSetup:
+    """What drafters are made from.
+
+    Attributes:
+        config: what was chosen.
+        vocab_size: of the model whose tokens are guessed.
+        load: loads the drafter that has a model.
+    """
+
+    config: SpeculativeConfig
+    vocab_size: int
+    load: Callable[[SpeculativeConfig], Drafter]
+
+
+DrafterBuilder = Callable[[DrafterSetup], Drafter]
 
 _DRAFTERS: dict[str, DrafterBuilder] = {}
 
@@ -28,23 +44,29 @@ def register_drafter(name: str, build: DrafterBuilder) -> None:
     _DRAFTERS[name] = build
 
 
-def create_drafter(config: SpeculativeConfig, vocab_size: int) -> Drafter:
+def create_drafter(setup: DrafterSetup) -> Drafter:
     """Build what was chosen.
-
-    Args:
-        config: the choice.
-        vocab_size: of the model whose tokens are guessed.
 
     Raises:
         ValueError: there is no such method, or its settings mean nothing.
     """
+    config = setup.config
     build = _DRAFTERS.get(config.method)
     if build is None:
         hint = did_you_mean(
             config.method, _DRAFTERS, otherwise=f"; choose one of {drafter_names()}"
         )
         raise ValueError(f"method {config.method!r} is unknown{hint}")
-    return build(config, vocab_size)
+    return build(setup)
+
+
+def check_drafter(config: SpeculativeConfig) -> None:
+    """Refuse what `create_drafter` would refuse, as far as it shows without loading a model.
+
+    Raises:
+        ValueError: likewise.
+    """
+    create_drafter(DrafterSetup(config, 1, lambda _: NgramDrafter(NgramConfig())))
 
 
 def drafter_names() -> list[str]:
@@ -52,7 +74,8 @@ def drafter_names() -> list[str]:
     return sorted(_DRAFTERS)
 
 
-def _ngram(config: SpeculativeConfig, vocab_size: int) -> Drafter:
+def _ngram(setup: DrafterSetup) -> Drafter:
+    config = setup.config
     shortest, longest = config.prompt_lookup_min, config.prompt_lookup_max
     if shortest is None:
         shortest = min(_SHORTEST_LOOKUP, longest or _SHORTEST_LOOKUP)
@@ -61,7 +84,8 @@ def _ngram(config: SpeculativeConfig, vocab_size: int) -> Drafter:
     return NgramDrafter(NgramConfig(shortest=shortest, longest=longest))
 
 
-def _suffix(config: SpeculativeConfig, vocab_size: int) -> Drafter:
+def _suffix(setup: DrafterSetup) -> Drafter:
+    config = setup.config
     return SuffixDrafter(
         SuffixConfig(
             max_tree_depth=config.suffix_decoding_max_tree_depth,
@@ -72,11 +96,12 @@ def _suffix(config: SpeculativeConfig, vocab_size: int) -> Drafter:
     )
 
 
-def _token_recycling(config: SpeculativeConfig, vocab_size: int) -> Drafter:
-    template = TreeTemplate.chain(config.num_speculative_tokens)
-    return TokenRecyclingDrafter(RecyclingConfig(vocab_size=vocab_size, template=template))
+def _token_recycling(setup: DrafterSetup) -> Drafter:
+    template = TreeTemplate.chain(setup.config.num_speculative_tokens)
+    return TokenRecyclingDrafter(RecyclingConfig(vocab_size=setup.vocab_size, template=template))
 
 
+register_drafter(DRAFT_MODEL, lambda setup: setup.load(setup.config))
 register_drafter("ngram", _ngram)
 register_drafter("suffix", _suffix)
 register_drafter("token_recycling", _token_recycling)

@@ -112,6 +112,8 @@ def test_speculation_is_json_with_the_names_of_vllm(file: Path) -> None:
         ('{"num_speculative_tokens": 3}', "'method' is missing"),
         ('{"method": "ngram", "promt_lookup_max": 3}', "did you mean prompt_lookup_max?"),
         ('{"method": "suffix", "prompt_lookup_max": 3}', "of method ngram, and the method is"),
+        ('{"method": "draft_model"}', "needs 'model'"),
+        ('{"method": "ngram", "model": "small"}', "'model' is of method draft_model"),
         ('{"method": "eagle"}', "'eagle' is unknown; choose one of"),
         ('{"method": "ngram", "num_speculative_tokens": 0}', "must be in 1..64, not 0"),
         ('{"method": "ngram", "num_speculative_tokens": true}', "Expected `int`, got `bool`"),

@@ -77,9 +77,13 @@ def test_a_drafter_hears_what_was_likely_behind_each_sampled_row() -> None:
 
 
 def test_names_of_drafters() -> None:
-    assert drafter_names() == ["ngram", "suffix", "token_recycling"]
+    assert drafter_names() == ["draft_model", "ngram", "suffix", "token_recycling"]
     with pytest.raises(ValueError, match="already registered"):
-        register_drafter("ngram", lambda config, vocab_size: NgramDrafter(NgramConfig()))
-    assert create_speculation(None, 10) is None
+        register_drafter("ngram", lambda setup: NgramDrafter(NgramConfig()))
+
+    def load(config: SpeculativeConfig) -> NgramDrafter:
+        raise AssertionError("nobody asked for a model")
+
+    assert create_speculation(None, 10, load) is None
     with pytest.raises(ConfigError, match=r"--speculative-config: method 'ngrams' is unknown; did"):
-        create_speculation(SpeculativeConfig(method="ngrams"), 10)
+        create_speculation(SpeculativeConfig(method="ngrams"), 10, load)

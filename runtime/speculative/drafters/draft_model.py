@@ -1,0 +1,171 @@
+"""A small model drafts: token by token, with the noise of the model that is served.
+
+The drafter's tokens are argmax of its own logits plus the noise of their positions, after the same
+penalties and filters. So it agrees with the target at least (1 - d) / (1 + d) of the time, where d
+is the total variation between the two (Daliri et al., arXiv 2408.07978), at any temperature.
+
+A proposal of k tokens takes k passes over one row of each sequence; the first of them also computes
+what the sequence has gained since the last proposal, a prompt included. The drafter has KV blocks
+of its own. A sequence that finds none idle goes without proposals until some are. KV of a proposed
+token is kept if the token came true: it was computed from the same tokens.
+
+One process drafts, alone and in all layers one after another; other ranks wait for it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from twinflow.runtime.kv.block_pool import BlockPool
+from twinflow.runtime.model_runner import SequenceRows
+from twinflow.runtime.outputs import SampledToken
+from twinflow.runtime.runner import Runner
+from twinflow.runtime.sampling import Sampler, SamplingState
+from twinflow.runtime.speculative.draft import NOTHING, Draft
+from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, LikelyNext
+
+
+@dataclass(slots=True)
+class _Drafted:
+    """What the drafter knows of a sequence.
+
+    Attributes:
+        state: sampling state, up to the sequence's last known token.
+        known: tokens of the sequence that the state has seen.
+        written: tokens whose KV is in the blocks, in order.
+        blocks: block table.
+    """
+
+    state: SamplingState
+    known: int
+    written: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Round:
+    """A proposal in the making.
+
+    Attributes:
+        drafted: of the sequence.
+        start: first position to be computed.
+        tokens: from there to the last one known or proposed.
+        limit: most tokens to propose.
+        state: behind the last of them.
+        proposed: so far.
+    """
+
+    drafted: _Drafted
+    start: int
+    tokens: list[int]
+    limit: int
+    state: SamplingState
+    proposed: list[int] = field(default_factory=list)
+
+
+class DraftModelDrafter:
+    """See the module.
+
+    Args:
+        runner: of the small model, with KV blocks that nobody else uses.
+        sampler: for its vocabulary, which is that of the target.
+        vocab_size: tokens of both.
+        max_rows: rows of one pass.
+    """
+
+    likely_tokens = 0
+
+    def __init__(self, runner: Runner, sampler: Sampler, *, vocab_size: int, max_rows: int) -> None:
+        self._runner = runner
+        self._sampler = sampler
+        self._vocab_size = vocab_size
+        self._max_rows = max_rows
+        self._block_size = runner.kv_cache.layout.block_size
+        self._pool = BlockPool(runner.kv_cache.num_blocks)
+        self._sequences: dict[str, _Drafted] = {}
+
+    @property
+    def num_idle_blocks(self) -> int:
+        """Blocks that no sequence holds."""
+        return self._pool.num_idle
+
+    def propose(self, queries: Sequence[DraftQuery]) -> list[Draft]:
+        """See `Drafter.propose`."""
+        rounds = [self._begin(query) for query in queries]
+        live = [one for one in rounds if one is not None]
+        self._catch_up(live)
+        while live:
+            self._advance(live)
+            live = [one for one in live if len(one.proposed) < one.limit]
+        return [NOTHING if one is None else Draft.chain(one.proposed) for one in rounds]
+
+    def _begin(self, query: DraftQuery) -> _Round | None:
+        """Take note of what a sequence has gained, and of blocks for what is to be computed."""
+        sequence = query.sequence
+        drafted = self._sequences.get(sequence.request_id)
+        if drafted is None:
+            drafted = self._sequences[sequence.request_id] = self._meet(sequence)
+        gained = sequence.tokens(drafted.known, sequence.num_tokens - drafted.known)
+        for position, token in enumerate(gained, start=drafted.known):
+            drafted.state.append(token)
+            if position < len(drafted.written) and drafted.written[position] != token:
+                del drafted.written[position:]
+        drafted.known = sequence.num_tokens
+        # The last token's logits are needed, so it is computed in any case.
+        del drafted.written[drafted.known - 1 :]
+        missing = -(-(drafted.known + query.limit - 1) // self._block_size) - len(drafted.blocks)
+        if missing > self._pool.num_idle:
+            return None
+        drafted.blocks += self._pool.allocate(max(missing, 0))
+        start = len(drafted.written)
+        tokens = list(sequence.tokens(start, drafted.known - start))
+        return _Round(drafted, start, tokens, query.limit, drafted.state)
+
+    def _meet(self, sequence: DraftedSequence) -> _Drafted:
+        params = replace(sequence.params, logprobs=None)
+        prompt, seed = sequence.prompt_token_ids, sequence.params.seed or 0
+        ending = sequence.ending_token_ids
+        state = SamplingState(params, seed, prompt, self._vocab_size, ending)
+        return _Drafted(state, known=len(prompt))
+
+    def _catch_up(self, rounds: Sequence[_Round]) -> None:
+        """Compute all rows that do not fit into one pass with the last row of every sequence."""
+        room = max(1, self._max_rows // max(1, len(rounds)))
+        for one in rounds:
+            while len(one.tokens) > room:
+                count = min(self._max_rows, len(one.tokens) - 1)
+                self._runner.forward([self._rows(one, count, samples=False)])
+                self._written(one, count)
+
+    def _advance(self, rounds: Sequence[_Round]) -> None:
+        """Propose one more token to every sequence."""
+        rows = [self._rows(one, len(one.tokens), samples=True) for one in rounds]
+        logits = self._runner.forward(rows)
+        sampled = self._sampler.sample(logits, [one.state for one in rounds])
+        for one, token in zip(rounds, sampled, strict=True):
+            self._written(one, len(one.tokens))
+            if isinstance(token, SampledToken):
+                one.state = one.state.after(token.token_id)
+                one.proposed.append(token.token_id)
+                one.tokens = [token.token_id]
+            else:  # nothing can be said behind logits that are no numbers
+                one.limit = len(one.proposed)
+
+    def _rows(self, one: _Round, count: int, *, samples: bool) -> SequenceRows:
+        tokens = one.tokens[:count]
+        return SequenceRows(
+            tokens, one.start, one.drafted.blocks, samples, prompt_tokens=one.start + count
+        )
+
+    def _written(self, one: _Round, count: int) -> None:
+        one.drafted.written += one.tokens[:count]
+        one.start += count
+        one.tokens = one.tokens[count:]
+
+    def observe(self, likely: Sequence[LikelyNext]) -> None:
+        """See `Drafter.observe`; never called."""
+
+    def forget(self, sequence: DraftedSequence) -> None:
+        """See `Drafter.forget`."""
+        drafted = self._sequences.pop(sequence.request_id, None)
+        if drafted is not None:
+            self._pool.release(drafted.blocks)

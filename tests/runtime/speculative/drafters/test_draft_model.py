@@ -1,0 +1,83 @@
+"""A drafter with a model: it says what its model says, and keeps KV and blocks in order."""
+
+import random
+
+import pytest
+from tests.support.drafted import FakeSequence, proposed, rounds
+from tests.support.runners import FedSequence, feed, make_model, make_runner
+from tests.support.tiny_models import tiny_config
+
+from twinflow.runtime.models.base import Model
+from twinflow.runtime.sampling import Sampler
+from twinflow.runtime.sampling_params import SamplingParams
+from twinflow.runtime.speculative.drafters.base import DraftQuery
+from twinflow.runtime.speculative.drafters.draft_model import DraftModelDrafter
+
+GREEDY = SamplingParams(temperature=0, max_tokens=30)
+PROMPT = [5, 9, 2, 77, 31, 8, 40]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return make_model(tiny_config(num_layers=2))
+
+
+def drafter(model: Model, num_blocks: int = 30, max_rows: int = 16) -> DraftModelDrafter:
+    runner = make_runner(model, num_blocks, block_size=4, max_num_tokens=max_rows)
+    vocab_size = model.config.vocab_size
+    return DraftModelDrafter(runner, Sampler(vocab_size), vocab_size=vocab_size, max_rows=max_rows)
+
+
+def continuation(model: Model, count: int) -> list[int]:
+    """What the model says, one token after the other."""
+    runner = make_runner(model, 30, block_size=4)
+    sequence = FedSequence(list(PROMPT), range(1, 20))
+    tokens = list(PROMPT)
+    for _ in range(count):
+        feed(runner, [(sequence, len(tokens) - sequence.position)])
+        tokens.append(int(sequence.logits[len(tokens) - 1].argmax()))
+        sequence.token_ids = tokens
+    return tokens[len(PROMPT) :]
+
+
+def sequence(name: str = "a") -> FakeSequence:
+    return FakeSequence(list(PROMPT), name, params=GREEDY, prompt_length=len(PROMPT))
+
+
+def test_it_proposes_what_its_model_says(model: Model) -> None:
+    expected = continuation(model, 21)
+    assert proposed(drafter(model), sequence(), 5) == tuple(expected[:5])
+    assert proposed(drafter(model, max_rows=2), sequence(), 5) == tuple(expected[:5])
+    assert rounds(drafter(model), sequence(), expected, 6) == 3
+
+
+def test_rejected_tokens_leave_no_trace(model: Model) -> None:
+    rng = random.Random(2)
+    drafting, fresh = drafter(model), drafter(model)
+    one = sequence()
+    for number in range(6):
+        guess = proposed(drafting, one, 4)
+        taken = list(guess[: rng.randrange(3)])
+        one.all_tokens.extend([*taken, rng.randrange(model.config.vocab_size)])
+        again = FakeSequence(
+            list(one.all_tokens), str(number), params=GREEDY, prompt_length=len(PROMPT)
+        )
+        assert proposed(drafting, one, 4) == proposed(fresh, again, 4)
+        fresh.forget(again)
+
+
+def test_several_sequences_are_drafted_together(model: Model) -> None:
+    alone = [proposed(drafter(model), sequence(), limit) for limit in (1, 4)]
+    queries = [DraftQuery(sequence(name), limit) for name, limit in (("a", 1), ("b", 4))]
+    assert [draft.tokens for draft in drafter(model).propose(queries)] == alone
+
+
+def test_a_sequence_without_room_goes_without_proposals(model: Model) -> None:
+    drafting = drafter(model, num_blocks=5)
+    first, second = sequence("a"), sequence("b")
+    assert len(proposed(drafting, first, 4)) == 4
+    assert proposed(drafting, second, 4) == ()
+    drafting.forget(first)
+    assert len(proposed(drafting, second, 4)) == 4
+    drafting.forget(second)
+    assert drafting.num_idle_blocks == 4
