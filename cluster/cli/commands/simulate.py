@@ -107,8 +107,8 @@ def _add_engine(parser: Parser) -> None:
     group.add_argument("--scheduler", metavar="NAME", help="[default: chunked]")
     group.add_argument("--prefill-order", metavar="NAME", help="[default: fcfs]")
     group.add_argument("--admission", metavar="NAME", help="[default: aggressive]")
-    group.add_argument("--tbt-objective", metavar="SECONDS", help="for policies that use it")
-    group.add_argument("--ttft-objective", metavar="SECONDS", help="likewise")
+    group.add_argument("--tbt-objective-ms", metavar="MS", help="for policies that use it")
+    group.add_argument("--ttft-objective-ms", metavar="MS", help="likewise")
     group.add_argument("--max-model-len", metavar="N", help="[default: the KV memory]")
     group.add_argument("--max-num-seqs", metavar="N", help="[default: 64]")
     group.add_argument("--max-num-batched-tokens", metavar="N", help="[default: 1024]")
@@ -165,6 +165,11 @@ class _Arguments:
         if not 0.0 < found < float("inf"):
             raise ConfigError(f"{_flag(name)} {value!r}: must be a number above 0")
         return found
+
+    def seconds(self, name: str) -> float | None:
+        """A number of milliseconds above 0, in seconds."""
+        value = self.number(name)
+        return None if value is None else value / 1000.0
 
     def whole(self, name: str, default: int) -> int:
         """A whole number, at least 0."""
@@ -246,7 +251,7 @@ def _engine(arguments: _Arguments, kv_tokens: int, caching: bool) -> EngineConfi
     block_size = arguments.whole("block_size", _BLOCK_SIZE)
     num_blocks = kv_tokens // max(block_size, 1)
     given: dict[str, object] = {name: arguments.text(name) for name in _POLICIES}
-    given |= {name: arguments.number(name) for name in _OBJECTIVES}
+    given |= {name: arguments.seconds(f"{name}_ms") for name in _OBJECTIVES}
     given |= {name: arguments.whole(name, 0) or None for name in _LIMITS}
     changes = {name: value for name, value in given.items() if value is not None}
     plain = EngineConfig(

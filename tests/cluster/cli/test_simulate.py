@@ -63,6 +63,16 @@ def test_engine_flags_arrive(profile: str) -> None:
     assert run_command(*words, "--seed", "1").out != run_command(*words, "--seed", "2").out
 
 
+def test_objectives_are_milliseconds_as_for_serve(profile: str) -> None:
+    """A second is no objective of these steps, a millisecond cuts prompts into many chunks."""
+    words = ("simulate", "--profile", profile, "--rate", "0.5", *LOAD)
+    plain, loose, tight = (
+        run_command(*words, *flags).out
+        for flags in ((), ("--tbt-objective-ms", "1e9"), ("--tbt-objective-ms", "1"))
+    )
+    assert plain == loose != tight
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -78,6 +88,7 @@ def test_engine_flags_arrive(profile: str) -> None:
         ((*LOAD, "--rate", "1", "--device", "h100"), "--profile FILE, or"),
         ((*LOAD, "--rate", "1", "--json", "/none/x.json", "--requests", "1"), "cannot be written"),
         ((*LOAD, "--rate", "1", "--block-size", "7"), "power of two"),
+        ((*LOAD, "--rate", "1", "--tbt-objective-ms", "0"), "--tbt-objective-ms '0'"),
     ],
 )
 def test_wrong_arguments_name_themselves(
