@@ -1,49 +1,62 @@
-"""Nexus's arms in the simulator: `python -m benchmarks.lanes --out DIR`.
+"""Two lanes against one: `python -m benchmarks.lanes simulated`, and `... real MODEL`.
 
-Llama 3.1 8B in bfloat16 on one H100, as described in `runtime/cost/devices`; short conversations
-and long documents arrive at random. Loads are parts of what the base arm, chunked prefill with
-serve's defaults, can serve. The fixed split is the best of the grid, found with a seed of its own:
-the shortest mean TTFT among those that keep p99 TBT below 0.55 of the base arm's.
+    simulated  Nexus's arms with Llama 3.1 8B in bfloat16 on one H100, as it is described in
+               `runtime/cost/devices`. Virtual time: the outcome depends on the seeds alone. The
+               fixed split is the best of the grid, found with a seed of its own: the shortest mean
+               TTFT among those that keep p99 TBT below 0.55 of the base arm's.
+    real       one lane and two with a model on this machine's cores, arms taking turns. A check of
+               the mechanism, at lengths that suit the machine (`--length-scale`).
 
-Everything is virtual time: the outcome depends on the seeds, not on the machine. Writes report.md
-(the table), report.json and report.png.
+Short conversations and long documents arrive at random. Loads are parts of what the base arm,
+chunked prefill with serve's defaults, can serve. `--out` gets report.md (the table), report.json
+and report.png.
 """
 
 import argparse
 import json
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.lanes import real, simulated
 from benchmarks.lanes.arms import BASE, ONE_LANE, Arm, divided, fixed
 from benchmarks.lanes.report import Cell, as_json, as_markdown, make_cell, save_picture
-from benchmarks.lanes.simulated import Device, Figures
+from benchmarks.lanes.simulated import Figures
+from benchmarks.load.machine import machine_facts
 
 TBT_GOAL = 0.55
 _TUNING_SEED = 1000
 _TUNING_LOAD = 0.9
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is run.
+
+    Attributes:
+        capacity: requests per second that the base arm can serve.
+        arms: runs of each arm, by name: from a rate and a seed to figures; the base arm's first.
+        where: hardware, in a sentence.
+    """
+
+    capacity: float
+    arms: dict[str, Callable[[float, int], Figures]]
+    where: str
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run every arm at every load with every seed, print the table, write the report."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
-    device = Device()
-    capacity = device.capacity(BASE, args.requests, _TUNING_SEED)
-    split = best_split(device, args.requests, _TUNING_LOAD * capacity)
-    grid = device.grid
-    arms = (
-        *ONE_LANE,
-        fixed(grid, split, "fcfs"),
-        divided(grid, "fcfs"),
-        divided(grid, "spf"),
-        fixed(grid, split, "spf"),
-    )
-    found = [cell for load in args.loads for cell in _at(device, arms, load, capacity, args)]
+    plan: Plan = args.plan(args)
+    found = [cell for load in args.loads for cell in _at(plan, load, args.seeds)]
+    base = next(iter(plan.arms))
     heading = (
         f"`python -m benchmarks.lanes {shlex.join(arguments)}`\n\n"
-        f"Virtual time. {BASE.name} serves {capacity:.2f} requests/s at most; {args.requests} "
+        f"{plan.where} {base} serves {plan.capacity:.2f} requests/s at most; {args.requests} "
         f"requests a run, medians over {args.seeds} seeds, ratios with their range.\n"
     )
     text = f"{heading}\n{as_markdown(found)}"
@@ -57,7 +70,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def best_split(device: Device, requests: int, rate: float) -> int:
+def plan_simulated(args: argparse.Namespace) -> Plan:
+    """Every arm on the described device."""
+    device, requests = simulated.Device(), args.requests
+    capacity = device.capacity(BASE, requests, _TUNING_SEED)
+    split = best_split(device, requests, _TUNING_LOAD * capacity)
+    grid = device.grid
+    two = [fixed(grid, split, "fcfs"), *(divided(grid, order) for order in ("fcfs", "spf"))]
+    arms = (*ONE_LANE, *two, fixed(grid, split, "spf"))
+
+    def runs(arm: Arm) -> Callable[[float, int], Figures]:
+        return lambda rate, seed: device.run(arm, requests, rate, seed)
+
+    return Plan(capacity, {arm.name: runs(arm) for arm in arms}, "Virtual time.")
+
+
+def plan_real(args: argparse.Namespace) -> Plan:
+    """One lane and two on this machine."""
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    bench = real.Bench(args.model, cores, args.length_scale, args.requests)
+
+    def runs(arm: real.RealArm) -> Callable[[float, int], Figures]:
+        return lambda rate, seed: bench.run(arm, bench.arrivals(rate, seed))
+
+    facts = machine_facts()
+    where = (
+        f"Wall clock on {facts['cpu']}, {len(cores)} cores, Python {facts['python']}; "
+        f"{args.model.name}, lengths and chunks times {args.length_scale:g}."
+    )
+    capacity = bench.capacity(_TUNING_SEED)
+    return Plan(capacity, {arm.name: runs(arm) for arm in real.REAL_ARMS}, where)
+
+
+def best_split(device: simulated.Device, requests: int, rate: float) -> int:
     """Processors for prompts of the best fixed split at a rate."""
     base = device.run(BASE, requests, rate, _TUNING_SEED)
     tried = {
@@ -68,24 +113,32 @@ def best_split(device: Device, requests: int, rate: float) -> int:
     return min(good or tried, key=lambda prefill: tried[prefill].ttft_mean)
 
 
-def _at(
-    device: Device, arms: Sequence[Arm], load: float, capacity: float, args: argparse.Namespace
-) -> list[Cell]:
-    runs: dict[str, list[Figures]] = {arm.name: [] for arm in arms}
-    for seed in range(args.seeds):
-        for arm in arms:
-            sys.stderr.write(f"load {load:.0%}, seed {seed}: {arm.name}\n")
+def _at(plan: Plan, load: float, seeds: int) -> list[Cell]:
+    runs: dict[str, list[Figures]] = {name: [] for name in plan.arms}
+    for seed in range(seeds):
+        for name, run in plan.arms.items():
+            sys.stderr.write(f"load {load:.0%}, seed {seed}: {name}\n")
             sys.stderr.flush()
-            runs[arm.name].append(device.run(arm, args.requests, load * capacity, seed))
-    return [make_cell(name, load, found, runs[BASE.name]) for name, found in runs.items()]
+            runs[name].append(run(load * plan.capacity, seed))
+    base = next(iter(runs.values()))
+    return [make_cell(name, load, found, base) for name, found in runs.items()]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Two lanes of one device against one, simulated.")
-    parser.add_argument("--loads", type=float, nargs="+", default=[0.7, 0.8, 0.9])
-    parser.add_argument("--requests", type=int, default=1500, help="of each run (1500)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm and load (3)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the report is written")
+    parser = argparse.ArgumentParser(description="Two lanes of one device against one.")
+    commands = parser.add_subparsers(required=True)
+    on_device = commands.add_parser("simulated", help="on a described H100")
+    on_device.set_defaults(plan=plan_simulated)
+    on_cores = commands.add_parser("real", help="on this machine's cores")
+    on_cores.set_defaults(plan=plan_real)
+    on_cores.add_argument("model", type=Path, help="a checkpoint's directory")
+    on_cores.add_argument("--length-scale", type=float, default=0.125, help="(0.125)")
+    for command, requests in ((on_device, 1500), (on_cores, 40)):
+        add = command.add_argument
+        add("--loads", type=float, nargs="+", default=[0.7, 0.8, 0.9])
+        add("--requests", type=int, default=requests, help=f"of each run ({requests})")
+        add("--seeds", type=int, default=3, help="runs of each arm and load (3)")
+        add("--out", type=Path, metavar="DIR", help="where the report is written")
     return parser
 
 

@@ -36,9 +36,9 @@ class Arm:
 BASE = Arm("B chunked 1024", 1024)
 
 ONE_LANE = (
+    BASE,
     Arm("A whole prompts", _WHOLE_PROMPT),
     Arm("B chunked 512", 512),
-    BASE,
     Arm("B chunked 2048", 2048),
     Arm("B chunked 1024, SPF", 1024, "spf"),
 )

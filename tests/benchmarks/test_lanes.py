@@ -1,6 +1,7 @@
 """The benchmark of lanes on loads that say nothing about them."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 from benchmarks.lanes.__main__ import best_split, main
 from benchmarks.lanes.arms import BASE
 from benchmarks.lanes.mixed import mixed
+from benchmarks.lanes.real import REAL_ARMS
 from benchmarks.lanes.report import as_markdown, make_cell
 from benchmarks.lanes.simulated import Device, Figures
+from tests.support.served_models import write_tiny_model
 
 FIGURES = Figures(100.0, 400.0, 8.0, 20.0, 900.0, 5.0, 0)
 
@@ -48,9 +51,20 @@ def test_ratios_are_taken_seed_by_seed() -> None:
 @pytest.mark.slow
 def test_a_run_reports_every_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--loads", "0.5", "--requests", "20", "--seeds", "1", "--out", str(tmp_path)]
-    assert main(flags) == 0
+    assert main(["simulated", *flags]) == 0
     out = capsys.readouterr().out
     assert (tmp_path / "report.md").read_text("utf-8") == out
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
-    assert [cell["arm"][0] for cell in report["cells"]] == list("ABBBBEFGH")
+    assert [cell["arm"][0] for cell in report["cells"]] == list("BABBBEFGH")
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two lanes need two cores")
+def test_real_arms_serve_every_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_tiny_model(tmp_path / "tiny")
+    flags = ["--loads", "0.5", "--requests", "6", "--seeds", "1", "--length-scale", "0.02"]
+    assert main(["real", str(model), *flags]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "| 50%" in line]
+    assert [row[1] for row in rows] == [arm.name for arm in REAL_ARMS]
+    assert all(float(row[4]) > 0 for row in rows)
