@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 
 import pytest
+from tests.support.kernels import native_library
 from tests.support.lanes import CountedThreads, EveryLayout
 from tests.support.model_engines import ModelEngine
 from tests.support.request_mixes import MixShape, random_asks
@@ -20,8 +21,15 @@ from twinflow.parallel.partition.backends.base import Backend, Place
 from twinflow.parallel.partition.backends.cores import CoreSets
 from twinflow.parallel.partition.layout import Grid
 from twinflow.runtime.config import EngineConfig
+from twinflow.runtime.kernels.native import NativeKernels
 from twinflow.runtime.models.base import Model
 from twinflow.runtime.models.config import ModelConfig, MoEConfig
+from twinflow.runtime.speculative.drafters.base import Drafter
+from twinflow.runtime.speculative.drafters.token_recycling import (
+    RecyclingConfig,
+    TokenRecyclingDrafter,
+)
+from twinflow.runtime.speculative.trees.template import TreeTemplate
 
 CONFIGS: dict[str, ModelConfig] = {
     "gqa": tiny_config(num_layers=3),
@@ -37,8 +45,8 @@ POLICIES = [(name, order) for name in ("chunked", "layered", "laps") for order i
 
 
 @cache
-def model(name: str) -> Model:
-    return make_model(CONFIGS[name])
+def model(name: str, *, native: bool = False) -> Model:
+    return make_model(CONFIGS[name], kernels=NativeKernels(native_library()) if native else None)
 
 
 def engine_config(**changes: object) -> EngineConfig:
@@ -49,16 +57,25 @@ def engine_config(**changes: object) -> EngineConfig:
 
 
 @cache
-def expected(name: str) -> dict[int, list[int]]:
+def expected(name: str, *, native: bool = False) -> dict[int, list[int]]:
     """Each request alone, without a prefix cache."""
     config = engine_config(max_num_seqs=1, enable_prefix_caching=False, max_num_batched_tokens=128)
-    return ModelEngine.build(model(name), config).play(ASKS, seed=0)
+    return ModelEngine.build(model(name, native=native), config).play(ASKS, seed=0)
 
 
 @contextmanager
-def laned(name: str, config: EngineConfig, backend: Backend) -> Iterator[ModelEngine]:
+def laned(
+    name: str,
+    config: EngineConfig,
+    backend: Backend,
+    drafter: Drafter | None = None,
+    *,
+    native: bool = False,
+) -> Iterator[ModelEngine]:
     assert backend.grid is not None
-    made = ModelEngine.build(model(name), config, divided=(backend, EveryLayout(backend.grid)))
+    divided = (backend, EveryLayout(backend.grid))
+    served = model(name, native=native)
+    made = ModelEngine.build(served, config, drafter=drafter, divided=divided)
     try:
         yield made
     finally:
@@ -103,3 +120,19 @@ def test_tokens_on_core_sets(name: str) -> None:
         pytest.skip("core sets need two processor cores")
     with laned(name, engine_config(), CoreSets(Place("cpu", cores))) as made:
         assert made.play(ASKS, seed=1) == expected(name)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_proposals_are_verified_on_the_lane_that_decodes(name: str) -> None:
+    config = engine_config(num_speculative_tokens=4, max_num_batched_tokens=40)
+    recycling = RecyclingConfig(vocab_size=CONFIGS[name].vocab_size, template=TreeTemplate.chain(4))
+    drafter = TokenRecyclingDrafter(recycling)
+    with laned(name, config, CountedThreads(Grid.of(3)), drafter) as made:
+        assert made.play(ASKS, seed=1) == expected(name)
+        assert made.engine.counters.speculation.draft_tokens > 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tokens_of_native_kernels_do_not_depend_on_lanes(name: str) -> None:
+    with laned(name, engine_config(), CountedThreads(Grid.of(4)), native=True) as made:
+        assert made.play(ASKS, seed=1) == expected(name, native=True)
