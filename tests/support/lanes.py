@@ -102,6 +102,7 @@ class CountedThreads(Backend):
     moves: list[tuple[Mode, Layout, int]] = field(default_factory=list)
     on_enter: Callable[[Mode, Layout], None] = lambda lane, layout: None
     closed: bool = False
+    threads: int = field(default_factory=torch.get_num_threads)
 
     name = "counted"
 
@@ -117,6 +118,7 @@ class CountedThreads(Backend):
         return f"{self.grid.processors} imagined processors"
 
     def close(self) -> None:
+        torch.set_num_threads(self.threads)  # of threads to come, too
         self.closed = True
 
 

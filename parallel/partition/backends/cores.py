@@ -52,8 +52,12 @@ class CoreSets(Backend):
         step = -(-count // _MOST_SPLITS)
         self.grid: Grid = Grid.of(count, step, step)
         self._teams: dict[Mode, ThreadTeam] = {}
-        for lane in Mode:
-            self._probe(lane)
+        self._size = self._system.size()
+        try:
+            for lane in Mode:
+                self._probe(lane)
+        finally:
+            self._system.set_size(self._size)
 
     def enter(self, lane: Mode, layout: Layout) -> None:
         """See the base class."""
@@ -76,7 +80,9 @@ class CoreSets(Backend):
         return f"{len(self._cores)} processor cores"
 
     def close(self) -> None:
-        """See the base class: teams end with their threads."""
+        """See the base class: teams end with their threads, and their sizes must not be those of
+        threads that come later."""
+        self._system.set_size(self._size)
 
     def _probe(self, lane: Mode) -> None:
         """Try a lane's part of every layout, on a thread that ends afterwards."""

@@ -41,8 +41,13 @@ class TeamSystem(Protocol):
         """Where a thread may run."""
         ...
 
+    def size(self) -> int:
+        """With how many threads the calling one computes."""
+        ...
+
     def set_size(self, threads: int) -> None:
-        """Compute with so many threads from now on, when the calling one computes."""
+        """Compute with so many threads from now on, when the calling one computes, or one that has
+        not computed yet."""
         ...
 
     def compute(self, threads: int) -> None:
@@ -124,8 +129,12 @@ class TorchTeams:
         """See `TeamSystem.cores`."""
         return frozenset(os.sched_getaffinity(member))
 
+    def size(self) -> int:
+        """See `TeamSystem.size`."""
+        return torch.get_num_threads()
+
     def set_size(self, threads: int) -> None:
-        """See `TeamSystem.set_size`."""
+        """See `TeamSystem.set_size`: torch has one number for all threads that are new to it."""
         torch.set_num_threads(threads)
 
     def compute(self, threads: int) -> None:

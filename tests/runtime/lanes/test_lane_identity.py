@@ -6,10 +6,12 @@ Plain chunked serving of one request at a time is what everything is compared wi
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 
 import pytest
+import torch
 from tests.support.kernels import native_library
 from tests.support.lanes import CountedThreads, EveryLayout
 from tests.support.model_engines import ModelEngine
@@ -120,6 +122,8 @@ def test_tokens_on_core_sets(name: str) -> None:
         pytest.skip("core sets need two processor cores")
     with laned(name, engine_config(), CoreSets(Place("cpu", cores))) as made:
         assert made.play(ASKS, seed=1) == expected(name)
+    with ThreadPoolExecutor() as later:
+        assert later.submit(torch.get_num_threads).result() == torch.get_num_threads()
 
 
 @pytest.mark.parametrize("name", CONFIGS)

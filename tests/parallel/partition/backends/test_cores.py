@@ -30,7 +30,7 @@ class FakeSystem:
     most: int = 1000
     forgetful: bool = False
     masks: dict[str, list[frozenset[int]]] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
 
     def name(self) -> str:
         name = str(threading.get_ident()) + "/" + str(len(self.masks))
@@ -52,12 +52,15 @@ class FakeSystem:
     def cores(self, member: int) -> frozenset[int]:
         return self.masks[list(self.masks)[member // 1000]][member % 1000]
 
+    def size(self) -> int:
+        return self.sizes.get(threading.get_ident(), 1)
+
     def set_size(self, threads: int) -> None:
-        self.sizes[self._own()] = threads
+        self.sizes[threading.get_ident()] = threads
 
     def compute(self, threads: int) -> None:
         team = self.masks[self._own()]
-        assert threads == self.sizes[self._own()]
+        assert threads == self.size()
         while len(team) < min(threads, self.most):
             team.append(self.allowed if self.forgetful else team[0])
 
