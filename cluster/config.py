@@ -191,7 +191,7 @@ class ServeConfig(BaseModel):
     ] = None
     """How next tokens are guessed, as JSON with vLLM's names, such as {"method": "ngram",
     "num_speculative_tokens": 4}; methods are ngram, suffix, token_recycling and draft_model, which
-    needs the directory of a small "model". Tokens stay what they are."""
+    needs the directory of a small "model"; tokens stay what they are."""
 
     max_num_seqs: Annotated[Count, Group.ENGINE] = default_of(EngineConfig, "max_num_seqs")
     """Requests that one worker runs at the same time."""

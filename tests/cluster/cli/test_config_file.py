@@ -37,7 +37,7 @@ def test_unknown_keys_are_named_with_the_nearest(tmp_path: Path) -> None:
         {"port": 2},
         [
             f"{path}: unknown key 'prot'; did you mean port?",
-            f"{path}: unknown key 'config'",
+            f"{path}: unknown key 'config'; did you mean speculative-config?",
         ],
     )
 
