@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from twinflow.runtime.request import Request
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerState
 from twinflow.runtime.schedulers.chunked import ChunkedScheduler
 from twinflow.runtime.schedulers.draft import Draft
@@ -33,14 +32,7 @@ class PrefillFirst:
     def plan(self, state: SchedulerState, now: float) -> StepPlan:
         """See `Scheduler.plan`."""
         draft = Draft(self._setup, state)
-
-        def give(request: Request, start: int) -> bool:
-            count = min(request.num_tokens - start, draft.budget)
-            if count > 0:
-                draft.add(request, start, count)
-            return count > 0
-
-        draft.fill(draft.prompts(), give)
+        draft.fill(draft.prompts(), draft.add_chunk)
         if not draft.groups:
             draft = Draft(self._setup, state)
             draft.decode()

@@ -14,12 +14,11 @@ is sent again, because its answer was lost, is made once.
 import uuid
 from collections.abc import Generator
 from contextlib import closing
-from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from google.protobuf.message import Message
 
-from twinflow.cluster.client.blocking import BlockingCalls
+from twinflow.cluster.client.blocking import BlockingCalls, BlockingClient
 from twinflow.cluster.client.cluster_view import (
     DRAINS,
     ROLES,
@@ -54,7 +53,7 @@ _CALL_S = 20.0
 _WATCH_S = 300.0
 
 
-class Admin:
+class Admin(BlockingClient):
     """A connection to a gateway, for operators.
 
     Args:
@@ -86,29 +85,13 @@ class Admin:
         tls: Tls | None = None,
         insecure: bool = False,
     ) -> None:
-        session = Session(
-            target=target, api_key=token, timeout_s=timeout_s, tls=tls, insecure=insecure
+        super().__init__(
+            Session(target=target, api_key=token, timeout_s=timeout_s, tls=tls, insecure=insecure)
         )
-        self._calls = BlockingCalls(session)
         self._changes = Changes(self._calls, timeout_s)
         self.pools = Pools(self._changes)
         self.workers = Workers(self._changes)
         self.requests = Requests(self._calls)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Cancel the calls in progress and close the connection."""
-        self._calls.close()
 
     def cluster(self) -> Cluster:
         """Pools and workers as they are, and what is wanted."""

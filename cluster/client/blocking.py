@@ -1,6 +1,8 @@
 """Calls that block until they are answered, shared by the clients that do."""
 
 from collections.abc import Generator
+from types import TracebackType
+from typing import Self
 
 import grpc
 
@@ -54,3 +56,29 @@ class BlockingCalls:
                 yield from call
         finally:
             call.cancel()
+
+
+class BlockingClient:
+    """What clients whose calls block have in common: a connection, and its end.
+
+    Args:
+        session: where to, and what calls carry.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._calls = BlockingCalls(session)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel the calls in progress and close the connection."""
+        self._calls.close()

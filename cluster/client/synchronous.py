@@ -5,10 +5,9 @@ Its methods may be called from several threads at once. Waiting is all that this
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from types import TracebackType
-from typing import Self, Unpack
+from typing import Unpack
 
-from twinflow.cluster.client.blocking import BlockingCalls
+from twinflow.cluster.client.blocking import BlockingClient
 from twinflow.cluster.client.operations import Operation, Operations, ResultT
 from twinflow.cluster.client.request import (
     CallOptions,
@@ -25,7 +24,7 @@ from twinflow.runtime.outputs import RequestOutput
 from twinflow.runtime.sampling_params import SamplingParams
 
 
-class Client:
+class Client(BlockingClient):
     """A connection to a twinflow gateway.
 
         with Client("localhost:50051", api_key="...") as client:
@@ -57,31 +56,17 @@ class Client:
         tls: Tls | None = None,
         insecure: bool = False,
     ) -> None:
-        self._session = Session(
-            target=target,
-            api_key=api_key,
-            timeout_s=timeout_s,
-            connect_timeout_s=connect_timeout_s,
-            tls=tls,
-            insecure=insecure,
+        super().__init__(
+            Session(
+                target=target,
+                api_key=api_key,
+                timeout_s=timeout_s,
+                connect_timeout_s=connect_timeout_s,
+                tls=tls,
+                insecure=insecure,
+            )
         )
         self._operations = Operations()
-        self._calls = BlockingCalls(self._session)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Cancel the calls in progress and close the connection."""
-        self._calls.close()
 
     def generate(
         self,

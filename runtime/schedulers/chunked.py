@@ -46,14 +46,7 @@ class ChunkedScheduler:
         draft = Draft(self._setup, state)
         draft.decode()
         draft.budget = min(draft.budget, prompt_rows)
-
-        def give(request: Request, start: int) -> bool:
-            count = min(request.num_tokens - start, draft.budget)
-            if count > 0:
-                draft.add(request, start, count)
-            return count > 0
-
-        draft.fill(draft.prompts(), give)
+        draft.fill(draft.prompts(), draft.add_chunk)
         return draft
 
     def _due(self, decoding: Sequence[Request]) -> float | None:

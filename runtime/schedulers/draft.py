@@ -7,6 +7,7 @@ A request comes in with the blocks of its whole prompt, and nobody who waits ove
 policy's order: if one does not fit, none behind it is let in, so no request waits for ever.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -140,6 +141,13 @@ class Draft:
         self.running.remove(victim)
         self._idle += self._state.blocks.num_reclaimable(victim.request_id)
         self._preempted.append(victim.request_id)
+
+    def add_chunk(self, request: Request, start: int, most: float = math.inf) -> bool:
+        """Give a prompt the rows that are left, or `most` of them; False if that is none."""
+        count = int(min(request.num_tokens - start, self.budget, most))
+        if count > 0:
+            self.add(request, start, count)
+        return count > 0
 
     def prompts(self) -> list[Request]:
         """Prompts that are begun or wait, in the policy's order."""

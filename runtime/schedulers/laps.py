@@ -122,10 +122,7 @@ def _share(draft: Draft, prompts: Iterable[_Prompt], most: int | None = None) ->
 
     def give(request: Request, start: int) -> bool:
         nonlocal limit
-        count = min(request.num_tokens - start, draft.budget, limit)
-        limit = draft.budget
-        if count > 0:
-            draft.add(request, start, count)
-        return count > 0
+        least, limit = limit, draft.budget
+        return draft.add_chunk(request, start, least)
 
     draft.fill([prompt.request for prompt in prompts], give)

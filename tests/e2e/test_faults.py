@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.support.completions import CompletionsClient
+from tests.support.completions import read_stream
 from tests.support.deployments import QUIET_S, START_S, Deployment, serving, wait_until
 from tests.support.request_mixes import Ask
 
@@ -24,17 +24,6 @@ LONG = Ask((5, 6, 7), SamplingParams(temperature=0, max_tokens=250, ignore_eos=T
 NOTICED_S = 30.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-
-
-async def read(deployment: Deployment, began: asyncio.Event) -> tuple[int, ...]:
-    """Stream a long answer; returns its tokens once it is complete."""
-    tokens: list[int] = []
-    async with CompletionsClient(deployment) as client:
-        async for event in client.events(LONG):
-            assert "error" not in event, event
-            tokens += event["choices"][0]["token_ids"]
-            began.set()
-    return tuple(tokens)
 
 
 async def becomes_ready(deployment: Deployment) -> None:
@@ -61,10 +50,10 @@ async def test_workers_that_die_and_freeze_are_replaced(tiny_model: Path, launch
         serving(tiny_model, "--launcher", launcher, *FLAGS) as deployment,
         Admin(deployment.grpc_target, token=TOKEN) as admin,
     ):
-        expected = await read(deployment, asyncio.Event())
+        expected = await read_stream(deployment, LONG, asyncio.Event())
         for fault in (signal.SIGKILL, signal.SIGSTOP):
             began = asyncio.Event()
-            reading = asyncio.create_task(read(deployment, began))
+            reading = asyncio.create_task(read_stream(deployment, LONG, began))
             await asyncio.wait_for(began.wait(), QUIET_S)
             before = epochs(admin)
             last = admin.cluster().last_event
@@ -80,7 +69,7 @@ async def test_workers_that_die_and_freeze_are_replaced(tiny_model: Path, launch
             assert after["decode-0"][0] > before["decode-0"][0]
             # Whatever was frozen is dead, and says nothing later.
             assert before["decode-0"][1] not in deployment.processes()
-        assert await read(deployment, asyncio.Event()) == expected
+        assert await read_stream(deployment, LONG, asyncio.Event()) == expected
         metrics = deployment.wait_idle()
         assert metrics.workers == {"prefill-0", "decode-0"}
         assert metrics.failed == 0

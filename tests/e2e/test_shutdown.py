@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.support.completions import CompletionsClient, Refused
+from tests.support.completions import CompletionsClient, Refused, read_stream
 from tests.support.deployments import QUIET_S, Deployment, serving, wait_until
 from tests.support.request_mixes import Ask
 
@@ -26,17 +26,6 @@ ENDLESS = Ask((5, 6, 7), SamplingParams(temperature=0, max_tokens=4000, ignore_e
 HURRIED_STATUS = 130
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-
-
-async def read(deployment: Deployment, began: asyncio.Event) -> tuple[int, ...]:
-    """Stream a long answer; returns its tokens once it is complete."""
-    tokens: list[int] = []
-    async with CompletionsClient(deployment) as client:
-        async for event in client.events(LONG):
-            assert "error" not in event, event
-            tokens += event["choices"][0]["token_ids"]
-            began.set()
-    return tuple(tokens)
 
 
 async def broken_http_stream(deployment: Deployment, began: asyncio.Event) -> dict[str, Any]:
@@ -111,7 +100,7 @@ async def test_an_interrupt_lets_running_requests_finish(tiny_model: Path, launc
     """And refuses new ones meanwhile."""
     with serving(tiny_model, "--launcher", launcher, *FLAGS) as deployment:
         began = asyncio.Event()
-        reading = asyncio.create_task(read(deployment, began))
+        reading = asyncio.create_task(read_stream(deployment, LONG, began))
         await asyncio.wait_for(began.wait(), QUIET_S)
         deployment.interrupt()
         async with asyncio.timeout(QUIET_S):

@@ -206,3 +206,14 @@ async def for_each(items: Sequence[X], work: Callable[[X], Awaitable[T]], at_onc
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(seated(item)) for item in items]
     return [task.result() for task in tasks]
+
+
+async def read_stream(deployment: Deployment, ask: Ask, began: asyncio.Event) -> tuple[int, ...]:
+    """Stream an answer; returns its tokens once it is complete. `began` is set from the first."""
+    tokens: list[int] = []
+    async with CompletionsClient(deployment) as client:
+        async for event in client.events(ask):
+            assert "error" not in event, event
+            tokens += event["choices"][0]["token_ids"]
+            began.set()
+    return tuple(tokens)
