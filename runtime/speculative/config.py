@@ -5,16 +5,25 @@ Knows names and bounds; what drafters there are is the registry's.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import msgspec
 
 from twinflow.runtime.nearest import did_you_mean
+from twinflow.runtime.speculative.layer_parallel.config import LayerParallelConfig, check_keys
 
 DRAFT_MODEL = "draft_model"
+EASYSPEC = "easyspec"
+WITH_MODEL = (DRAFT_MODEL, EASYSPEC)
 
-# Keys that mean something to one method only, by how they begin.
-_OWN_KEYS = {"prompt_lookup_": "ngram", "suffix_decoding_": "suffix", "model": DRAFT_MODEL}
+# Keys that mean something to some methods only, by how they begin.
+_OWN_KEYS = {
+    "prompt_lookup_": ("ngram",),
+    "suffix_decoding_": ("suffix",),
+    "model": WITH_MODEL,
+    "draft_tensor_parallel_size": WITH_MODEL,
+    "layer_parallel": (EASYSPEC,),
+}
 _MOST_TOKENS = 64
 
 
@@ -24,7 +33,10 @@ class SpeculativeConfig:
 
     Attributes:
         method: name of the drafter.
-        model: directory of the model that drafts; for `draft_model` only.
+        model: directory of the model that drafts; for `draft_model` and `easyspec`.
+        draft_tensor_parallel_size: ranks that draft together, of those of the worker; None for one,
+            or for `easyspec` as many as its layout takes.
+        layer_parallel: how `easyspec` computes the layers of the model.
         num_speculative_tokens: most tokens proposed to a request at a time.
         prompt_lookup_min: fewest last tokens that must occur earlier; None for 2.
         prompt_lookup_max: most that are compared; None for 5, or the least if that is more.
@@ -36,6 +48,8 @@ class SpeculativeConfig:
 
     method: str
     model: str | None = None
+    draft_tensor_parallel_size: int | None = None
+    layer_parallel: LayerParallelConfig = field(default_factory=LayerParallelConfig)
     num_speculative_tokens: int = 5
     prompt_lookup_min: int | None = None
     prompt_lookup_max: int | None = None
@@ -50,8 +64,16 @@ class SpeculativeConfig:
                 f"num_speculative_tokens must be in 1..{_MOST_TOKENS}, not "
                 f"{self.num_speculative_tokens}"
             )
-        if self.method == DRAFT_MODEL and not self.model:
-            raise ValueError("method draft_model needs 'model': the directory of a small model")
+        if self.method in WITH_MODEL and not self.model:
+            raise ValueError(f"method {self.method} needs 'model': the directory of a small model")
+        ranks = self.draft_tensor_parallel_size
+        if ranks is not None and ranks < 1:
+            raise ValueError(f"draft_tensor_parallel_size must be at least 1, not {ranks}")
+        if ranks is not None and ranks > 1 and self.layer_parallel.layout == "single":
+            raise ValueError(
+                f"draft_tensor_parallel_size is {ranks}, and layer_parallel.layout single drafts "
+                f"on one rank: leave one of them out"
+            )
 
     @classmethod
     def parse(cls, given: object) -> "SpeculativeConfig":
@@ -62,7 +84,7 @@ class SpeculativeConfig:
                 type or out of bounds.
         """
         values = _object(given)
-        known = [field.name for field in fields(cls)]
+        known = [item.name for item in fields(cls)]
         for key in values:
             if key not in known:
                 raise ValueError(f"{key!r} is unknown{did_you_mean(key, known)}")
@@ -70,9 +92,13 @@ class SpeculativeConfig:
         if method is None:
             raise ValueError("'method' is missing: say how tokens are proposed, such as ngram")
         for key in values:
-            for beginning, owner in _OWN_KEYS.items():
-                if key.startswith(beginning) and method != owner:
-                    raise ValueError(f"{key!r} is of method {owner}, and the method is {method}")
+            for beginning, owners in _OWN_KEYS.items():
+                if key.startswith(beginning) and method not in owners:
+                    raise ValueError(
+                        f"{key!r} is of method {' and '.join(owners)}, and the method is {method}"
+                    )
+        if "layer_parallel" in values:
+            check_keys(values["layer_parallel"])
         return msgspec.convert(values, cls)
 
 

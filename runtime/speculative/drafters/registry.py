@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from twinflow.runtime.nearest import did_you_mean
-from twinflow.runtime.speculative.config import DRAFT_MODEL, SpeculativeConfig
+from twinflow.runtime.speculative.config import WITH_MODEL, SpeculativeConfig
 from twinflow.runtime.speculative.drafters.base import Drafter
 from twinflow.runtime.speculative.drafters.ngram import NgramConfig, NgramDrafter
 from twinflow.runtime.speculative.drafters.suffix import SuffixConfig, SuffixDrafter
@@ -101,7 +101,8 @@ def _token_recycling(setup: DrafterSetup) -> Drafter:
     return TokenRecyclingDrafter(RecyclingConfig(vocab_size=setup.vocab_size, template=template))
 
 
-register_drafter(DRAFT_MODEL, lambda setup: setup.load(setup.config))
+for _method in WITH_MODEL:
+    register_drafter(_method, lambda setup: setup.load(setup.config))
 register_drafter("ngram", _ngram)
 register_drafter("suffix", _suffix)
 register_drafter("token_recycling", _token_recycling)

@@ -8,6 +8,8 @@ from twinflow.cluster.cli.sources import resolve
 from twinflow.cluster.config import ServeConfig
 from twinflow.protos.errors import ConfigError
 
+_EASYSPEC = '{"method": "easyspec", "model": "small", "layer_parallel": %s}'
+
 
 def configure(
     flags: dict[str, object] | None = None, environ: dict[str, str] | None = None
@@ -113,7 +115,20 @@ def test_speculation_is_json_with_the_names_of_vllm(file: Path) -> None:
         ('{"method": "ngram", "promt_lookup_max": 3}', "did you mean prompt_lookup_max?"),
         ('{"method": "suffix", "prompt_lookup_max": 3}', "of method ngram, and the method is"),
         ('{"method": "draft_model"}', "needs 'model'"),
-        ('{"method": "ngram", "model": "small"}', "'model' is of method draft_model"),
+        ('{"method": "ngram", "model": "small"}', "'model' is of method draft_model and easyspec"),
+        ('{"method": "ngram", "layer_parallel": {}}', "'layer_parallel' is of method easyspec"),
+        ('{"method": "easyspec"}', "needs 'model'"),
+        (_EASYSPEC % '{"sizes": 3}', "layer_parallel.sizes is unknown; did you mean size?"),
+        (_EASYSPEC % '{"size": 0}', "layer_parallel.size must be auto or in 1..16"),
+        (_EASYSPEC % '{"size": "auto", "plan": "measured"}', "layer_parallel.plan measured needs"),
+        (_EASYSPEC % '{"layout": "ring"}', "layer_parallel.layout"),
+        (_EASYSPEC % '{"first": -1}', "layer_parallel.first must be at least 0"),
+        (_EASYSPEC % "4", "layer_parallel must be a JSON object"),
+        (
+            _EASYSPEC % '{"layout": "single"}, "draft_tensor_parallel_size": 2',
+            "leave one of them out",
+        ),
+        (_EASYSPEC % '{}, "draft_tensor_parallel_size": 0', "draft_tensor_parallel_size must be"),
         ('{"method": "eagle"}', "'eagle' is unknown; choose one of"),
         ('{"method": "ngram", "num_speculative_tokens": 0}', "must be in 1..64, not 0"),
         ('{"method": "ngram", "num_speculative_tokens": true}', "Expected `int`, got `bool`"),

@@ -77,7 +77,7 @@ def test_a_drafter_hears_what_was_likely_behind_each_sampled_row() -> None:
 
 
 def test_names_of_drafters() -> None:
-    assert drafter_names() == ["draft_model", "ngram", "suffix", "token_recycling"]
+    assert drafter_names() == ["draft_model", "easyspec", "ngram", "suffix", "token_recycling"]
     with pytest.raises(ValueError, match="already registered"):
         register_drafter("ngram", lambda setup: NgramDrafter(NgramConfig()))
 
