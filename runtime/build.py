@@ -59,6 +59,7 @@ from twinflow.runtime.schedulers import (
 )
 from twinflow.runtime.schedulers.setup import SchedulerSetup
 from twinflow.runtime.speculative.config import SpeculativeConfig
+from twinflow.runtime.speculative.goodput.setup import create_goodput
 from twinflow.runtime.speculative.speculation import create_speculation
 from twinflow.runtime.step_times import engine_key, measured_times
 from twinflow.runtime.weight_memory import weight_bytes
@@ -357,6 +358,7 @@ def assemble_engine(
             clock=clock,
             on_kv=on_kv,
             lanes=lanes,
+            goodput=create_goodput(plan.options.speculative_config),
         ),
         cache=runner.kv_cache,
         layout=plan.layout,

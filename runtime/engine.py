@@ -32,6 +32,7 @@ from twinflow.runtime.proposals import Proposals
 from twinflow.runtime.queues import RequestQueues
 from twinflow.runtime.request import Request, RequestStatus, Wave
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerState
+from twinflow.runtime.speculative.goodput.controller import GoodputController, GoodputFigures
 from twinflow.runtime.step_plan import RowGroup, StepPlan
 
 
@@ -48,6 +49,7 @@ class Engine:
         on_kv: told, from inside a step and on the thread that computes it, about every finished
             layer range of held requests.
         lanes: compute; None for one lane, on which the executor computes.
+        goodput: says how much is worth proposing; None if that is always as much as is allowed.
 
     Attributes:
         executor: see above.
@@ -66,6 +68,7 @@ class Engine:
         clock: Callable[[], float],
         on_kv: OnKV | None = None,
         lanes: Lanes | None = None,
+        goodput: GoodputController | None = None,
     ) -> None:
         self._num_layers = num_layers
         self._config = config
@@ -79,7 +82,10 @@ class Engine:
         self._life = RequestLifecycle(
             executor, blocks, max_model_len=config.max_model_len, clock=clock
         )
-        self._proposals = Proposals(config, executor, blocks, self._life.counters.speculation)
+        self._goodput = goodput
+        self._proposals = Proposals(
+            config, executor, blocks, self._life.counters.speculation, clock, goodput
+        )
         self.executor = executor
         self.blocks = blocks
         self.traffic: tuple[LayerTraffic, ...] = ()
@@ -103,6 +109,11 @@ class Engine:
     def lane_figures(self) -> LaneFigures | None:
         """What the two lanes have done; None if there is one."""
         return self._lanes.figures
+
+    @property
+    def goodput(self) -> GoodputFigures | None:
+        """How often proposing was worth it; None if that is not asked."""
+        return None if self._goodput is None else self._goodput.figures
 
     @property
     def runnable(self) -> bool:
@@ -179,6 +190,8 @@ class Engine:
     def close(self) -> None:
         """Finish what is under way, whose results are lost; no step may follow."""
         self._lanes.close()
+        if self._goodput is not None:
+            self._goodput.close()
 
     def _begin(self, lane: Mode | None) -> bool:
         """Plan a step for a lane and hand it over; False if there is nothing to do."""
@@ -190,7 +203,8 @@ class Engine:
                 item.request.computing = True
             listener = layer_listener(work, self._on_kv)
             decoding = self._decoding_next() if lane is Mode.PREFILL else ()
-            step = Step(lane, work, plan.layer_groups, listener, decoding)
+            began = self._clock()
+            step = Step(lane, work, plan.layer_groups, listener, decoding, began)
             self._under_way[lane] = step
             self._lanes.begin(step)
         return bool(plan.row_groups or plan.receive or plan.preempted)
@@ -246,6 +260,7 @@ class Engine:
             self._failed_steps = 0
             self.traffic = tuple(outcome.traffic)
             self.counters.note_experts(self.traffic)
+            self._proposals.timed(step.work, self._clock() - step.began)
             self._update(step, outcome.results)
         for item in step.work:
             if item.request.doomed:

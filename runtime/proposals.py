@@ -7,7 +7,7 @@ read it: rows see positions up to their own only, and a position becomes a reque
 is computed again. Nothing of it is published, because only a request's own tokens are.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.executor import Executor, Work
@@ -16,6 +16,8 @@ from twinflow.runtime.lanes.view import decodes
 from twinflow.runtime.request import Request, RequestStatus
 from twinflow.runtime.speculative.account import SpeculationAccount
 from twinflow.runtime.speculative.draft import NOTHING
+from twinflow.runtime.speculative.goodput.controller import Ask, GoodputController
+from twinflow.runtime.step_plan import RowKind
 
 
 class Proposals:
@@ -26,6 +28,8 @@ class Proposals:
         executor: makes them.
         blocks: of the requests.
         account: of all of them together.
+        clock: seconds, monotonic; only durations are used.
+        goodput: says how much is worth proposing; None if that is always as much as is allowed.
     """
 
     def __init__(
@@ -34,7 +38,11 @@ class Proposals:
         executor: Executor,
         blocks: BlockManager,
         account: SpeculationAccount,
+        clock: Callable[[], float],
+        goodput: GoodputController | None = None,
     ) -> None:
+        self._clock = clock
+        self._goodput = goodput
         self._config = config
         self._executor = executor
         self._blocks = blocks
@@ -44,12 +52,24 @@ class Proposals:
         """Replace the proposals of requests that the next step may take up."""
         if not self._config.num_speculative_tokens:
             return
-        limits = {request.request_id: self._limit(request) for request in requests}
-        asked = [request for request in requests if limits[request.request_id] > 0]
+        asks = [(request, limit) for request in requests if (limit := self._limit(request)) > 0]
         for request in requests:
             request.draft = NOTHING
-        each = [limits[request.request_id] for request in asked]
-        for request, draft in zip(asked, self._executor.propose(asked, each), strict=True):
+        if self._goodput is not None and asks:
+            decoding = sum(map(decodes, requests))
+            named = [Ask(request.request_id, limit) for request, limit in asks]
+            worth = self._goodput.limits(named, decoding)
+            chosen = zip(asks, worth, strict=True)
+            asks = [(request, limit) for (request, _), limit in chosen if limit > 0]
+        if asks:
+            self._propose(*zip(*asks, strict=True))
+
+    def _propose(self, requests: Sequence[Request], limits: Sequence[int]) -> None:
+        began = self._clock()
+        drafts = self._executor.propose(requests, limits)
+        if self._goodput is not None:
+            self._goodput.drafted(self._clock() - began)
+        for request, draft in zip(requests, drafts, strict=True):
             request.draft = draft
 
     def _limit(self, request: Request) -> int:
@@ -66,9 +86,18 @@ class Proposals:
             item: a row group of the step that is over.
             accepted: proposed tokens that were right.
         """
-        if item.group.drafted:
-            for account in (self._account, item.request.speculation):
-                account.note(item.group.drafted, accepted)
+        if not item.group.drafted:
+            return
+        for account in (self._account, item.request.speculation):
+            account.note(item.group.drafted, accepted)
+        if self._goodput is not None:
+            self._goodput.verified(item.request.request_id, accepted, item.group.drafted)
+
+    def timed(self, work: Sequence[Work], seconds: float) -> None:
+        """A step is over and took so long."""
+        if self._goodput is None or any(item.group.kind is RowKind.PREFILL for item in work):
+            return
+        self._goodput.stepped(sum(item.group.token_count for item in work), seconds)
 
     def settle(self, item: Work) -> None:
         """Drop a proposal that was verified, and give back the blocks that it was to fill."""

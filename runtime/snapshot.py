@@ -8,6 +8,7 @@ from twinflow.runtime.lanes.base import LaneFigures
 from twinflow.runtime.layer_traffic import LayerTotals
 from twinflow.runtime.request import RequestStatus
 from twinflow.runtime.speculative.account import SpeculationAccount
+from twinflow.runtime.speculative.goodput.controller import GoodputFigures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class EngineSnapshot:
         quarantined_blocks: blocks of requests that were aborted while their rows are being
             computed.
         lanes: what two lanes have done since the start; None if there is one.
+        goodput: how often proposing was worth it; None if that is not asked.
     """
 
     num_running: int = 0
@@ -54,6 +56,7 @@ class EngineSnapshot:
     speculation: SpeculationAccount = field(default_factory=SpeculationAccount)
     quarantined_blocks: int = 0
     lanes: LaneFigures | None = None
+    goodput: GoodputFigures | None = None
 
 
 def take_snapshot(engine: Engine) -> EngineSnapshot:
@@ -82,4 +85,5 @@ def take_snapshot(engine: Engine) -> EngineSnapshot:
         speculation=counters.speculation.copy(),
         quarantined_blocks=blocks.num_quarantined * shards,
         lanes=engine.lane_figures,
+        goodput=engine.goodput,
     )

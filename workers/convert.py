@@ -14,6 +14,7 @@ from twinflow.runtime.lanes.base import LaneFigures
 from twinflow.runtime.outputs import FinishReason, PhaseTime, TokenDelta, TokenLogprobs
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
+from twinflow.runtime.speculative.goodput.controller import GoodputFigures
 
 _FINISH_TO_PB = {
     None: public.FINISH_REASON_UNSPECIFIED,
@@ -163,6 +164,15 @@ def delta_from_pb(output: pb.RequestOutput) -> TokenDelta:
         stop_token_id=output.stop_token_id if output.HasField("stop_token_id") else None,
         cached_tokens=output.cached_tokens,
         phases=phases_from_pb(output.phases),
+    )
+
+
+def goodput_to_pb(figures: GoodputFigures) -> pb.GoodputStats:
+    """How often proposing was worth it."""
+    return pb.GoodputStats(
+        speculating_steps=figures.speculating,
+        silent_steps=figures.silent,
+        probe_steps=figures.probes,
     )
 
 

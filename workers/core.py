@@ -25,7 +25,7 @@ from twinflow.runtime.engine import Engine
 from twinflow.runtime.lifecycle import ReceiveOrder
 from twinflow.runtime.request import Request
 from twinflow.workers.config import WorkerConfig
-from twinflow.workers.convert import lane_stats_to_pb
+from twinflow.workers.convert import goodput_to_pb, lane_stats_to_pb
 from twinflow.workers.engine_loop import EngineLoop
 from twinflow.workers.outputs import OutputRouter, RequestOwner
 
@@ -189,6 +189,7 @@ class WorkerCore:
                 draft_tokens=now.speculation.draft_tokens,
                 accepted_tokens=now.speculation.accepted_tokens,
                 accepted_at=now.speculation.accepted_at,
+                goodput=goodput_to_pb(now.goodput) if now.goodput is not None else None,
             ),
             lanes=lane_stats_to_pb(now.lanes) if now.lanes is not None else None,
             quarantined_blocks=now.quarantined_blocks,

@@ -161,6 +161,14 @@ def _by_lane(
     return _LabelledMetric(family, name, text, "lane", found)
 
 
+def _goodput_steps(stats: WorkerStats) -> Iterator[tuple[str, float]]:
+    if stats.speculation.HasField("goodput"):
+        goodput = stats.speculation.goodput
+        yield "speculate", goodput.speculating_steps
+        yield "none", goodput.silent_steps
+        yield "probe", goodput.probe_steps
+
+
 _LABELLED_METRICS = (
     _by_layer("twinflow:expert_steps", "Steps that needed experts of a layer.", lambda s: s.steps),
     _by_layer(
@@ -179,6 +187,13 @@ _LABELLED_METRICS = (
         "Proposals whose token at a position was right; the first is 0.",
         "position",
         lambda s: ((str(place), count) for place, count in enumerate(s.speculation.accepted_at)),
+    ),
+    _LabelledMetric(
+        CounterMetricFamily,
+        "twinflow:spec_decode_steps",
+        "Decoding steps by what goodput control chose: speculate, none, or probe.",
+        "choice",
+        _goodput_steps,
     ),
     _LabelledMetric(
         GaugeMetricFamily,

@@ -28,6 +28,7 @@ class Step:
         on_layers: told about finished layers, on whatever thread computes.
         decoding: requests that the decode lane will decode as soon as it is asked; told to the
             prefill lane, which shares the device with it.
+        began: when it was handed over, on the engine's clock.
     """
 
     lane: Mode | None
@@ -35,6 +36,7 @@ class Step:
     layer_groups: int = 1
     on_layers: LayersDone | None = None
     decoding: tuple[Request, ...] = ()
+    began: float = 0.0
 
     @property
     def requests(self) -> frozenset[str]:

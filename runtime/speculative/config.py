@@ -38,6 +38,8 @@ class SpeculativeConfig:
             or for `easyspec` as many as its layout takes.
         layer_parallel: how `easyspec` computes the layers of the model.
         num_speculative_tokens: most tokens proposed to a request at a time.
+        adaptive: propose fewer tokens, or none, where that is predicted to be faster.
+        adaptive_decisions: file for every such decision; None for none.
         prompt_lookup_min: fewest last tokens that must occur earlier; None for 2.
         prompt_lookup_max: most that are compared; None for 5, or the least if that is more.
         suffix_decoding_max_tree_depth: most tokens of match and proposal together.
@@ -51,6 +53,8 @@ class SpeculativeConfig:
     draft_tensor_parallel_size: int | None = None
     layer_parallel: LayerParallelConfig = field(default_factory=LayerParallelConfig)
     num_speculative_tokens: int = 5
+    adaptive: bool = True
+    adaptive_decisions: str | None = None
     prompt_lookup_min: int | None = None
     prompt_lookup_max: int | None = None
     suffix_decoding_max_tree_depth: int = 24
@@ -74,6 +78,11 @@ class SpeculativeConfig:
                 f"draft_tensor_parallel_size is {ranks}, and layer_parallel.layout single drafts "
                 f"on one rank: leave one of them out"
             )
+
+    @property
+    def level_widths(self) -> tuple[int, ...]:
+        """Most nodes of each level of a proposal."""
+        return (1,) * self.num_speculative_tokens
 
     @classmethod
     def parse(cls, given: object) -> "SpeculativeConfig":

@@ -121,7 +121,7 @@ def test_tokens_do_not_depend_on_the_engines_limits(
 
 @pytest.mark.parametrize("method", ["ngram", "suffix", "token_recycling"])
 def test_tokens_do_not_depend_on_proposals(model: Path, mix: Mix, method: str) -> None:
-    config = {"method": method, "num_speculative_tokens": 3}
+    config = {"method": method, "num_speculative_tokens": 3, "adaptive": False}
     llm = load(model, speculative_config=config, max_num_seqs=8, max_num_batched_tokens=32)
     outputs = llm.generate(mix.prompts, mix.params, use_tqdm=False)
     assert [output.outputs for output in outputs] == [output.outputs for output in mix.alone]
@@ -147,7 +147,7 @@ def test_a_stop_string_inside_an_accepted_run_ends_the_sequence_there(
 ) -> None:
     (whole,) = llm.generate(TEXTS[0], GREEDY, use_tqdm=False)
     text = whole.outputs[0].text
-    speculating = load(model, speculative_config={"method": "token_recycling"})
+    speculating = load(model, speculative_config={"method": "token_recycling", "adaptive": False})
     speculating.generate(TEXTS[0], GREEDY, use_tqdm=False)  # and now it knows what comes
     for end in range(2, 9):
         params = replace(GREEDY, stop=(text[end : end + 2],))

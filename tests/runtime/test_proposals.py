@@ -4,12 +4,15 @@ The executor is a fake that reads tokens back through block tables: KV of reject
 read or published by anybody would change somebody's output.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import pytest
 from tests.support.engines import (
     EngineSpec,
     FakeExecutor,
+    Guess,
+    ManualClock,
     create_engine,
     create_request,
     expected_output,
@@ -17,10 +20,12 @@ from tests.support.engines import (
 )
 
 from twinflow.runtime.engine import Engine
-from twinflow.runtime.outputs import FinishReason, NumericalFault, SampledToken
+from twinflow.runtime.executor import LayersDone, Work
+from twinflow.runtime.outputs import FinishReason, NumericalFault, SampledRun, SampledToken
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.speculative.draft import Draft
+from twinflow.runtime.speculative.goodput.controller import GoodputController
 from twinflow.runtime.speculative.speculation import judge
 from twinflow.runtime.step_plan import RowKind
 
@@ -178,6 +183,46 @@ def test_held_requests_get_no_proposals_and_verify_rows_are_called_so() -> None:
     )
     serve(engine, request)
     assert kinds == [[RowKind.PREFILL], [RowKind.VERIFY]]
+
+
+@dataclass
+class TimedExecutor(FakeExecutor):
+    """Steps take time."""
+
+    clock: ManualClock
+    seconds: Callable[[int], float]
+
+    def __post_init__(self) -> None:
+        super().__init__(SPEC.block_size)
+
+    def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledRun]:
+        self.clock.advance(self.seconds(sum(item.group.token_count for item in work)))
+        return super().execute(work, on_layers)
+
+
+@pytest.mark.parametrize(
+    ("guess", "seconds", "worth"),
+    [
+        (right, lambda _: 1.0, True),
+        (right, lambda rows: 2.0 if rows > 2 else 0.1, False),
+        (wrong, lambda _: 1.0, False),
+    ],
+)
+def test_goodput_decides_how_much_is_proposed_and_changes_no_token(
+    guess: Guess, seconds: Callable[[int], float], worth: bool
+) -> None:
+    executor = TimedExecutor(ManualClock(), seconds)
+    executor.guess = guess
+    control = GoodputController((1,) * 3)
+    engine, _ = create_engine(SPEC, executor=executor, clock=executor.clock, goodput=control)
+    requests = [create_request(10, max_tokens=60) for _ in range(2)]
+    tokens = serve(engine, *requests)
+    for request in requests:
+        assert tokens[request.request_id] == expected_output(request.prompt_token_ids, 60)
+    figures = engine.goodput
+    assert figures is not None
+    assert (figures.speculating > figures.silent) == worth
+    assert figures.speculating > 0 < figures.silent
 
 
 def test_a_fault_behind_a_proposed_token_is_met_again_only_if_the_token_comes_true() -> None:

@@ -20,6 +20,7 @@ from twinflow.runtime.schedulers import create_scheduler
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerLimits
 from twinflow.runtime.schedulers.setup import SchedulerSetup
 from twinflow.runtime.speculative.draft import NOTHING, Draft
+from twinflow.runtime.speculative.goodput.controller import GoodputController
 from twinflow.runtime.speculative.speculation import judge
 
 NUM_LAYERS = 4
@@ -188,6 +189,7 @@ def create_engine(
     on_kv: Callable[[KVProgress], None] | None = None,
     wrap: Callable[[Scheduler, SchedulerLimits], Scheduler] | None = None,
     lanes: Callable[[FakeExecutor], Lanes] | None = None,
+    goodput: GoodputController | None = None,
 ) -> tuple[Engine, FakeExecutor]:
     """An engine over a fake executor; `wrap` may put something round its scheduler, and `lanes` may
     compute in another way than on one lane."""
@@ -227,6 +229,7 @@ def create_engine(
         clock=clock or ManualClock(),
         on_kv=on_kv,
         lanes=lanes(fake) if lanes else None,
+        goodput=goodput,
     )
     return engine, fake
 

@@ -8,6 +8,7 @@ from twinflow.cluster.gateway.metrics import GatewayMetrics
 from twinflow.protos.errors import Overloaded
 from twinflow.protos.twinflow.internal.v1.worker_pb2 import (
     ExpertLayerStats,
+    GoodputStats,
     SpeculationStats,
     WorkerStats,
 )
@@ -131,13 +132,22 @@ def test_traffic_of_experts_is_reported_by_layer(
 def test_speculation_is_reported_under_the_names_of_vllm(
     registry: CollectorRegistry, metrics: GatewayMetrics
 ) -> None:
-    account = SpeculationStats(drafts=9, draft_tokens=27, accepted_tokens=8, accepted_at=[6, 2])
+    account = SpeculationStats(
+        drafts=9,
+        draft_tokens=27,
+        accepted_tokens=8,
+        accepted_at=[6, 2],
+        goodput=GoodputStats(speculating_steps=4, silent_steps=3, probe_steps=2),
+    )
     metrics.observe_worker("w", "decode", WorkerStats(speculation=account))
     labels = {"worker": "w", "role": "decode"}
     for name, value in (("drafts", 9), ("draft_tokens", 27), ("accepted_tokens", 8)):
         assert sample(registry, f"vllm:spec_decode_num_{name}_total", **labels) == value
     per_pos = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
     assert [sample(registry, per_pos, **labels, position=p) for p in "012"] == [6, 2, None]
+    for choice, steps in (("speculate", 4), ("none", 3), ("probe", 2)):
+        steps_total = "twinflow:spec_decode_steps_total"
+        assert sample(registry, steps_total, **labels, choice=choice) == steps
 
 
 def test_a_worker_that_leaves_or_changes_its_role(

@@ -19,7 +19,7 @@ from tests.support.workers import (
 from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.speculative.config import SpeculativeConfig
 
-SPECULATION = SpeculativeConfig(method="token_recycling", num_speculative_tokens=3)
+SPECULATION = SpeculativeConfig(method="token_recycling", num_speculative_tokens=3, adaptive=False)
 PARAMS = [
     SamplingParams(temperature=0, max_tokens=20, seed=0, ignore_eos=True),
     SamplingParams(temperature=0.8, top_p=0.9, max_tokens=20, seed=7, frequency_penalty=0.2),

@@ -270,16 +270,28 @@ class LaneStats(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., prefill_processors: _Optional[int] = ..., decode_processors: _Optional[int] = ..., switches: _Optional[int] = ..., prefill_steps: _Optional[int] = ..., decode_steps: _Optional[int] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., both_seconds: _Optional[float] = ...) -> None: ...
 
 class SpeculationStats(_message.Message):
-    __slots__ = ("drafts", "draft_tokens", "accepted_tokens", "accepted_at")
+    __slots__ = ("drafts", "draft_tokens", "accepted_tokens", "accepted_at", "goodput")
     DRAFTS_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_AT_FIELD_NUMBER: _ClassVar[int]
+    GOODPUT_FIELD_NUMBER: _ClassVar[int]
     drafts: int
     draft_tokens: int
     accepted_tokens: int
     accepted_at: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, drafts: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., accepted_at: _Optional[_Iterable[int]] = ...) -> None: ...
+    goodput: GoodputStats
+    def __init__(self, drafts: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., accepted_at: _Optional[_Iterable[int]] = ..., goodput: _Optional[_Union[GoodputStats, _Mapping]] = ...) -> None: ...
+
+class GoodputStats(_message.Message):
+    __slots__ = ("speculating_steps", "silent_steps", "probe_steps")
+    SPECULATING_STEPS_FIELD_NUMBER: _ClassVar[int]
+    SILENT_STEPS_FIELD_NUMBER: _ClassVar[int]
+    PROBE_STEPS_FIELD_NUMBER: _ClassVar[int]
+    speculating_steps: int
+    silent_steps: int
+    probe_steps: int
+    def __init__(self, speculating_steps: _Optional[int] = ..., silent_steps: _Optional[int] = ..., probe_steps: _Optional[int] = ...) -> None: ...
 
 class ExpertLayerStats(_message.Message):
     __slots__ = ("layer", "steps", "distinct", "loaded_bytes")
