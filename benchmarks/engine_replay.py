@@ -20,11 +20,12 @@ from twinflow.cluster.simulator.config import Deployment, Link, SimulationConfig
 from twinflow.cluster.simulator.lengths import Lengths
 from twinflow.cluster.simulator.traces import Shape
 from twinflow.cluster.simulator.workload import Workload
-from twinflow.runtime.build import BuiltEngine, EngineOptions, build_engine
+from twinflow.runtime.build import BuiltEngine, build_engine
 from twinflow.runtime.cost.fit import Accuracy, fit_model
 from twinflow.runtime.cost.lanes import LaneTimes
 from twinflow.runtime.cost.measure import measure
 from twinflow.runtime.cost.model import CostModel
+from twinflow.runtime.engine_plan import EngineOptions
 
 
 def run_engine(built: BuiltEngine, arrivals: Arrivals, timeline: Timeline) -> RealRun:

@@ -92,6 +92,13 @@ class TimedRanks(RankGroup):
         self.seconds += time.perf_counter() - start
         return parts
 
+    def broadcast(self, part: Tensor, root: int) -> Tensor:
+        """See the base class."""
+        start = time.perf_counter()
+        found = self._ranks.broadcast(part, root)
+        self.seconds += time.perf_counter() - start
+        return found
+
     def neighbours(self, size: int) -> RankGroup:
         """See the base class; their collectives are not counted."""
         return self._ranks.neighbours(size)

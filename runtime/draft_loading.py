@@ -1,6 +1,6 @@
 """Loads the small model that drafts for a model that is served.
 
-How models are loaded is `runtime.build`'s, which asks for this and hands that in.
+How models are loaded is `runtime.runner_loading`'s.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.speculative.drafters.draft_model import DraftModelDrafter
 
 if TYPE_CHECKING:
-    from twinflow.runtime.build import EngineOptions, EnginePlan
+    from twinflow.runtime.engine_plan import EngineOptions, EnginePlan
 
 
 def load_drafter(

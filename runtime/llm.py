@@ -20,7 +20,8 @@ from typing import cast
 from tqdm import tqdm
 
 from twinflow.protos.errors import ConfigError, InvalidRequest
-from twinflow.runtime.build import BuiltEngine, EngineOptions, build_engine
+from twinflow.runtime.build import BuiltEngine, build_engine
+from twinflow.runtime.engine_plan import EngineOptions
 from twinflow.runtime.outputs import CompletionOutput, FinishReason, RequestOutput, TokenLogprobs
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams, completion_seed

@@ -133,6 +133,7 @@ class ModelRunner:
         rows: Sequence[SequenceRows],
         on_layers: Callable[[int, int], None] | None = None,
         layers_per_unit: int = 0,
+        groups: Sequence[range] | None = None,
     ) -> Tensor:
         """Compute one step.
 
@@ -142,14 +143,19 @@ class ModelRunner:
                 written for the rows that cross layer `end - 1` in this step; in order, while later
                 layers are still to be computed.
             layers_per_unit: layers of such a call, 0 for all of them.
+            groups: all layers, in groups whose attention is computed side by side; None for one
+                layer after the other. See `ForwardPass.run_groups`.
 
         Returns:
             float32 [rows whose logits are wanted, vocab_size], in their order.
 
         Raises:
             ValueError: no rows, too many, a token, position, block or layer that does not exist,
-                or rows that go on from where they are not.
+                rows that go on from where they are not, or groups of rows or a listener that want
+                single layers.
         """
+        if groups is not None:
+            return self._forward_grouped(rows, groups, reports=on_layers is not None)
         every, ranges = self._lay_out(rows), self._layer_ranges(rows)
         hidden = self._resume(rows)
         logits = torch.empty(0, self._model.config.vocab_size, device=self._device)
@@ -169,6 +175,18 @@ class ModelRunner:
                 else:
                     self._frontier.put(*_front(rows[index], segment.end), states)
         return logits
+
+    def _forward_grouped(
+        self, rows: Sequence[SequenceRows], groups: Sequence[range], *, reports: bool
+    ) -> Tensor:
+        num_layers, flat = self._model.config.num_layers, self._lay_out(rows)
+        if [layer for group in groups for layer in group] != list(range(num_layers)):
+            raise ValueError(f"groups {groups} are not the {num_layers} layers in order")
+        if reports or any(span != (0, num_layers) for span in self._layer_ranges(rows)):
+            raise ValueError("layers in groups are crossed all at once, and nobody is told of one")
+        forward_pass = self._begin(rows, flat, ())
+        forward_pass.run_groups(groups)
+        return self._logits(forward_pass, _sampled_rows(rows, flat))
 
     def forget(self, sequence: str) -> bool:
         """Drop the rows of a sequence that have crossed some of the layers only.
@@ -288,7 +306,7 @@ def _attention(model: Model, cache: KVCache) -> Attention:
     """The kernel for what the model caches."""
     if model.config.latent is None:
         return model.placement.kernels.head_attention(cache, model.num_heads)
-    sharing = model.placement.latent_plan.sharing
+    sharing = model.placement.of_attention.latent_plan.sharing
     name = latent_attention_for(cache.data.device)
     return create_latent_attention(name, cache, latent_heads(model.config), sharing)
 
@@ -305,7 +323,8 @@ def _sampled_rows(rows: Sequence[SequenceRows], flat: FlatRows) -> IntArray:
 
 
 def _check_layout(model: Model, layout: KVLayout) -> None:
-    expected = (model.config.num_layers, _token_elements(model), model.dtype)
+    num_layers = model.placement.num_kv_layers(model.config.num_layers)
+    expected = (num_layers, _token_elements(model), model.dtype)
     width = sum(part.planes * part.width for part in layout.parts)
     found = (layout.num_layers, width, layout.torch_dtype)
     if found != expected:
@@ -318,8 +337,8 @@ def _token_elements(model: Model) -> int:
     """What a rank caches of a token in one layer."""
     config, latent = model.config, model.config.latent
     if latent is None:
-        ranks = model.placement.ranks
+        ranks = model.placement.of_attention.ranks
         heads = HeadCut.of(config.num_heads, config.num_kv_heads, ranks).keys.size
         return 2 * heads * config.head_dim
-    columns = model.placement.latent_plan.sharing.columns(latent.kv_rank)
+    columns = model.placement.of_attention.latent_plan.sharing.columns(latent.kv_rank)
     return sum(map(len, columns)) + latent.rope_dim

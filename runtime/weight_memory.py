@@ -30,7 +30,9 @@ def weight_bytes(config: ModelConfig, placement: Placement) -> int:
         if is_tied and kernels.copies_matrices(loaded, device):
             total += kernels.matrix_bytes(item.shape, loaded, device)
     if config.latent is not None:
-        total += config.num_layers * _absorbed_bytes(config.num_heads, config.latent, placement)
+        total += placement.num_kv_layers(config.num_layers) * _absorbed_bytes(
+            config.num_heads, config.latent, placement.of_attention
+        )
     return total
 
 

@@ -2,7 +2,7 @@
 
 import os
 
-from twinflow.runtime.build import EngineOptions
+from twinflow.runtime.engine_plan import EngineOptions
 from twinflow.runtime.lanes.options import LaneOptions
 from twinflow.runtime.latent_setup import LatentOptions
 from twinflow.workers.config import WorkerConfig

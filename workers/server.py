@@ -15,8 +15,9 @@ import torch
 from twinflow.protos.errors import ConfigError, RankLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
-from twinflow.runtime.build import BuiltEngine, LoadProgress, build_engine
+from twinflow.runtime.build import BuiltEngine, build_engine
 from twinflow.runtime.kv_progress import KVProgress
+from twinflow.runtime.runner_loading import LoadProgress
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.core import WorkerCore
 from twinflow.workers.handoff.end import HandoffEnd

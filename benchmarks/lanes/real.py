@@ -19,7 +19,8 @@ from benchmarks.replay import Arrivals, Latencies, Replay, Timeline
 from twinflow.cluster.simulator.traces import Shape
 from twinflow.cluster.simulator.workload import Workload
 from twinflow.protos.errors import ConfigError
-from twinflow.runtime.build import BuiltEngine, EngineOptions, build_engine
+from twinflow.runtime.build import BuiltEngine, build_engine
+from twinflow.runtime.engine_plan import EngineOptions
 from twinflow.runtime.lanes.options import LaneOptions
 
 

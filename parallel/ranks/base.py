@@ -57,6 +57,22 @@ class RankGroup(ABC):
         """
 
     @abstractmethod
+    def broadcast(self, part: Tensor, root: int) -> Tensor:
+        """Give what one rank has to all others.
+
+        Args:
+            part: [rows, width], the same shape and dtype on every rank; that of `root` is given,
+                the others may be overwritten.
+            root: the rank that gives.
+
+        Returns:
+            [rows, width] of `root`.
+
+        Raises:
+            RankLost: a rank did not answer within the deadline.
+        """
+
+    @abstractmethod
     def neighbours(self, size: int) -> "RankGroup":
         """A smaller group of ranks with neighbouring numbers, this one among them.
 
@@ -91,6 +107,10 @@ class OneRank(RankGroup):
         """See the base class."""
         return part
 
+    def broadcast(self, part: Tensor, root: int) -> Tensor:
+        """See the base class."""
+        return part
+
     def neighbours(self, size: int) -> "OneRank":
         """See the base class."""
         self._neighbours(size)
@@ -105,6 +125,10 @@ class Seat(RankGroup):
         raise RuntimeError(f"rank {self.rank} is not connected with the other {self.size - 1}")
 
     def all_gather(self, part: Tensor) -> Tensor:
+        """Raises RuntimeError: the ranks are not connected."""
+        raise RuntimeError(f"rank {self.rank} is not connected with the other {self.size - 1}")
+
+    def broadcast(self, part: Tensor, root: int) -> Tensor:
         """Raises RuntimeError: the ranks are not connected."""
         raise RuntimeError(f"rank {self.rank} is not connected with the other {self.size - 1}")
 

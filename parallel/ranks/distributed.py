@@ -17,7 +17,7 @@ directly. `benchmarks/ranks.py` measures both against gloo's all-reduce.
 What goes wrong once breaks the group for ever: the worker ends, and its launcher starts another.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -97,6 +97,10 @@ class DistributedRanks(RankGroup):
         """See the base class."""
         return self.gather_among(part, range(self.size))
 
+    def broadcast(self, part: Tensor, root: int) -> Tensor:
+        """See the base class. The result may be `part` itself."""
+        return self.give_among(part, range(self.size), root)
+
     def neighbours(self, size: int) -> RankGroup:
         """See the base class. The smaller group uses the connections of this one."""
         return self if size == self.size else NeighbouringRanks(self, self._neighbours(size))
@@ -128,6 +132,25 @@ class DistributedRanks(RankGroup):
             deadline = self._begin("all_gather", part)
             self._exchange("all_gather", members, [part] * count, list(parts), deadline)
         return parts.transpose(0, 1).reshape(rows, count * width)
+
+    def give_among(self, part: Tensor, members: range, root: int) -> Tensor:
+        """`broadcast` of some ranks; see `reduce_among`.
+
+        Args:
+            part: of this rank.
+            members: numbers of the ranks, this one among them.
+            root: which member gives, counted among them.
+        """
+        part, giver = part.contiguous(), members[root]
+        if len(members) == 1 or part.numel() == 0:
+            return part
+        deadline = self._begin("broadcast", part)
+        if self.rank == giver:
+            others = {rank: part for rank in members if rank != giver}
+            self._send("broadcast", others, {}, deadline)
+        else:
+            self._send("broadcast", {}, {giver: part}, deadline)
+        return part
 
     @contextmanager
     def patience(self, seconds: float) -> Iterator[None]:
@@ -215,6 +238,15 @@ class DistributedRanks(RankGroup):
             {rank: tensor for rank, tensor in zip(members, each, strict=True) if rank != self.rank}
             for each in (sends, receives)
         )
+        self._send(phase, outgoing, incoming, deadline)
+
+    def _send(
+        self,
+        phase: str,
+        outgoing: Mapping[int, Tensor],
+        incoming: Mapping[int, Tensor],
+        deadline: Deadline,
+    ) -> None:
         try:
             self._mesh.exchange(outgoing, incoming, deadline)
         except ExchangeError as error:
@@ -257,6 +289,10 @@ class NeighbouringRanks(RankGroup):
     def all_gather(self, part: Tensor) -> Tensor:
         """See the base class."""
         return self._whole.gather_among(part, self._members)
+
+    def broadcast(self, part: Tensor, root: int) -> Tensor:
+        """See the base class."""
+        return self._whole.give_among(part, self._members, root)
 
     def neighbours(self, size: int) -> RankGroup:
         """See the base class."""

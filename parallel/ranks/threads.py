@@ -100,6 +100,10 @@ class ThreadRanks(RankGroup):
         """See the base class."""
         return torch.cat(self._meeting.exchange(self.rank, part), dim=1)
 
+    def broadcast(self, part: Tensor, root: int) -> Tensor:
+        """See the base class."""
+        return self._meeting.exchange(self.rank, part)[root]
+
     def neighbours(self, size: int) -> RankGroup:
         """See the base class."""
         members = self._neighbours(size)

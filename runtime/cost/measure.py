@@ -16,16 +16,17 @@ from statistics import median
 import torch
 
 from twinflow.parallel.ranks.base import OneRank
-from twinflow.runtime.build import EngineOptions, EnginePlan, load_runner, plan_engine
 from twinflow.runtime.cost.base import StepLoad
 from twinflow.runtime.cost.fit import Measurement
 from twinflow.runtime.cost.shape import ModelShape
 from twinflow.runtime.cost.steps import Bounds, Steps, checking_steps, fitting_steps
 from twinflow.runtime.engine import Engine
+from twinflow.runtime.engine_plan import EngineOptions, EnginePlan, plan_engine
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.model_executor import ModelExecutor
 from twinflow.runtime.model_runner import ModelRunner
 from twinflow.runtime.request import Request
+from twinflow.runtime.runner_loading import load_runner
 from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.schedulers.base import SchedulerState

@@ -6,8 +6,8 @@ or blocks. With several ranks, all of them take the same steps with the same row
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -20,6 +20,7 @@ from twinflow.runtime.kernels.base import Kernels
 from twinflow.runtime.kernels.plain import TorchKernels
 from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.expert_traffic import ExpertTraffic
+from twinflow.runtime.models.owners import LayerOwners
 from twinflow.runtime.models.weights import Parameter
 from twinflow.runtime.row_tile import RowTile
 
@@ -41,6 +42,8 @@ class Placement:
         kernels: what computes it.
         matrix_dtype: in which matrices are loaded; None for `dtype`. Another one only if `kernels`
             can multiply with it.
+        owners: whose the attention of each layer is, where single ranks have it whole; None for
+            heads that all ranks share.
     """
 
     dtype: torch.dtype
@@ -50,6 +53,30 @@ class Placement:
     latents: LatentPlan | None = None
     kernels: Kernels = field(default_factory=TorchKernels)
     matrix_dtype: torch.dtype | None = None
+    owners: LayerOwners | None = None
+
+    @property
+    def of_attention(self) -> "Placement":
+        """Where the attention of a layer that this rank has is computed."""
+        return self if self.owners is None else replace(self, ranks=OneRank())
+
+    @property
+    def of_the_rest(self) -> "Placement":
+        """Where MLPs and vocabulary are computed."""
+        whole = self.owners is not None and self.owners.replicated
+        return replace(self, ranks=OneRank()) if whole else self
+
+    def has_attention(self, layer: int) -> bool:
+        """Whether this rank computes attention of a layer, and has KV of it."""
+        return self.owners is None or self.owners.holds(layer)
+
+    def kv_layer(self, layer: int) -> int:
+        """Which layer of this rank's KV belongs to a layer that it computes attention of."""
+        return layer if self.owners is None else self.owners.place(layer)
+
+    def num_kv_layers(self, num_layers: int) -> int:
+        """Layers of this rank's KV, of so many that the model has."""
+        return num_layers if self.owners is None else self.owners.count(num_layers)
 
     @property
     def latent_plan(self) -> LatentPlan:
@@ -83,10 +110,20 @@ class ForwardPass(ABC):
         """[rows, hidden_size] where the rows have got to, padding included; changes with every
         layer that is run."""
 
-    @abstractmethod
     def run_layers(self, first: int, end: int) -> None:
         """Take the rows through layers [first, end), which follow on those already run. When it
         returns, the keys and values of these layers are written."""
+        self.run_groups([range(layer, layer + 1) for layer in range(first, end)])
+
+    @abstractmethod
+    def run_groups(self, groups: Sequence[range]) -> None:
+        """Take the rows through groups of consecutive layers, which follow on those already run.
+
+        The attention of all layers of a group reads the hidden states from before the group; what
+        each adds to them, and the MLPs, come in the order of the layers. With one layer in each
+        group this is `run_layers`; with more it approximates it, keys and values included
+        (EasySpec, arXiv 2502.02493, algorithm 2).
+        """
 
     @abstractmethod
     def logits(self, rows: Tensor) -> Tensor:

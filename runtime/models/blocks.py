@@ -111,6 +111,11 @@ class LayerWeights:
     linears: LinearFactory
     placement: Placement
 
+    @property
+    def kv_layer(self) -> int:
+        """Which layer of the rank's KV is this one's."""
+        return self.placement.kv_layer(self.layer)
+
     def take(self, key: str) -> Tensor:
         """A parameter as it is."""
         return self.parameters.pop(f"{self.layer}.{key}")
@@ -123,7 +128,7 @@ class LayerWeights:
 
 
 class AttentionBlock(ABC):
-    """Attention of one layer on one rank.
+    """Attention of one layer on one rank; `attention_parts` makes the parts of the ranks whole.
 
     Args:
         config: of the model.
@@ -148,7 +153,7 @@ class AttentionBlock(ABC):
         """
 
     @abstractmethod
-    def __call__(self, rows: Tensor, step: Step) -> Tensor:
+    def part(self, rows: Tensor, step: Step) -> Tensor:
         """Write the keys and values of rows and let the rows attend.
 
         Args:
@@ -156,12 +161,13 @@ class AttentionBlock(ABC):
             step: what the layers share.
 
         Returns:
-            A new [rows, hidden], the sum over all ranks.
+            A new [rows, hidden]: what this rank contributes to the sum over all ranks.
         """
 
 
 class MLPBlock(ABC):
-    """The second half of one layer on one rank; like `AttentionBlock` without keys and values."""
+    """The second half of one layer on one rank; summed up, and without keys and
+    values."""
 
     @abstractmethod
     def __init__(self, config: ModelConfig, weights: LayerWeights) -> None: ...

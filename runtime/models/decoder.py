@@ -9,14 +9,15 @@ the weights.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from twinflow.parallel.ranks.base import RankGroup
 from twinflow.runtime.attention.base import Attention
+from twinflow.runtime.models.attention_parts import attention_parts
 from twinflow.runtime.models.base import (
     ForwardPass,
     Model,
@@ -41,7 +42,13 @@ from twinflow.runtime.models.latent import LatentAttention
 from twinflow.runtime.models.rope import RotaryTable
 from twinflow.runtime.models.sharding import Cut, padded_cut
 from twinflow.runtime.models.vocabulary import Embedding, Head
-from twinflow.runtime.models.weights import Parameter, Source, listing, load_parameters
+from twinflow.runtime.models.weights import (
+    Parameter,
+    Source,
+    listing,
+    load_parameters,
+    source_shapes,
+)
 from twinflow.runtime.row_tile import RowTile
 
 
@@ -50,14 +57,14 @@ class DecoderLayer:
     """One layer.
 
     Attributes:
-        attention_norm: [hidden] before attention.
-        attention: the first half.
+        attention_norm: [hidden] before attention; None where another rank has it.
+        attention: the first half, likewise.
         mlp_norm: [hidden] before the MLP.
         mlp: the second half.
     """
 
-    attention_norm: Tensor
-    attention: AttentionBlock
+    attention_norm: Tensor | None
+    attention: AttentionBlock | None
     mlp_norm: Tensor
     mlp: MLPBlock
 
@@ -70,22 +77,24 @@ class Decoder(Model):
     ) -> None:
         super().__init__(config, placement)
         linears, ranks = placement.kernels.linears(), placement.ranks
+        vocabulary = placement.of_the_rest.ranks
         embedding = parameters.pop("embedding")
-        self.embedding = Embedding(embedding, ranks, placement.dtype)
+        self.embedding = Embedding(embedding, vocabulary, placement.dtype)
         self.layers = [
             _take_layer(config, LayerWeights(layer, parameters, linears, placement))
             for layer in range(config.num_layers)
         ]
+        self.attention_parts = attention_parts(ranks, placement.owners)
         self.final_norm = parameters.pop("final_norm")
         head = embedding if config.tie_word_embeddings else parameters.pop("head")
-        self.head = Head(linears.create(head), ranks, config.vocab_size)
+        self.head = Head(linears.create(head), vocabulary, config.vocab_size)
         self._row_tile = _common_tile(linears.row_tile, ranks, self.device)
         self.rotary = RotaryTable(config, self.device)
 
     @classmethod
     def parameters(cls, config: ModelConfig, placement: Placement) -> list[Parameter]:
         """See the base class."""
-        tokens, padded = padded_cut(config.vocab_size, placement.ranks)
+        tokens, padded = padded_cut(config.vocab_size, placement.of_the_rest.ranks)
         hidden = Cut.whole(config.hidden_size)
 
         def vocabulary(key: str, name: str) -> Parameter:
@@ -110,6 +119,9 @@ class Decoder(Model):
         loaded, others = load_parameters(
             needed, weights, placement.dtype, placement.device, placement.matrix_dtype
         )
+        if placement.owners is not None:  # what other ranks have is not unused
+            whole = source_shapes(cls.parameters(config, replace(placement, owners=None)))
+            others = [name for name in others if name not in whole]
         unused = unused_tensors(config, others)
         if unused:
             on_warning(f"{len(unused)} tensors of the checkpoint are not used: {listing(unused)}")
@@ -118,7 +130,7 @@ class Decoder(Model):
     @property
     def num_heads(self) -> int:
         """See the base class."""
-        return self.layers[0].attention.num_heads
+        return next(one.attention.num_heads for one in self.layers if one.attention is not None)
 
     @property
     def row_tile(self) -> RowTile:
@@ -175,20 +187,26 @@ def _mlp_type(config: ModelConfig, layer: int) -> type[MLPBlock]:
 
 def _layer_parameters(config: ModelConfig, layer: int, placement: Placement) -> list[Parameter]:
     names, hidden = LayerNames(layer), config.hidden_size
+    found: list[Parameter] = []
+    if placement.has_attention(layer):
+        found.append(names.vector("attention_norm", "input_layernorm.weight", hidden))
+        found += _attention_type(config).parameters(config, layer, placement.of_attention)
     return [
-        names.vector("attention_norm", "input_layernorm.weight", hidden),
-        *_attention_type(config).parameters(config, layer, placement),
+        *found,
         names.vector("mlp_norm", "post_attention_layernorm.weight", hidden),
-        *_mlp_type(config, layer).parameters(config, layer, placement),
+        *_mlp_type(config, layer).parameters(config, layer, placement.of_the_rest),
     ]
 
 
 def _take_layer(config: ModelConfig, weights: LayerWeights) -> DecoderLayer:
+    layer, placement = weights.layer, weights.placement
+    of_attention = replace(weights, placement=placement.of_attention)
+    has_attention = placement.has_attention(layer)
     return DecoderLayer(
-        attention_norm=weights.take("attention_norm"),
-        attention=_attention_type(config)(config, weights),
+        attention_norm=weights.take("attention_norm") if has_attention else None,
+        attention=_attention_type(config)(config, of_attention) if has_attention else None,
         mlp_norm=weights.take("mlp_norm"),
-        mlp=_mlp_type(config, weights.layer)(config, weights),
+        mlp=_mlp_type(config, layer)(config, replace(weights, placement=placement.of_the_rest)),
     )
 
 
@@ -213,18 +231,35 @@ class _DecoderPass(ForwardPass):
     def hidden(self) -> Tensor:
         return self._hidden
 
-    def run_layers(self, first: int, end: int) -> None:
+    def run_groups(self, groups: Sequence[range]) -> None:
         hidden, eps = self._hidden, self._model.config.rms_norm_eps
         num_rows, kernels = self._step.batch.num_rows, self._model.placement.kernels
-        delta: Tensor | None = None  # of the block before, added with the norm of the next one
-        for index, layer in enumerate(self._model.layers[first:end], first):
-            normed = kernels.add_norm(hidden, delta, layer.attention_norm, eps)
-            delta = layer.attention(normed, self._step)
-            normed = kernels.add_norm(hidden, delta, layer.mlp_norm, eps)
-            counter = None if self._traffic is None else self._traffic.counter(index)
-            delta = layer.mlp(normed, num_rows, counter)
+        delta: Tensor | None = None  # of the MLP before, added with the norm of the next block
+        for group in groups:
+            attended, delta = self._attend(group, delta), None
+            for index, attention in zip(group, attended, strict=True):
+                if delta is not None:
+                    hidden += delta
+                layer = self._model.layers[index]
+                normed = kernels.add_norm(hidden, attention, layer.mlp_norm, eps)
+                counter = None if self._traffic is None else self._traffic.counter(index)
+                delta = layer.mlp(normed, num_rows, counter)
         if delta is not None:
             hidden += delta
+
+    def _attend(self, group: range, delta: Tensor | None) -> Sequence[Tensor]:
+        """What the attention of each layer of a group makes of the hidden states plus `delta`."""
+        hidden, model, parts = self._hidden, self._model, dict[int, Tensor]()
+        for index in group:
+            layer = model.layers[index]
+            if layer.attention is not None and layer.attention_norm is not None:
+                eps, norm = model.config.rms_norm_eps, layer.attention_norm
+                normed = model.placement.kernels.add_norm(hidden, delta, norm, eps)
+                delta = None
+                parts[index] = layer.attention.part(normed, self._step)
+        if delta is not None:
+            hidden += delta
+        return model.attention_parts.join(group, parts, hidden)
 
     def logits(self, rows: Tensor) -> Tensor:
         model = self._model

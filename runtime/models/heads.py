@@ -22,9 +22,9 @@ class HeadAttention(AttentionBlock):
     """Some query heads with the KV heads that they share."""
 
     def __init__(self, config: ModelConfig, weights: LayerWeights) -> None:
-        self._layer = weights.layer
-        self._ranks = weights.placement.ranks
-        cut = HeadCut.of(config.num_heads, config.num_kv_heads, self._ranks)
+        self._layer = weights.kv_layer
+        ranks = weights.placement.ranks
+        cut = HeadCut.of(config.num_heads, config.num_kv_heads, ranks)
         self.num_heads = cut.queries.size
         self._kv_heads = cut.keys.size
         self._kernels = weights.placement.kernels
@@ -49,7 +49,7 @@ class HeadAttention(AttentionBlock):
             found.append(names.vector("key_norm", "self_attn.k_norm.weight", config.head_dim))
         return found
 
-    def __call__(self, rows: Tensor, step: Step) -> Tensor:
+    def part(self, rows: Tensor, step: Step) -> Tensor:
         """See the base class."""
         count = rows.shape[0]
         heads = self._query_key_value(rows).view(count, -1, self._head_dim)
@@ -60,7 +60,7 @@ class HeadAttention(AttentionBlock):
         attention = HeadKernel.of(step.attention)
         attention.write(self._layer, heads[:, self.num_heads :])
         attended = attention.attend(self._layer, queries).view(count, -1)
-        return self._ranks.all_reduce(self._output(attended.to(rows.dtype)))
+        return self._output(attended.to(rows.dtype))
 
 
 def _head_norm(weights: LayerWeights, cut: HeadCut) -> Tensor:

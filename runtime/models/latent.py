@@ -29,8 +29,7 @@ class LatentAttention(AttentionBlock):
 
     def __init__(self, config: ModelConfig, weights: LayerWeights) -> None:
         self._latent = latent = latent_config(config)
-        self._layer = weights.layer
-        self._ranks = weights.placement.ranks
+        self._layer = weights.kv_layer
         plan = weights.placement.latent_plan
         self._sharing = plan.sharing
         heads = self._sharing.output_heads(config.num_heads)
@@ -68,7 +67,7 @@ class LatentAttention(AttentionBlock):
         values = heads.scaled(latent.value_dim)
         return found + names.inputs("output", "self_attn.o_proj", hidden, values)
 
-    def __call__(self, rows: Tensor, step: Step) -> Tensor:
+    def part(self, rows: Tensor, step: Step) -> Tensor:
         """See the base class."""
         kernel, latent = LatentKernel.of(step.attention), self._latent
         compressed = self._weights.compress(rows)
@@ -83,7 +82,7 @@ class LatentAttention(AttentionBlock):
             self._attend_prompt(kernel, queries, attended)
         if not kernel.generated.is_empty:
             self._attend_generated(kernel, queries, attended)
-        return self._ranks.all_reduce(self._output(attended.flatten(1)))
+        return self._output(attended.flatten(1))
 
     def _cached(self, c: Tensor) -> Tensor:
         """Latents [rows, kv_rank] as they are cached: those columns that this rank holds."""

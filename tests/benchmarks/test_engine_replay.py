@@ -11,8 +11,9 @@ from tests.support.cost import LLAMA_8B
 from tests.support.served_models import write_tiny_model
 
 from twinflow.cluster.simulator.traces import Shape
-from twinflow.runtime.build import EngineOptions, build_engine
+from twinflow.runtime.build import build_engine
 from twinflow.runtime.cost.model import CostModel, Prices
+from twinflow.runtime.engine_plan import EngineOptions
 
 
 def test_steps_that_all_take_a_second(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 from tests.support.request_mixes import Ask, MixShape, random_asks
 from tests.support.served_models import TINY_VOCAB, write_tiny_model
 
-from twinflow.runtime.build import EngineOptions, build_engine
+from twinflow.runtime.build import build_engine
 from twinflow.runtime.engine import Engine
+from twinflow.runtime.engine_plan import EngineOptions
 from twinflow.runtime.outputs import FinishReason, TokenLogprobs
 from twinflow.runtime.request import Request
 

@@ -10,12 +10,9 @@ from tests.support.checkpoints import edit_json, small_config, write_checkpoint
 from tests.support.engines import create_request, run
 
 from twinflow.protos.errors import CheckpointError, ConfigError
-from twinflow.runtime.build import (
-    BuiltEngine,
-    EngineOptions,
-    build_engine,
-)
+from twinflow.runtime.build import BuiltEngine, build_engine
 from twinflow.runtime.device_choice import check_device, resolve_dtype
+from twinflow.runtime.engine_plan import EngineOptions
 from twinflow.runtime.host_memory import MemoryShare, taken_memory
 
 

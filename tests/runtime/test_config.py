@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from twinflow.runtime.build import EngineOptions
 from twinflow.runtime.config import EngineConfig
+from twinflow.runtime.engine_plan import EngineOptions
 from twinflow.workers.config import WorkerConfig
 
 

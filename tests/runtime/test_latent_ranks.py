@@ -14,14 +14,10 @@ from tests.support.engines import create_request, run
 from twinflow.parallel.kv_part import KVPart
 from twinflow.parallel.ranks.base import OneRank, RankGroup, Seat
 from twinflow.parallel.ranks.threads import run_ranks
-from twinflow.runtime.build import (
-    BuiltEngine,
-    EngineOptions,
-    assemble_engine,
-    load_runner,
-    plan_engine,
-)
+from twinflow.runtime.build import BuiltEngine, assemble_engine
+from twinflow.runtime.engine_plan import EngineOptions, plan_engine
 from twinflow.runtime.latent_setup import LatentOptions
+from twinflow.runtime.runner_loading import load_runner
 from twinflow.runtime.sampling_params import SamplingParams
 
 STEM = list(range(40, 90))

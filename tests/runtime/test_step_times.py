@@ -10,12 +10,13 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.cost import CURVES, PRICES
 from tests.support.engines import create_request
 
-from twinflow.runtime.build import EngineOptions, build_engine
+from twinflow.runtime.build import build_engine
 from twinflow.runtime.cost.fit import Accuracy
 from twinflow.runtime.cost.model import CostModel
 from twinflow.runtime.cost.profile import Profile, ProfileKey, profile_path, save_profile
 from twinflow.runtime.cost.shape import ModelShape
 from twinflow.runtime.engine import Engine
+from twinflow.runtime.engine_plan import EngineOptions
 from twinflow.runtime.step_times import engine_key
 
 SHAPE = ModelShape(

@@ -1,7 +1,7 @@
 """Tiny model runners, and sequences that are fed to them in pieces."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from tests.support.tiny_models import tiny_state_dict
@@ -49,14 +49,15 @@ def make_runner(
     model: Model, num_blocks: int = 256, block_size: int = 16, max_num_tokens: int = 2048
 ) -> ModelRunner:
     """A runner with room for `num_blocks` blocks."""
-    config = model.config
-    ranks = model.placement.ranks
+    config, placement = model.config, model.placement.of_attention
+    ranks = placement.ranks
     dtype = str(model.dtype).removeprefix("torch.")
     parts = min(ranks.size, config.num_kv_heads)
-    sharing = model.placement.latent_plan.sharing if config.latent is not None else None
+    sharing = placement.latent_plan.sharing if config.latent is not None else None
     scheme = None if sharing is None else sharing.scheme
     whole = model_layout(config, block_size, dtype, parts, scheme)
-    layout = rank_layout(whole, ranks, sharing)
+    held = rank_layout(whole, ranks, sharing)
+    layout = replace(held, num_layers=placement.num_kv_layers(config.num_layers))
     return ModelRunner(model, layout, num_blocks, max_num_tokens, CPU)
 
 

@@ -11,18 +11,11 @@ from dataclasses import dataclass
 from twinflow.parallel.ranks.base import Seat
 from twinflow.parallel.ranks.distributed import DistributedRanks
 from twinflow.protos.errors import RankLost, TwinflowError
-from twinflow.runtime.build import (
-    BuiltEngine,
-    EngineOptions,
-    EnginePlan,
-    LoadProgress,
-    assemble_engine,
-    find_times,
-    load_runner,
-    plan_engine,
-)
+from twinflow.runtime.build import BuiltEngine, assemble_engine, find_times
+from twinflow.runtime.engine_plan import EngineOptions, EnginePlan, plan_engine
 from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.model_runner import ModelRunner
+from twinflow.runtime.runner_loading import LoadProgress, load_runner
 from twinflow.workers.ranks.config import TeamConfig
 from twinflow.workers.ranks.follower import Follower, FollowerLoop
 from twinflow.workers.ranks.leader import Leader, LeaderRunner

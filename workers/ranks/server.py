@@ -14,8 +14,8 @@ import torch
 from twinflow.parallel.links.manifest import choose_layers_per_unit
 from twinflow.protos.errors import RankLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
-from twinflow.runtime.build import LoadProgress
 from twinflow.runtime.kv_progress import KVProgress
+from twinflow.runtime.runner_loading import LoadProgress
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.handoff.end import HandoffEnd
 from twinflow.workers.handoff.follower import FollowerHandoffs

@@ -107,9 +107,9 @@ def add_to(commands: Commands) -> None:
 def measure_steps(options: ProfileOptions, progress: Callable[[float], None]) -> Steps:
     """Load the model and run it."""
     # Loaded here because it needs torch, which few commands do.
-    from twinflow.runtime.build import EngineOptions  # noqa: PLC0415
     from twinflow.runtime.cost.device_name import device_name  # noqa: PLC0415
     from twinflow.runtime.cost.measure import measure  # noqa: PLC0415
+    from twinflow.runtime.engine_plan import EngineOptions  # noqa: PLC0415
 
     engine = EngineOptions(
         model=options.model,

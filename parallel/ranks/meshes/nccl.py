@@ -51,9 +51,11 @@ class NcclMesh(RankMesh):
             group = self._require_group()
             with torch.cuda.device(self._device):
                 group._start_coalescing()
-                for peer in sends:
-                    group.send([sends[peer]], peer, 0)
-                    group.recv([receives[peer]], peer, 0)
+                for peer in sorted(sends.keys() | receives.keys()):
+                    if peer in sends:
+                        group.send([sends[peer]], peer, 0)
+                    if peer in receives:
+                        group.recv([receives[peer]], peer, 0)
                 self._latest = group._end_coalescing()
                 self._latest.wait()  # orders the current stream behind the exchange
         except RuntimeError as error:

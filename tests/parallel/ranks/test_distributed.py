@@ -75,21 +75,23 @@ def test_neighbours_are_groups_of_their_own(sliced_from_bytes: int) -> None:
     with grouped(4, sliced_from_bytes=sliced_from_bytes) as group:
         for size in (1, 2, 4):
 
-            def work(ranks: DistributedRanks, size: int = size) -> tuple[Tensor, Tensor]:
+            def work(ranks: DistributedRanks, size: int = size) -> tuple[Tensor, Tensor, Tensor]:
                 near = ranks.neighbours(size)
                 assert (near.rank, near.size) == (ranks.rank % size, size)
                 gathered = near.all_gather(parts[ranks.rank])
                 total = near.all_reduce(parts[ranks.rank].clone())
+                given = near.broadcast(parts[ranks.rank].clone(), size - 1)
                 # A group within a group, and the whole one in between.
                 assert same_bits(near.neighbours(1).all_gather(total), total)
                 ranks.all_reduce(parts[ranks.rank].clone())
-                return gathered, total
+                return gathered, total, given
 
-            for rank, (gathered, total) in enumerate(group.all(work)):
+            for rank, (gathered, total, given) in enumerate(group.all(work)):
                 first = rank - rank % size
                 mine = parts[first : first + size]
                 assert same_bits(gathered, torch.cat(mine, dim=1))
                 assert same_bits(total, sum_in_order(mine))
+                assert same_bits(given, mine[-1])
         with pytest.raises(ConfigError, match="4 ranks cannot form groups of 3"):
             group[0].neighbours(3)
     assert Seat(3, 4).neighbours(2).rank == 1

@@ -16,17 +16,19 @@ def part(rank: int, dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sums_and_rows_are_the_same_everywhere(size: int, dtype: torch.dtype) -> None:
-    def work(ranks: RankGroup) -> tuple[Tensor, Tensor]:
+    def work(ranks: RankGroup) -> tuple[Tensor, Tensor, Tensor]:
         own = part(ranks.rank, dtype)
-        return ranks.all_reduce(own.clone()), ranks.all_gather(own)
+        given = ranks.broadcast(own.clone(), ranks.size - 1)
+        return ranks.all_reduce(own.clone()), ranks.all_gather(own), given
 
     total = torch.zeros(5, 7)
     for rank in range(size):
         total += part(rank, dtype).float()
     gathered = torch.cat([part(rank, dtype) for rank in range(size)], dim=1)
-    for found, side_by_side in run_ranks(size, work):
+    for found, side_by_side, given in run_ranks(size, work):
         assert torch.equal(found, total.to(dtype))
         assert torch.equal(side_by_side, gathered)
+        assert torch.equal(given, part(size - 1, dtype))
 
 
 def test_neighbours_meet_among_themselves() -> None:
