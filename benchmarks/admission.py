@@ -13,7 +13,6 @@ Writes report.md (the table), report.json and report.png. Checks nothing: tests 
 """
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -21,9 +20,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.reporting import Report, markdown_table, new_figure
 from twinflow.cluster.simulator.config import Deployment, Link, SimulationConfig
 from twinflow.cluster.simulator.fleet import Fleet
 from twinflow.cluster.simulator.hardware import Hardware
@@ -171,18 +170,34 @@ def measure(args: argparse.Namespace) -> list[Outcome]:
 
 def as_markdown(found: Sequence[Outcome]) -> str:
     """The table."""
-    lines = [
-        "| trace | requests/s | admission | evictions per request | KV use | goodput/s | attained "
-        "| TTFT p50, s | TTFT p99, s | TPOT p99, ms |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+    heads = (
+        "trace",
+        "requests/s",
+        "admission",
+        "evictions per request",
+        "KV use",
+        "goodput/s",
+        "attained",
+        "TTFT p50, s",
+        "TTFT p99, s",
+        "TPOT p99, ms",
+    )
+    return markdown_table(heads, [_row(one) for one in found])
+
+
+def _row(one: Outcome) -> list[str]:
+    return [
+        one.trace,
+        f"{one.rate:g}",
+        one.policy,
+        f"{one.evictions:.3f}",
+        f"{one.kv_use:.1%}",
+        f"{one.goodput:.2f}",
+        f"{one.attainment:.1%}",
+        f"{one.ttft_p50_s:.2f}",
+        f"{one.ttft_p99_s:.2f}",
+        f"{one.tpot_p99_ms:.1f}",
     ]
-    lines += [
-        f"| {one.trace} | {one.rate:g} | {one.policy} | {one.evictions:.3f} | {one.kv_use:.1%} "
-        f"| {one.goodput:.2f} | {one.attainment:.1%} | {one.ttft_p50_s:.2f} "
-        f"| {one.ttft_p99_s:.2f} | {one.tpot_p99_ms:.1f} |"
-        for one in found
-    ]
-    return "\n".join(lines) + "\n"
 
 
 _PANELS: tuple[tuple[str, Callable[[Outcome], float]], ...] = (
@@ -195,8 +210,7 @@ _PANELS: tuple[tuple[str, Callable[[Outcome], float]], ...] = (
 def draw(found: Sequence[Outcome]) -> Figure:
     """A row for each trace; what each policy makes of the rates."""
     traces = list(dict.fromkeys(one.trace for one in found))
-    figure = Figure(figsize=(12, 3.4 * len(traces)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 3.4 * len(traces))
     rows = figure.subplots(len(traces), len(_PANELS), squeeze=False)
     for trace, row in zip(traces, rows, strict=True):
         for (title, of), axes in zip(_PANELS, row, strict=True):
@@ -224,14 +238,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", type=Path, metavar="DIR", help="where the report is written")
     args = parser.parse_args(arguments)
     found = measure(args)
-    text = f"`python -m benchmarks.admission {shlex.join(arguments)}`\n\n{as_markdown(found)}"
-    sys.stdout.write(text)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "report.md").write_text(text, "utf-8")
-        outcomes = json.dumps([asdict(one) for one in found], indent=1)
-        (args.out / "report.json").write_text(outcomes + "\n", "utf-8")
-        draw(found).savefig(args.out / "report.png", dpi=120)
+    heading = f"`python -m benchmarks.admission {shlex.join(arguments)}`\n"
+    figures = {"outcomes": [asdict(one) for one in found]}
+    Report(heading, as_markdown(found), figures, lambda: draw(found)).publish(args.out)
     return 0
 
 

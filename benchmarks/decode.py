@@ -10,7 +10,6 @@ Writes report.md (the table), report.json and report.png. Checks no results: tes
 """
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -22,11 +21,10 @@ from typing import Any
 
 import torch
 import transformers
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.load.compare import Spread, spread
-from benchmarks.load.machine import machine_facts
+from benchmarks.load.spread import Spread, ratios, spread
+from benchmarks.reporting import Report, error_bars, machine_line, markdown_table, new_figure
 from twinflow.runtime.kernels.native_linear import PanelMemory
 from twinflow.runtime.llm import LLM
 from twinflow.runtime.sampling_params import SamplingParams
@@ -88,25 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     plan = Plan(tuple(args.batches), tuple(args.prompts), args.tokens, args.rounds)
     bandwidth, found = _read_bandwidth(), measure(_arms(args.model, plan), plan)
-    facts = machine_facts()
     heading = (
-        f"`python -m benchmarks.decode {shlex.join(arguments)}`\n\n{facts['cpu']}, "
-        f"{facts['cores']} cores, {facts['memory']}, {facts['kernel']}, Python {facts['python']}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}. One thread, which "
+        f"`python -m benchmarks.decode {shlex.join(arguments)}`\n\n{machine_line()}, "
+        f"transformers {transformers.__version__}. One thread, which "
         f"reads {bandwidth / 1e9:.1f} GB/s; load average {os.getloadavg()[0]:.1f}. {plan}.\n"
     )
-    text = f"{heading}\n{as_markdown(found)}"
-    sys.stdout.write(text)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "report.md").write_text(text, "utf-8")
-        report = {
-            "heading": heading.splitlines(),
-            "bandwidth": bandwidth,
-            "cells": [asdict(cell) for cell in found],
-        }
-        (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-        draw(found).savefig(args.out / "report.png", dpi=120)
+    figures = {"bandwidth": bandwidth, "cells": [asdict(cell) for cell in found]}
+    Report(heading, as_markdown(found), figures, lambda: draw(found)).publish(args.out)
     return 0
 
 
@@ -128,14 +114,7 @@ def measure(arms: Mapping[str, Arm], plan: Plan) -> list[Cell]:
             phase,
             size,
             spread(rates[name, phase, size]),
-            spread(
-                [
-                    own / other
-                    for own, other in zip(
-                        rates[name, phase, size], rates[base, phase, size], strict=True
-                    )
-                ]
-            ),
+            ratios(rates[name, phase, size], rates[base, phase, size]),
         )
         for phase, size in sizes
         for name in arms
@@ -144,29 +123,21 @@ def measure(arms: Mapping[str, Arm], plan: Plan) -> list[Cell]:
 
 def as_markdown(found: Sequence[Cell]) -> str:
     """The table: medians, and the range of the rounds in brackets."""
-    lines = ["| phase | size | arm | tokens/s | of transformers |", "|---|---|---|---|---|"]
-    for cell in found:
-        rate, ratio = cell.rate, cell.ratio
-        lines.append(
-            f"| {cell.phase} | {cell.size} | {cell.arm} | {rate.median:.0f} [{rate.low:.0f}, "
-            f"{rate.high:.0f}] | {ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] |"
-        )
-    return "\n".join(lines) + "\n"
+    rows = [
+        (cell.phase, str(cell.size), cell.arm, cell.rate.text(0), cell.ratio.text())
+        for cell in found
+    ]
+    return markdown_table(("phase", "size", "arm", "tokens/s", "of transformers"), rows)
 
 
 def draw(found: Sequence[Cell]) -> Figure:
     """Tokens per second by size, with the range of the rounds."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 4)
     names = {"decode": "sequences", "prefill": "tokens of the prompt"}
     for axes, (phase, label) in zip(figure.subplots(1, 2), names.items(), strict=True):
         for arm in dict.fromkeys(cell.arm for cell in found):
             own = [cell for cell in found if (cell.arm, cell.phase) == (arm, phase)]
-            sizes, rates = [cell.size for cell in own], [cell.rate for cell in own]
-            below = [rate.median - rate.low for rate in rates]
-            above = [rate.high - rate.median for rate in rates]
-            medians = [rate.median for rate in rates]
-            axes.errorbar(sizes, medians, yerr=[below, above], marker="o", capsize=3, label=arm)
+            error_bars(axes, [c.size for c in own], [c.rate for c in own], label=arm)
         axes.set(title=phase, xlabel=label, ylabel="tokens per CPU second", xscale="log")
         axes.set_ylim(bottom=0)
         axes.legend(fontsize="small")

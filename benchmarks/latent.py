@@ -15,7 +15,6 @@ Writes report.md (the table), report.json and report.png. Checks no results: tes
 """
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -25,9 +24,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.latents.arms import Sizes, Timing, fence, make_steps, time_arms
-from benchmarks.latents.report import Cell, as_json, as_markdown, cells, draw, save
-from benchmarks.load.machine import machine_facts
+from benchmarks.latents.report import Cell, as_json, as_markdown, cells, draw
 from benchmarks.rank_processes import connect, run_ranks
+from benchmarks.reporting import Report, machine_line
 from twinflow.parallel.latent.kind import LatentKind
 from twinflow.parallel.ranks.base import RankGroup, Seat
 
@@ -74,14 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     found = _measure(plan)
     heading = _heading(plan, f"python -m benchmarks.latent {shlex.join(arguments)}")
-    text = f"{heading}\n{as_markdown(found)}"
-    sys.stdout.write(text)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "report.md").write_text(text, "utf-8")
-        report = {"heading": heading.splitlines(), "cells": as_json(found)}
-        (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-        save(draw(found), args.out / "report.png")
+    figures = {"cells": as_json(found)}
+    Report(heading, as_markdown(found), figures, lambda: draw(found)).publish(args.out)
     return 0
 
 
@@ -137,14 +130,13 @@ def _time(plan: Plan, ranks: RankGroup) -> list[Found]:
 
 
 def _heading(plan: Plan, command: str) -> str:
-    facts, first = machine_facts(), plan.sizes[0]
-    where = f"{facts['cpu']}, {facts['cores']} cores, {facts['memory']}, {facts['kernel']}"
+    first, where = plan.sizes[0], machine_line()
     if plan.cuda:
         where = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {where}"
     what = "the kernel of one rank alone" if plan.alone else f"{RANKS} ranks, the slower one"
     return (
         f"`{command}`\n\n"
-        f"{where}, Python {facts['python']}, torch {torch.__version__}. {what}; "
+        f"{where}. {what}; "
         f"latents of {first.kv_rank} + {first.rope_dim} in {first.dtype}, blocks of "
         f"{first.block_size}, {first.batch} sequences; {plan.rounds} rounds, medians with ranges.\n"
     )

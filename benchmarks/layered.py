@@ -21,7 +21,6 @@ Writes report.md (the tables), report.json and report.png. Checks no tokens: tes
 """
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -36,7 +35,7 @@ from benchmarks.layering.arms import BASE, Arm, arms
 from benchmarks.layering.report import SubjectReport, draw
 from benchmarks.layering.rounds import full_rate, one_round
 from benchmarks.layering.subjects import Subject, subjects
-from benchmarks.load.machine import machine_facts
+from benchmarks.reporting import Report, machine_line
 from twinflow.cluster.simulator.lengths import Lengths
 from twinflow.cluster.simulator.traces import read_trace
 from twinflow.cluster.simulator.workload import Workload
@@ -63,26 +62,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         for report in _measure(subject, chosen, workload, args):
             if not reports or reports[-1] is not report:
                 reports.append(report)
-            if args.out is not None:
-                _write(reports, _heading(args, command), args.out)
-    sys.stdout.write(_text(reports, _heading(args, command)))
+            if args.out is not None:  # after every round: an interrupted session leaves what it had
+                _report(reports, _heading(args, command)).write(args.out)
+    _report(reports, _heading(args, command)).publish(args.out)
     return 0
 
 
-def _text(reports: Sequence[SubjectReport], heading: str) -> str:
-    return "\n".join([heading, *(report.as_markdown() for report in reports)])
-
-
-def _write(reports: Sequence[SubjectReport], heading: str, folder: Path) -> None:
-    """After every round, so that an interrupted session leaves what it had."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(_text(reports, heading), "utf-8")
-    content = {
-        "heading": heading.splitlines(),
-        "subjects": [report.as_json() for report in reports],
-    }
-    (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    draw(reports).savefig(folder / "report.png", dpi=120)
+def _report(reports: Sequence[SubjectReport], heading: str) -> Report:
+    return Report(
+        heading,
+        "\n".join(report.as_markdown() for report in reports),
+        {"subjects": [report.as_json() for report in reports]},
+        lambda: draw(reports),
+    )
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -137,12 +129,10 @@ def _measure(
 
 
 def _heading(args: argparse.Namespace, command: str) -> str:
-    facts = machine_facts()
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     lengths = args.trace.name if args.trace else f"{args.input_tokens} / {args.output_tokens}"
     return (
-        f"`{command}`\n\n{facts['cpu']}, {facts['cores']} cores, {facts['memory']}, "
-        f"{facts['kernel']}, Python {facts['python']}, torch {torch.__version__}, one thread; "
+        f"`{command}`\n\n{machine_line()}, one thread; "
         f"load at the end {load}. Lengths {lengths}, times {args.length_scale:g}; "
         f"up to {args.rounds} rounds of {args.requests} requests; "
         f"{'CPU time' if args.cpu_time else 'wall clock'}; medians with ranges.\n"

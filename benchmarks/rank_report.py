@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.load.compare import Spread, spread
+from benchmarks.load.spread import Spread, spread
+from benchmarks.reporting import markdown_table, new_figure, ranges
 
 SIZES = (1, 2, 4)
 PHASES = ("prefill", "decode")
@@ -38,25 +38,27 @@ def cells(ranks: Sequence[Times]) -> list[Cell]:
 
 def as_markdown(found: Sequence[Cell]) -> str:
     """The table: medians, and the range of the rounds in brackets."""
-    lines = ["| ranks | phase | step, ms | of one rank | sums |", "|---|---|---|---|---|"]
     base = {cell.phase: cell.ms.median for cell in found if cell.ranks == 1}
-    for cell in found:
-        ms, ratio = cell.ms, cell.ms.median / base[cell.phase]
-        lines.append(
-            f"| {cell.ranks} | {cell.phase} | {ms.median:.1f} [{ms.low:.1f}, {ms.high:.1f}] "
-            f"| {ratio:.2f} | {cell.sums.median:.0%} |"
+    rows = [
+        (
+            str(cell.ranks),
+            cell.phase,
+            cell.ms.text(1),
+            f"{cell.ms.median / base[cell.phase]:.2f}",
+            f"{cell.sums.median:.0%}",
         )
-    return "\n".join(lines) + "\n"
+        for cell in found
+    ]
+    return markdown_table(("ranks", "phase", "step, ms", "of one rank", "sums"), rows)
 
 
 def draw(found: Sequence[Cell]) -> Figure:
     """Step times by ranks, the sums shaded."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 4)
     for axes, phase in zip(figure.subplots(1, 2), PHASES, strict=True):
         own = [cell for cell in found if cell.phase == phase]
         names, times = [str(cell.ranks) for cell in own], [cell.ms.median for cell in own]
-        errors = [[c.ms.median - c.ms.low for c in own], [c.ms.high - c.ms.median for c in own]]
+        errors = ranges([cell.ms for cell in own])
         axes.bar(names, times, yerr=errors, capsize=3, color="C0", label="step")
         sums = [cell.ms.median * cell.sums.median for cell in own]
         axes.bar(names, sums, color="C1", label="of which sums over ranks")

@@ -9,7 +9,6 @@ Writes report.md (the table), report.json and report.png. Checks no results: tes
 """
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -20,10 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.load.machine import machine_facts
 from benchmarks.random_model import random_model
 from benchmarks.rank_processes import connect, run_ranks
 from benchmarks.rank_report import PHASES, SIZES, Times, as_markdown, cells, draw
+from benchmarks.reporting import Report, machine_line
 from twinflow.parallel.ranks.base import OneRank, RankGroup
 from twinflow.runtime.kv.layouts import model_layout, rank_layout
 from twinflow.runtime.model_runner import ModelRunner, SequenceRows
@@ -115,20 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     plan = Plan(args.hidden, args.layers, args.chunk, args.batch, args.rounds)
     found = cells(run_ranks(max(SIZES), _rank, plan))
-    facts = machine_facts()
     heading = (
-        f"`python -m benchmarks.rank_steps {shlex.join(arguments)}`\n\n{facts['cpu']}, "
-        f"{facts['cores']} cores, {facts['memory']}, {facts['kernel']}, Python {facts['python']}, "
-        f"torch {torch.__version__}. One thread a rank; {plan}.\n"
+        f"`python -m benchmarks.rank_steps {shlex.join(arguments)}`\n\n{machine_line()}. "
+        f"One thread a rank; {plan}.\n"
     )
-    text = f"{heading}\n{as_markdown(found)}"
-    sys.stdout.write(text)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "report.md").write_text(text, "utf-8")
-        report = {"heading": heading.splitlines(), "cells": [asdict(cell) for cell in found]}
-        (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-        draw(found).savefig(args.out / "report.png", dpi=120)
+    figures = {"cells": [asdict(cell) for cell in found]}
+    Report(heading, as_markdown(found), figures, lambda: draw(found)).publish(args.out)
     return 0
 
 

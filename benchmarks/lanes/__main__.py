@@ -13,7 +13,6 @@ and report.png.
 """
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -23,9 +22,9 @@ from pathlib import Path
 
 from benchmarks.lanes import real, simulated
 from benchmarks.lanes.arms import BASE, ONE_LANE, Arm, divided, fixed
-from benchmarks.lanes.report import Cell, as_json, as_markdown, make_cell, save_picture
+from benchmarks.lanes.report import Cell, as_json, as_markdown, draw, make_cell
 from benchmarks.lanes.simulated import Figures
-from benchmarks.load.machine import machine_facts
+from benchmarks.reporting import Report, machine_line
 
 TBT_GOAL = 0.55
 _TUNING_SEED = 1000
@@ -59,14 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{plan.where} {base} serves {plan.capacity:.2f} requests/s at most; {args.requests} "
         f"requests a run, medians over {args.seeds} seeds, ratios with their range.\n"
     )
-    text = f"{heading}\n{as_markdown(found)}"
-    sys.stdout.write(text)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "report.md").write_text(text, "utf-8")
-        report = {"heading": heading.splitlines(), "cells": as_json(found)}
-        (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-        save_picture(found, args.out / "report.png")
+    figures = {"cells": as_json(found)}
+    Report(heading, as_markdown(found), figures, lambda: draw(found)).publish(args.out)
     return 0
 
 
@@ -93,9 +86,8 @@ def plan_real(args: argparse.Namespace) -> Plan:
     def runs(arm: real.RealArm) -> Callable[[float, int], Figures]:
         return lambda rate, seed: bench.run(arm, bench.arrivals(rate, seed))
 
-    facts = machine_facts()
     where = (
-        f"Wall clock on {facts['cpu']}, {len(cores)} cores, Python {facts['python']}; "
+        f"Wall clock on {machine_line()}; {len(cores)} cores used; "
         f"{args.model.name}, lengths and chunks times {args.length_scale:g}."
     )
     capacity = bench.capacity(_TUNING_SEED)

@@ -2,18 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.latents.arms import ARMS, Sizes, Timing
-from benchmarks.load.compare import Spread, spread
+from benchmarks.load.spread import Spread, ratios, spread
+from benchmarks.reporting import error_bars, markdown_table, new_figure
 from twinflow.parallel.latent.kind import LatentKind
 
 BASE: LatentKind = "replicated"
-_DOTS_PER_INCH = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +56,6 @@ def cells(
         rounds = zip(*(rank[arm] for rank in timings), strict=True)
         return [1000 * max(map(part, ranks)) for ranks in rounds]
 
-    def ratio(own: list[float], base: list[float]) -> Spread:
-        return spread([mine / theirs for mine, theirs in zip(own, base, strict=True)])
-
     totals = {arm: slowest(arm, lambda timing: timing.total) for arm in ARMS}
     kernels = {arm: slowest(arm, lambda timing: timing.kernel) for arm in ARMS}
     return [
@@ -70,9 +65,9 @@ def cells(
             cached_bytes=cached_bytes[arm],
             bytes_ratio=cached_bytes[arm] / cached_bytes[BASE],
             ms=spread(totals[arm]),
-            ratio=ratio(totals[arm], totals[BASE]),
+            ratio=ratios(totals[arm], totals[BASE]),
             kernel_ms=spread(kernels[arm]),
-            kernel_ratio=ratio(kernels[arm], kernels[BASE]),
+            kernel_ratio=ratios(kernels[arm], kernels[BASE]),
         )
         for arm in ARMS
     ]
@@ -85,43 +80,49 @@ def as_json(found: Sequence[Cell]) -> list[dict[str, object]]:
 
 def as_markdown(found: Sequence[Cell]) -> str:
     """The table: medians, and the range of the rounds in brackets."""
-    lines = [
-        "| heads | context | layout | cache, KiB | of replicated | step, ms | of replicated "
-        "| kernel, ms | of replicated |",
-        "|---|---|---|---|---|---|---|---|---|",
+    heads = (
+        "heads",
+        "context",
+        "layout",
+        "cache, KiB",
+        "of replicated",
+        "step, ms",
+        "of replicated",
+        "kernel, ms",
+        "of replicated",
+    )
+    return markdown_table(heads, [_row(cell) for cell in found])
+
+
+def _row(cell: Cell) -> list[str]:
+    base = cell.arm == BASE
+    return [
+        str(cell.sizes.heads),
+        str(cell.sizes.context),
+        cell.arm,
+        f"{cell.cached_bytes / 1024:.0f}",
+        "" if base else f"{cell.bytes_ratio:.3f}",
+        cell.ms.text(),
+        "" if base else cell.ratio.text(),
+        cell.kernel_ms.text(),
+        "" if base else cell.kernel_ratio.text(),
     ]
-    for cell in found:
-        base = cell.arm == BASE
-        parts = [
-            str(cell.sizes.heads),
-            str(cell.sizes.context),
-            cell.arm,
-            f"{cell.cached_bytes / 1024:.0f}",
-            "" if base else f"{cell.bytes_ratio:.3f}",
-            _with_range(cell.ms),
-            "" if base else _with_range(cell.ratio),
-            _with_range(cell.kernel_ms),
-            "" if base else _with_range(cell.kernel_ratio),
-        ]
-        lines.append(f"| {' | '.join(parts)} |")
-    return "\n".join(lines) + "\n"
 
 
 def draw(found: Sequence[Cell]) -> Figure:
     """Kernel times and their ratios by context; a row of pictures for each number of heads."""
     heads = list(dict.fromkeys(cell.sizes.heads for cell in found))
-    figure = Figure(figsize=(11, 4 * len(heads)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4 * len(heads))
     rows = figure.subplots(len(heads), 2, squeeze=False)
-    for number, (times, ratios) in zip(heads, rows, strict=True):
+    for number, (times, relative) in zip(heads, rows, strict=True):
         some = [cell for cell in found if cell.sizes.heads == number]
         _draw(times, some, lambda cell: cell.kernel_ms)
         times.set(title=f"attention of a rank, {number} heads in all", ylabel="ms", yscale="log")
-        _draw(ratios, some, lambda cell: cell.kernel_ratio)
+        _draw(relative, some, lambda cell: cell.kernel_ratio)
         for cell in some[-len(ARMS) :]:
-            ratios.axhline(cell.bytes_ratio, color=_colour(cell.arm), linestyle=":")
-        ratios.set(title="of replicated; dotted: cache bytes of a rank", ylim=(0, None))
-        for axes in (times, ratios):
+            relative.axhline(cell.bytes_ratio, color=_colour(cell.arm), linestyle=":")
+        relative.set(title="of replicated; dotted: cache bytes of a rank", ylim=(0, None))
+        for axes in (times, relative):
             axes.set(xlabel="tokens of context")
             axes.set_xscale("log", base=2)
             axes.grid(alpha=0.3)
@@ -129,32 +130,12 @@ def draw(found: Sequence[Cell]) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture as PNG."""
-    figure.savefig(path, dpi=_DOTS_PER_INCH)
-
-
 def _draw(axes: Axes, some: Sequence[Cell], figure: Callable[[Cell], Spread]) -> None:
     for arm in ARMS:
         own = [cell for cell in some if cell.arm == arm]
-        spreads = [figure(cell) for cell in own]
-        axes.errorbar(
-            [cell.sizes.context for cell in own],
-            [each.median for each in spreads],
-            yerr=(
-                [each.median - each.low for each in spreads],
-                [each.high - each.median for each in spreads],
-            ),
-            marker="o",
-            capsize=3,
-            label=arm,
-            color=_colour(arm),
-        )
+        contexts = [cell.sizes.context for cell in own]
+        error_bars(axes, contexts, list(map(figure, own)), label=arm, color=_colour(arm))
 
 
 def _colour(arm: LatentKind) -> str:
     return f"C{ARMS.index(arm)}"
-
-
-def _with_range(values: Spread) -> str:
-    return f"{values.median:.2f} [{values.low:.2f}, {values.high:.2f}]"

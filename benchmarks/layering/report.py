@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.layering.arms import BASE
 from benchmarks.layering.rounds import Outcome
-from benchmarks.load.compare import Spread, spread
+from benchmarks.load.spread import Spread, ratios, spread
+from benchmarks.reporting import markdown_table, new_figure, ranges
 
 Figures = Callable[[Outcome], float]
 
@@ -57,30 +57,28 @@ class SubjectReport:
 
     def ratio(self, arm: str, of: Figures) -> Spread | None:
         """The same against the base, round by round; None where that has none of it."""
-        pairs = [(of(found[arm]), of(found[BASE])) for found in self.rounds]
-        return spread([own / base for own, base in pairs]) if all(b for _, b in pairs) else None
+        base = [of(found[BASE]) for found in self.rounds]
+        return ratios([of(found[arm]) for found in self.rounds], base) if all(base) else None
 
     def as_markdown(self) -> str:
         """The table: medians, ranges in brackets, and ratios to the base."""
         heads = ["schedule"]
         for head, _, _, compared in _COLUMNS:
             heads += [head, f"of {BASE}"] if compared else [head]
-        lines = [
+        title = (
             f"\n{self.name}: experts of {self.expert_bytes / 1e6:.0f} MB, "
-            f"{self.rate:.3g} requests a second\n",
-            f"| {' | '.join(heads)} |",
-            "|---" * len(heads) + "|",
-        ]
-        return "\n".join([*lines, *map(self._row, self.rounds[0])]) + "\n"
+            f"{self.rate:.3g} requests a second\n\n"
+        )
+        return title + markdown_table(heads, [self._row(arm) for arm in self.rounds[0]])
 
-    def _row(self, arm: str) -> str:
+    def _row(self, arm: str) -> list[str]:
         cells = [arm]
         for _, of, digits, compared in _COLUMNS:
-            cells.append(_with_range(self.figure(arm, of), digits))
+            cells.append(self.figure(arm, of).text(digits))
             if compared:
                 ratio = None if arm == BASE else self.ratio(arm, of)
-                cells.append("" if ratio is None else _with_range(ratio, 2))
-        return f"| {' | '.join(cells)} |"
+                cells.append("" if ratio is None else ratio.text())
+        return cells
 
     def as_json(self) -> dict[str, object]:
         """For machines: every outcome."""
@@ -96,8 +94,7 @@ class SubjectReport:
 
 def draw(reports: Sequence[SubjectReport]) -> Figure:
     """Ratios to the base: a row for each subject, a picture for each figure."""
-    figure = Figure(figsize=(4 * len(_PANELS), 3.2 * len(reports)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4 * len(_PANELS), 3.2 * len(reports))
     rows = figure.subplots(len(reports), len(_PANELS), squeeze=False)
     for report, row in zip(reports, rows, strict=True):
         for (title, of), axes in zip(_PANELS, row, strict=True):
@@ -110,18 +107,7 @@ def _bars(axes: Axes, report: SubjectReport, of: Figures) -> None:
     found = {arm: report.ratio(arm, of) for arm in report.rounds[0]}
     bars = {arm: ratio for arm, ratio in found.items() if ratio is not None}
     medians = [ratio.median for ratio in bars.values()]
-    ranges = [
-        [ratio.median - ratio.low for ratio in bars.values()],
-        [ratio.high - ratio.median for ratio in bars.values()],
-    ]
     if bars:
-        axes.barh(list(bars), medians, xerr=ranges, capsize=3)
+        axes.barh(list(bars), medians, xerr=ranges(list(bars.values())), capsize=3)
         axes.axvline(1.0, color="black", linewidth=0.8)
     axes.invert_yaxis()
-
-
-def _with_range(values: Spread, digits: int) -> str:
-    low, middle, high = (
-        f"{value:.{digits}f}" for value in (values.low, values.median, values.high)
-    )
-    return middle if low == high else f"{middle} [{low}, {high}]"

@@ -4,18 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.load.runs import RunSpec
-from benchmarks.load.stats import Distribution, median
+from benchmarks.load.spread import Spread, spread
+from benchmarks.load.stats import Distribution
 from benchmarks.load.summary import Summary
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A figure over the repeats: the median and the range."""
-
-    median: float
-    low: float
-    high: float
-    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +63,6 @@ FIGURES: dict[str, Callable[[Summary], float | None]] = {
     **_latency("itl", lambda summary: summary.itl_ms),
     **_latency("e2e", lambda summary: summary.e2e_ms),
 }
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Median and range of at least one value."""
-    return Spread(median(values), min(values), max(values), len(values))
 
 
 def compare(runs: Sequence[tuple[RunSpec, Summary]]) -> list[Cell]:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load.compare import Cell, Spread, compare
+from benchmarks.load.compare import Cell, compare
 from benchmarks.load.config import BenchConfig
 from benchmarks.load.runs import RunResult, RunSpec
 from benchmarks.load.slo import Claim
+from benchmarks.load.spread import Spread
 from benchmarks.load.summary import Summary, summarise
 
 _DIGITS = 4

@@ -33,7 +33,8 @@ def test_policies_differ_as_they_should(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([str(trace), *flags]) == 0
     out = capsys.readouterr().out
     assert (tmp_path / "report.md").read_text("utf-8") == out
-    found = {one["policy"]: one for one in json.loads((tmp_path / "report.json").read_text())}
+    outcomes = json.loads((tmp_path / "report.json").read_text())["outcomes"]
+    found = {one["policy"]: one for one in outcomes}
     assert tuple(found) == POLICIES
     assert found["oracle"]["evictions"] == found["conservative"]["evictions"] == 0
     assert found["aggressive"]["evictions"] > found["past-future"]["evictions"]
