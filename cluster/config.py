@@ -190,8 +190,8 @@ class ServeConfig(BaseModel):
         SpeculativeConfig | None, BeforeValidator(speculation), Group.SPECULATION
     ] = None
     """How next tokens are guessed, as JSON with vLLM's names, such as {"method": "ngram",
-    "num_speculative_tokens": 4}; methods are ngram, suffix, token_recycling and draft_model, which
-    needs the directory of a small "model"; tokens stay what they are."""
+    "num_speculative_tokens": 4}; methods are ngram, suffix, token_recycling, and draft_model and
+    easyspec, which need the directory of a small "model"; tokens stay what they are."""
 
     max_num_seqs: Annotated[Count, Group.ENGINE] = default_of(EngineConfig, "max_num_seqs")
     """Requests that one worker runs at the same time."""

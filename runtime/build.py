@@ -18,7 +18,8 @@ from twinflow.parallel.links.manifest import choose_layers_per_unit
 from twinflow.parallel.ranks.base import OneRank
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.cost.base import StepTimes
-from twinflow.runtime.draft_loading import load_drafter
+from twinflow.runtime.draft_loading import Target, load_drafter
+from twinflow.runtime.draft_team import Alone, DraftTeam
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.engine_plan import EngineOptions, EnginePlan, plan_engine
 from twinflow.runtime.kv.block_manager import BlockManager
@@ -103,6 +104,7 @@ def assemble_engine(
     clock: Callable[[], float],
     on_kv: OnKV | None = None,
     times: StepTimes | None = None,
+    team: DraftTeam | None = None,
 ) -> BuiltEngine:
     """Put an engine round a runner.
 
@@ -112,6 +114,7 @@ def assemble_engine(
         clock: seconds, monotonic.
         on_kv: see `Engine`.
         times: predicts how long steps take here; None if that is not known.
+        team: the ranks that a drafter may use; None for this one alone.
     """
     setup = SchedulerSetup.of(plan.config, plan.model.num_layers, times)
     layers_per_unit = choose_layers_per_unit(plan.layout)
@@ -123,7 +126,7 @@ def assemble_engine(
         speculation=create_speculation(
             plan.options.speculative_config,
             plan.model.vocab_size,
-            lambda config: load_drafter(config, plan, _load_small),
+            lambda config: load_drafter(config, Target(plan, runner, team or Alone())),
         ),
     )
     fingerprint = plan.fingerprint
@@ -177,12 +180,6 @@ def _lane_parts(
 
 def _sampler(plan: EnginePlan) -> Sampler:
     return Sampler(plan.model.vocab_size, plan.options.device)
-
-
-def _load_small(options: EngineOptions) -> tuple[ModelRunner, ModelConfig]:
-    """A model that drafts for another, whole and in this process."""
-    plan = plan_engine(options, OneRank())
-    return load_runner(plan, OneRank()), plan.model
 
 
 def find_times(plan: EnginePlan, ranks: int = 1) -> StepTimes | None:

@@ -15,6 +15,21 @@ from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.model_runner import SequenceRows
 
 
+class DraftRunner(Protocol):
+    """Computes a model that drafts; its rows always cross all layers."""
+
+    @property
+    def kv_cache(self) -> KVCache:
+        """The KV blocks."""
+        ...
+
+    def forward(
+        self, rows: Sequence[SequenceRows], *, groups: Sequence[range] | None = None
+    ) -> Tensor:
+        """See `ModelRunner.forward`."""
+        ...
+
+
 class Runner(Protocol):
     """Computes the rows of one step at a time."""
 

@@ -21,7 +21,8 @@ from twinflow.runtime.model_runner import SequenceRows
 from twinflow.workers.ranks.address import new_address
 from twinflow.workers.ranks.config import TeamConfig
 from twinflow.workers.ranks.follower import Follower, FollowerLoop
-from twinflow.workers.ranks.leader import Leader, LeaderRunner
+from twinflow.workers.ranks.leader import Leader
+from twinflow.workers.ranks.together import LeaderRunner, Together
 
 LAYOUT = "heads:0123"
 TOKEN = "secret of the tests"
@@ -95,7 +96,7 @@ class ThreadedTeam:
     @property
     def runner(self) -> LeaderRunner:
         """What the engine of rank 0 would drive."""
-        return LeaderRunner(self.runners[0], self.leader)
+        return LeaderRunner(self.runners[0], Together(self.leader))
 
     def outcomes(self) -> list[BaseException | None]:
         """How each follower's loop ended."""

@@ -25,7 +25,8 @@ part of the worker and says which rank it was.
     meeting     rank 0 gathers the others
     peer        one connection under watch
     store       rendezvous of the collectives, over the frames
-    leader      rank 0's side, and the runner that its engine drives
+    leader      rank 0's side
+    together    steps of all ranks, for the engine and the drafter of rank 0
     follower    another rank's side, and the loop that obeys
     build       model, cache and engine of a rank
     server      a follower as a service

@@ -12,13 +12,18 @@ from twinflow.parallel.ranks.base import Seat
 from twinflow.parallel.ranks.distributed import DistributedRanks
 from twinflow.protos.errors import RankLost, TwinflowError
 from twinflow.runtime.build import BuiltEngine, assemble_engine, find_times
+from twinflow.runtime.draft_loading import load_share
 from twinflow.runtime.engine_plan import EngineOptions, EnginePlan, plan_engine
 from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.model_runner import ModelRunner
+from twinflow.runtime.runner import DraftRunner
 from twinflow.runtime.runner_loading import LoadProgress, load_runner
+from twinflow.runtime.speculative.config import WITH_MODEL
+from twinflow.runtime.speculative.layer_parallel.share import DraftShare
 from twinflow.workers.ranks.config import TeamConfig
 from twinflow.workers.ranks.follower import Follower, FollowerLoop
-from twinflow.workers.ranks.leader import Leader, LeaderRunner
+from twinflow.workers.ranks.leader import Leader
+from twinflow.workers.ranks.together import LeaderDraftTeam, LeaderRunner, Together
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +106,15 @@ def build_leader(
         plan = plan.with_blocks(leader.num_blocks)
         runner = _load(plan, config, leader.ranks, progress)
         leader.await_ready(plan.fingerprint)
-    times = find_times(plan, config.size)
-    built = assemble_engine(
-        plan, LeaderRunner(runner, leader), clock=clock, on_kv=on_kv, times=times
-    )
+        together = Together(leader)
+        built = assemble_engine(
+            plan,
+            LeaderRunner(runner, together),
+            clock=clock,
+            on_kv=on_kv,
+            times=find_times(plan, config.size),
+            team=LeaderDraftTeam(together, config.load_s),
+        )
     return BuiltLeader(built, leader)
 
 
@@ -123,7 +133,25 @@ def build_follower(
     with _failing_together(follower, config):
         plan = plan.with_blocks(follower.num_blocks)
         runner = _load(plan, config, follower.ranks, progress)
-    return BuiltFollower(FollowerLoop(runner, follower, on_kv), follower, runner, plan, config)
+    loop = FollowerLoop(runner, follower, on_kv, _draft_loader(plan, follower.ranks, config))
+    return BuiltFollower(loop, follower, runner, plan, config)
+
+
+def _draft_loader(
+    plan: EnginePlan, ranks: DistributedRanks, config: TeamConfig
+) -> Callable[[DraftShare], DraftRunner | None] | None:
+    """Loads this rank's share of what drafts; None where nothing with a model does."""
+    speculation = plan.options.speculative_config
+    if speculation is None or speculation.method not in WITH_MODEL:
+        return None
+
+    def load(share: DraftShare) -> DraftRunner | None:
+        if share.ranks == 1:  # rank 0 drafts
+            return None
+        with ranks.patience(config.load_s):
+            return load_share(speculation, plan, share, ranks)
+
+    return load
 
 
 @contextmanager

@@ -16,11 +16,14 @@ from twinflow.protos.errors import ConfigError, RankLost
 from twinflow.runtime.executor import LayersDone
 from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.model_runner import SequenceRows
-from twinflow.runtime.runner import Runner
+from twinflow.runtime.runner import DraftRunner, Runner
+from twinflow.runtime.speculative.layer_parallel.plan import LayerPlan
+from twinflow.runtime.speculative.layer_parallel.share import DraftShare
 from twinflow.workers.ranks.address import connect
 from twinflow.workers.ranks.config import TeamConfig
 from twinflow.workers.ranks.connection import Connection, ConnectionBroken
 from twinflow.workers.ranks.frames import (
+    Draft,
     Failed,
     Frame,
     Hello,
@@ -55,7 +58,7 @@ class Follower:
         self._config = config
         self.num_blocks = num_blocks
         self._peer = Peer(connection, 0, config, self._hear, self._lose)
-        self._inbox: queue.SimpleQueue[Step | Stop | RankLost] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Step | Draft | Stop | RankLost] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[StoreReply | None] = queue.SimpleQueue()
         self._on_order: dict[str, Callable[[bytes], None]] = {}
         self._ranks: DistributedRanks | None = None
@@ -115,8 +118,8 @@ class Follower:
         """Tell rank 0 something about an order; see `Leader.on_report`."""
         self._peer.send(Report(kind, body))
 
-    def next(self) -> Step | None:
-        """The next step; None when there will be none.
+    def next(self) -> Step | Draft | None:
+        """The next step, or what is to be loaded for steps; None when nothing more will come.
 
         Raises:
             RankLost: the worker is lost.
@@ -125,7 +128,7 @@ class Follower:
         found = self._inbox.get()
         if isinstance(found, RankLost):
             raise found
-        return found if isinstance(found, Step) else None
+        return None if isinstance(found, Stop) else found
 
     def check(self) -> None:
         """Raise why the worker is lost, if it is."""
@@ -160,7 +163,7 @@ class Follower:
 
     def _hear(self, rank: int, frame: Frame) -> None:
         match frame:
-            case Step() | Stop():
+            case Step() | Draft() | Stop():
                 self._inbox.put(frame)
             case StoreReply():
                 self._replies.put(frame)
@@ -183,6 +186,7 @@ class FollowerLoop:
         follower: where steps come from.
         on_kv: told, from inside a step, about every finished layer range of held sequences, as
             the engine tells its own listener on rank 0.
+        load_draft: loads this rank's share of a drafter, if it has one; None where no model drafts.
     """
 
     def __init__(
@@ -190,8 +194,11 @@ class FollowerLoop:
         runner: Runner,
         follower: Follower,
         on_kv: Callable[[KVProgress], None] | None = None,
+        load_draft: Callable[[DraftShare], DraftRunner | None] | None = None,
     ) -> None:
         self._runner = runner
+        self._load_draft = load_draft
+        self._drafter: DraftRunner | None = None
         self._follower = follower
         self._on_kv = on_kv
         self.steps = 0
@@ -208,18 +215,29 @@ class FollowerLoop:
             self._follower.close()  # rank 0 waits for it
 
     def _run(self) -> None:
-        while (step := self._follower.next()) is not None:
+        while (order := self._follower.next()) is not None:
             try:
-                self._take(step)
+                if isinstance(order, Draft):
+                    self._load(order)
+                else:
+                    self._take(order)
             except RankLost as error:
                 failure = self._follower.fail(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks went on
                 structlog.get_logger().exception("a step failed")
-                reason = f"failed in step {step.number}: {type(error).__name__}: {error}"
+                what = f"in step {order.number}" if isinstance(order, Step) else "to load a drafter"
+                reason = f"failed {what}: {type(error).__name__}: {error}"
                 failure = self._follower.fail(RankLost(reason))
             else:
                 continue
             raise failure
+
+    def _load(self, order: Draft) -> None:
+        share = DraftShare(order.layout, order.mlp, order.ranks)
+        self._drafter = None  # its memory, before the next one takes as much
+        if self._load_draft is None:
+            raise ValueError(f"a drafter is to be loaded ({share}), and none is configured")
+        self._drafter = self._load_draft(share)
 
     def _take(self, step: Step) -> None:
         self.steps += 1
@@ -228,8 +246,17 @@ class FollowerLoop:
         for sequence in step.forgotten:
             self._runner.forget(sequence)
         rows = step.sequence_rows()
-        self._runner.forward(rows, self._listener(rows), step.layers_per_unit)
+        if step.drafts:
+            self._draft(rows, step.groups)
+        else:
+            self._runner.forward(rows, self._listener(rows), step.layers_per_unit)
         self._follower.ranks.settle()
+
+    def _draft(self, rows: Sequence[SequenceRows], sizes: Sequence[int] | None) -> None:
+        if self._drafter is None:
+            raise ValueError("a drafter is to compute a step, and none is loaded")
+        groups = None if sizes is None else LayerPlan.of_sizes(list(sizes)).groups
+        self._drafter.forward(rows, groups=groups)
 
     def _listener(self, rows: Sequence[SequenceRows]) -> LayersDone | None:
         on_kv = self._on_kv

@@ -1,6 +1,6 @@
 """What the ranks of a worker say to each other: msgpack arrays that begin with their kind.
 
-    rank 0 → rank r     Challenge, Admitted, Refused, Welcome, StoreReply, Step, Order, Stop
+    rank 0 → rank r     Challenge, Admitted, Refused, Welcome, StoreReply, Draft, Step, Order, Stop
     rank r → rank 0     Answer, Hello, StoreCall, Ready, Report
     both                Beat, Failed
 
@@ -16,8 +16,9 @@ from typing import Literal
 import msgspec
 
 from twinflow.runtime.model_runner import SequenceRows
+from twinflow.runtime.speculative.layer_parallel.config import Layout
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 StoreOperation = Literal["set", "get", "add", "compare_set", "check", "delete"]
 
@@ -173,12 +174,16 @@ class Step(_Frame, frozen=True, tag="step"):
         rows: in the order of the engine.
         layers_per_unit: see `ModelRunner.forward`.
         forgotten: sequences to be forgotten before, see `ModelRunner.forget`.
+        drafts: by the model that drafts, not by the one that is served.
+        groups: sizes of the groups of its layers; None for one layer after the other.
     """
 
     number: int
     rows: list[Rows]
     layers_per_unit: int
     forgotten: list[str]
+    drafts: bool = False
+    groups: list[int] | None = None
 
     def sequence_rows(self) -> list[SequenceRows]:
         """The rows as runners take them.
@@ -201,6 +206,20 @@ class Step(_Frame, frozen=True, tag="step"):
             )
             for rows in self.rows
         ]
+
+
+class Draft(_Frame, frozen=True, tag="draft"):
+    """Load your share of the model that drafts, in place of what you have of it.
+
+    Attributes:
+        layout: see `DraftShare`.
+        mlp: likewise.
+        ranks: likewise.
+    """
+
+    layout: Layout
+    mlp: Literal["tp", "replicated"]
+    ranks: int
 
 
 class Order(_Frame, frozen=True, tag="order"):
@@ -238,6 +257,7 @@ Frame = (
     | Ready
     | Beat
     | Failed
+    | Draft
     | Step
     | Order
     | Report
@@ -251,8 +271,18 @@ def step_frame(
     layers_per_unit: int,
     forgotten: Sequence[str] = (),
 ) -> Step:
-    """The frame for a step."""
-    wire = [
+    """The frame for a step of the model that is served."""
+    return Step(number, _wire(rows), layers_per_unit, list(forgotten))
+
+
+def draft_frame(number: int, rows: Sequence[SequenceRows], groups: Sequence[range] | None) -> Step:
+    """The frame for a step of the model that drafts."""
+    sizes = None if groups is None else [len(group) for group in groups]
+    return Step(number, _wire(rows), 0, [], drafts=True, groups=sizes)
+
+
+def _wire(rows: Sequence[SequenceRows]) -> list[Rows]:
+    return [
         Rows(
             token_ids=array("i", group.token_ids).tobytes(),
             start=group.start,
@@ -267,7 +297,6 @@ def step_frame(
         )
         for group in rows
     ]
-    return Step(number, wire, layers_per_unit, list(forgotten))
 
 
 def _integers(data: bytes) -> Sequence[int]:

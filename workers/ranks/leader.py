@@ -1,4 +1,4 @@
-"""Rank 0 of a worker: gathers the other ranks, tells them every step, and watches them.
+"""Rank 0 of a worker: gathers the other ranks, tells them what to do, and watches them.
 
 What goes wrong anywhere ends the whole worker: `Leader.check` raises from then on, the collectives
 break, and `on_lost` hears of it, once. Requests are none of its business: the engine above it dies,
@@ -6,33 +6,28 @@ and whoever serves its requests moves them elsewhere.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import structlog
-from torch import Tensor
 
 from twinflow.parallel.links.deadline import Deadline
 from twinflow.parallel.links.store import MemoryStore
 from twinflow.parallel.ranks.distributed import DistributedRanks
 from twinflow.protos.errors import ConfigError, RankLost
-from twinflow.runtime.executor import LayersDone
-from twinflow.runtime.kv.cache import KVCache
-from twinflow.runtime.layer_traffic import LayerTraffic
-from twinflow.runtime.model_runner import SequenceRows
-from twinflow.runtime.runner import Runner
 from twinflow.workers.ranks.config import TeamConfig
 from twinflow.workers.ranks.connection import Connection, ConnectionBroken
 from twinflow.workers.ranks.frames import (
+    Draft,
     Failed,
     Frame,
     Hello,
     Order,
     Ready,
     Report,
+    Step,
     Stop,
     StoreCall,
     Welcome,
-    step_frame,
 )
 from twinflow.workers.ranks.meeting import gather
 from twinflow.workers.ranks.peer import Peer
@@ -154,19 +149,13 @@ class Leader:
         if self._lost is not None:
             raise self._lost
 
-    def step(
-        self,
-        number: int,
-        rows: Sequence[SequenceRows],
-        layers_per_unit: int,
-        forgotten: Sequence[str] = (),
-    ) -> None:
-        """Tell every rank to forget sequences and to compute rows.
+    def tell(self, frame: Step | Draft) -> None:
+        """Tell every rank to compute a step, or to load what steps need.
 
         Raises:
             RankLost: one cannot be told.
         """
-        self._broadcast(step_frame(number, rows, layers_per_unit, forgotten))
+        self._broadcast(frame)
         self.check()
 
     def order(self, kind: str, body: bytes) -> None:
@@ -234,63 +223,3 @@ class Leader:
 
     def _lose(self, rank: int, reason: str) -> None:
         self.fail(RankLost(f"{self._config.describe(rank)} is lost: it {reason}"))
-
-
-class LeaderRunner:
-    """A runner for the engine of rank 0: every step is computed by all ranks together.
-
-    Args:
-        runner: of rank 0's share.
-        leader: the other ranks.
-    """
-
-    def __init__(self, runner: Runner, leader: Leader) -> None:
-        self._runner = runner
-        self._leader = leader
-        self._steps = 0
-        self._forgotten: list[str] = []
-
-    @property
-    def kv_cache(self) -> KVCache:
-        """Rank 0's share of the KV."""
-        return self._runner.kv_cache
-
-    def forward(
-        self,
-        rows: Sequence[SequenceRows],
-        on_layers: LayersDone | None = None,
-        layers_per_unit: int = 0,
-    ) -> Tensor:
-        """See `Runner.forward`.
-
-        Raises:
-            RankLost: a rank is gone, or the step failed on one, this one included: what the ranks
-                have computed since does not go together any more.
-        """
-        self._leader.check()
-        self._steps += 1
-        forgotten, self._forgotten = self._forgotten, []
-        self._leader.step(self._steps, rows, layers_per_unit, forgotten)
-        try:
-            logits = self._runner.forward(rows, on_layers, layers_per_unit)
-            self._leader.ranks.settle()
-        except RankLost as error:
-            failure = self._leader.fail(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks went on
-            reason = f"rank 0 failed in step {self._steps}: {type(error).__name__}: {error}"
-            structlog.get_logger().exception("a step failed on rank 0")
-            failure = self._leader.fail(RankLost(reason))
-        else:
-            return logits
-        raise failure
-
-    def take_traffic(self) -> Sequence[LayerTraffic]:
-        """Of rank 0's experts, or its part of all experts; see `Runner.take_traffic`."""
-        return self._runner.take_traffic()
-
-    def forget(self, sequence: str) -> bool:
-        """See `Runner.forget`; the other ranks hear of it with the next step."""
-        known = self._runner.forget(sequence)
-        if known:
-            self._forgotten.append(sequence)
-        return known

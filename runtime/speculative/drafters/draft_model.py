@@ -9,7 +9,15 @@ what the sequence has gained since the last proposal, a prompt included. The dra
 of its own. A sequence that finds none idle goes without proposals until some are. KV of a proposed
 token is kept if the token came true: it was computed from the same tokens.
 
-One process drafts, alone and in all layers one after another; other ranks wait for it.
+With a plan that computes layers side by side (EasySpec, arXiv 2502.02493), a pass is quicker and
+approximate, and so are the keys and values it writes. The first pass of a proposal is the bonus
+calibration: exact, over all that the sequence has gained. It writes exact keys and values over
+approximate ones, and the first proposed token is exact. Passes behind it are approximate, and
+what they write is scratch: it is never counted as written.
+
+                     accepted  bonus │ proposed
+    exact pass       c  d      x     │              proposes y
+    approximate                      │ y            proposes z
 """
 
 from collections.abc import Sequence
@@ -18,10 +26,11 @@ from dataclasses import dataclass, field, replace
 from twinflow.runtime.kv.block_pool import BlockPool
 from twinflow.runtime.model_runner import SequenceRows
 from twinflow.runtime.outputs import SampledToken
-from twinflow.runtime.runner import Runner
+from twinflow.runtime.runner import DraftRunner
 from twinflow.runtime.sampling import Sampler, SamplingState
 from twinflow.runtime.speculative.draft import NOTHING, Draft
 from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, LikelyNext
+from twinflow.runtime.speculative.layer_parallel.plan import LayerPlan
 
 
 @dataclass(slots=True)
@@ -31,13 +40,17 @@ class _Drafted:
     Attributes:
         state: sampling state, up to the sequence's last known token.
         known: tokens of the sequence that the state has seen.
-        written: tokens whose KV is in the blocks, in order.
+        prompt: tokens of its prompt.
+        written: tokens whose KV is in the blocks and counts, in order.
+        exact: positions, from the first, that were last computed by an exact pass.
         blocks: block table.
     """
 
     state: SamplingState
     known: int
+    prompt: int
     written: list[int] = field(default_factory=list)
+    exact: int = 0
     blocks: list[int] = field(default_factory=list)
 
 
@@ -70,11 +83,25 @@ class DraftModelDrafter:
         sampler: for its vocabulary, which is that of the target.
         vocab_size: tokens of both.
         max_rows: rows of one pass.
+        plan: how passes behind the first one of a proposal cross the layers.
+        calibrate: make the first pass exact; without it, all passes behind the prompt follow the
+            plan, and what they write is kept.
     """
 
     likely_tokens = 0
 
-    def __init__(self, runner: Runner, sampler: Sampler, *, vocab_size: int, max_rows: int) -> None:
+    def __init__(
+        self,
+        runner: DraftRunner,
+        sampler: Sampler,
+        *,
+        vocab_size: int,
+        max_rows: int,
+        plan: LayerPlan | None = None,
+        calibrate: bool = True,
+    ) -> None:
+        self._groups = None if plan is None or plan.is_serial else plan.groups
+        self._calibrate = calibrate
         self._runner = runner
         self._sampler = sampler
         self._vocab_size = vocab_size
@@ -93,8 +120,10 @@ class DraftModelDrafter:
         rounds = [self._begin(query) for query in queries]
         live = [one for one in rounds if one is not None]
         self._catch_up(live)
+        exact = self._calibrate or any(one.start < one.drafted.prompt for one in live)
         while live:
-            self._advance(live)
+            self._advance(live, exact=exact or self._groups is None)
+            exact = False
             live = [one for one in live if len(one.proposed) < one.limit]
         return [NOTHING if one is None else Draft.chain(one.proposed) for one in rounds]
 
@@ -125,7 +154,7 @@ class DraftModelDrafter:
         prompt, seed = sequence.prompt_token_ids, sequence.params.seed or 0
         ending = sequence.ending_token_ids
         state = SamplingState(params, seed, prompt, self._vocab_size, ending)
-        return _Drafted(state, known=len(prompt))
+        return _Drafted(state, known=len(prompt), prompt=len(prompt))
 
     def _catch_up(self, rounds: Sequence[_Round]) -> None:
         """Compute all rows that do not fit into one pass with the last row of every sequence."""
@@ -134,15 +163,15 @@ class DraftModelDrafter:
             while len(one.tokens) > room:
                 count = min(self._max_rows, len(one.tokens) - 1)
                 self._runner.forward([self._rows(one, count, samples=False)])
-                self._written(one, count)
+                self._written(one, count, exact=True)
 
-    def _advance(self, rounds: Sequence[_Round]) -> None:
+    def _advance(self, rounds: Sequence[_Round], *, exact: bool) -> None:
         """Propose one more token to every sequence."""
         rows = [self._rows(one, len(one.tokens), samples=True) for one in rounds]
-        logits = self._runner.forward(rows)
+        logits = self._runner.forward(rows, groups=None if exact else self._groups)
         sampled = self._sampler.sample(logits, [one.state for one in rounds])
         for one, token in zip(rounds, sampled, strict=True):
-            self._written(one, len(one.tokens))
+            self._written(one, len(one.tokens), exact=exact)
             if isinstance(token, SampledToken):
                 one.state = one.state.after(token.token_id)
                 one.proposed.append(token.token_id)
@@ -156,8 +185,14 @@ class DraftModelDrafter:
             tokens, one.start, one.drafted.blocks, samples, prompt_tokens=one.start + count
         )
 
-    def _written(self, one: _Round, count: int) -> None:
-        one.drafted.written += one.tokens[:count]
+    def _written(self, one: _Round, count: int, *, exact: bool) -> None:
+        drafted = one.drafted
+        if exact or not self._calibrate:
+            drafted.written += one.tokens[:count]
+        if exact and one.start <= drafted.exact:
+            drafted.exact = one.start + count
+        elif not exact:
+            drafted.exact = min(drafted.exact, one.start)
         one.start += count
         one.tokens = one.tokens[count:]
 
@@ -169,3 +204,23 @@ class DraftModelDrafter:
         drafted = self._sequences.pop(sequence.request_id, None)
         if drafted is not None:
             self._pool.release(drafted.blocks)
+
+    def check_integrity(self) -> None:
+        """Between proposals, what counts as written is exact; raises AssertionError otherwise.
+
+        Without calibration that is so for prompts. The last known token is always still to be
+        computed, and every block is idle or in one block table.
+        """
+        for name, drafted in self._sequences.items():
+            counted = len(drafted.written)
+            if not self._calibrate:
+                counted = min(counted, drafted.prompt)
+            if counted > drafted.exact:
+                raise AssertionError(
+                    f"request {name}: of {counted} drafted positions {drafted.exact} are exact"
+                )
+            if len(drafted.written) > len(drafted.blocks) * self._block_size:
+                raise AssertionError(f"request {name} has written more than its blocks hold")
+        held = [block for drafted in self._sequences.values() for block in drafted.blocks]
+        if len(set(held)) < len(held) or len(held) + self._pool.num_idle != self._pool.num_blocks:
+            raise AssertionError("blocks of the drafter are lost, or belong to several sequences")

@@ -30,6 +30,7 @@ from twinflow.runtime.outputs import SampledRun
 from twinflow.workers.engine_loop import EngineLoop
 from twinflow.workers.ranks.address import connect, listen, new_address
 from twinflow.workers.ranks.follower import Follower, FollowerLoop
+from twinflow.workers.ranks.frames import step_frame
 from twinflow.workers.ranks.leader import Leader
 
 
@@ -81,7 +82,7 @@ def test_followers_hear_of_the_kv_of_held_sequences_as_rank_0_does() -> None:
         end = pool.submit(loop.run)
         own = SumRunner(leader.ranks)
         spans: list[tuple[int, int]] = []
-        leader.step(1, [rows(4), rows(5, 6, held_as="r-9/0")], 2)
+        leader.tell(step_frame(1, [rows(4), rows(5, 6, held_as="r-9/0")], 2))
         own.forward([rows(4), rows(5, 6)], lambda *span: spans.append(span), 2)
         leader.close()
         assert end.exception(PATIENCE_S) is None
@@ -101,7 +102,7 @@ def test_followers_hear_only_of_layers_that_held_sequences_cross() -> None:
         own = SumRunner(leader.ranks)
         for number, layers in enumerate([(0, 1), (1, 3), (3, 4)], 1):
             group = SequenceRows([5, 6], 0, [1], False, 2, "r-9/0", *layers, sequence="r-9/0")
-            leader.step(number, [group], 2)
+            leader.tell(step_frame(number, [group], 2))
             own.forward([group])
         leader.close()
         assert end.exception(PATIENCE_S) is None
@@ -310,7 +311,7 @@ def test_a_rank_that_says_nothing_any_more_is_lost() -> None:
 
 def test_a_follower_that_hears_what_it_does_not_expect_ends() -> None:
     with meeting(2) as (leader, followers):
-        leader.step(7, [rows(1)], 0)
+        leader.tell(step_frame(7, [rows(1)], 0))
         runner = SumRunner(followers[0].ranks)
         with pytest.raises(RankLost, match="step 7 came where 1 was expected"):
             FollowerLoop(runner, followers[0]).run()
