@@ -230,10 +230,10 @@ class ServeConfig(BaseModel):
     ttft_objective_ms: Annotated[Milliseconds | None, Group.SCHEDULING] = None
     """Longest wanted time to a first token; bounds how long spf and laps put a prompt off."""
 
-    lanes: Annotated[Literal["none", "cores", "auto"], Group.SCHEDULING] = NONE
+    lanes: Annotated[Literal["none", "cores", "greenctx", "auto"], Group.SCHEDULING] = NONE
     """Whether mixed workers compute prompts and decode at the same time, each on its own part of
-    the device: cores, on processor cores; auto, on what suits the device; where that is not
-    possible there is one lane, and the log says why."""
+    the device: cores, on processor cores; greenctx, on multiprocessors of an NVIDIA GPU; auto, on
+    what suits the device; where that is not possible there is one lane, and the log says why."""
 
     prefill_slack: Annotated[Slack, Group.SCHEDULING] = PREFILL_SLACK
     """How long a prefill step may take beside decoding, in times of what it takes alone; divides

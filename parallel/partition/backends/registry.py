@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from twinflow.parallel.partition.backends.base import Backend, Place
 from twinflow.parallel.partition.backends.cores import CoreSets
+from twinflow.parallel.partition.backends.greenctx import GreenContexts
 from twinflow.parallel.partition.backends.names import AUTO, CORES, GREENCTX, NONE
 from twinflow.parallel.partition.backends.none import Undivided
 from twinflow.protos.errors import ConfigError
@@ -74,3 +75,4 @@ def choose_backend(wanted: str, place: Place) -> Choice:
 
 register_backend(NONE, Undivided)
 register_backend(CORES, CoreSets)
+register_backend(GREENCTX, GreenContexts)
