@@ -240,9 +240,10 @@ class Engine:
         work: list[Work] = []
         for group in plan.row_groups:
             request = self._life.require(group.request_id)
-            self.blocks.grow(request.request_id, request.num_tokens + group.drafted)
+            draft = request.draft.shortened(group.drafted)
+            branches = self._proposals.reserve(request, draft)
             blocks = self.blocks.blocks(request.request_id)
-            work.append(Work(request, group, blocks, request.draft.shortened(group.drafted)))
+            work.append(Work(request, group, blocks, draft, branches))
         return work
 
     def _decoding_next(self) -> tuple[Request, ...]:
@@ -290,7 +291,7 @@ class Engine:
             if isinstance(result, NumericalFault):
                 self._life.fail(item.request, EngineError(str(result)))
             else:
-                self._proposals.count(item, len(result) - 1)
+                self._proposals.accept(item, result)
                 self._life.extend(item.request, result, phase="decode")
                 self._proposals.settle(item)
 

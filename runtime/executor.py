@@ -13,6 +13,7 @@ from twinflow.runtime.outputs import SampledRun
 from twinflow.runtime.request import Request
 from twinflow.runtime.speculative.draft import NOTHING, Draft
 from twinflow.runtime.step_plan import RowGroup
+from twinflow.runtime.tree_branches import TreeBranch
 
 # Called with [first, end) when the KV of these layers is written for the rows of the step that
 # cross layer `end - 1` in it.
@@ -28,16 +29,18 @@ class Work:
         group: which rows.
         blocks: the request's block table, covering at least `group.token_end` tokens.
         draft: what was proposed, if rows of the group are of proposed tokens: so many.
+        branches: where its nodes lie, if it branches; nothing for a chain.
     """
 
     request: Request
     group: RowGroup
     blocks: Sequence[int]
     draft: Draft = NOTHING
+    branches: Sequence[TreeBranch] = ()
 
     @property
     def token_ids(self) -> Sequence[int]:
-        """Tokens of the rows."""
+        """Tokens of the rows; of proposed ones in the order of their nodes."""
         group = self.group
         tokens = self.request.tokens(group.token_start, group.token_count - group.drafted)
         return (*tokens, *self.draft.tokens) if group.drafted else tokens

@@ -6,7 +6,10 @@ the state that the sequence would have there. Knows no queues and frees no block
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 from itertools import islice
+
+import torch
 
 from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.layer_traffic import LayerTraffic
@@ -99,22 +102,10 @@ class ModelExecutor:
 
     def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledRun]:
         """See `Executor.execute`."""
-        rows = [
-            SequenceRows(
-                token_ids=item.token_ids,
-                start=item.group.token_start,
-                block_ids=item.blocks,
-                samples=item.group.samples,
-                prompt_tokens=len(item.request.prompt_token_ids),
-                held_as=item.request.request_id if item.request.hold else None,
-                layer_start=item.group.layer_start,
-                layer_end=item.group.layer_end,
-                sequence=item.request.request_id,
-                drafted=item.group.drafted,
-            )
-            for item in work
-        ]
+        rows = [row for item in work for row in _rows(item)]
         logits = self._runner.forward(rows, on_layers, self._layers_per_unit)
+        if any(item.branches for item in work):
+            logits = logits[torch.tensor(_node_order(work), device=logits.device)]
         sampling = [item for item in work if item.group.samples]
         if self._speculation is not None:
             self._speculation.observe(sampling, logits)
@@ -132,3 +123,47 @@ class ModelExecutor:
     def take_traffic(self) -> Sequence[LayerTraffic]:
         """See `Executor.take_traffic`."""
         return self._runner.take_traffic()
+
+
+def _rows(item: Work) -> list[SequenceRows]:
+    """The rows of a group; those of a proposal that branches, branch by branch."""
+    request, group = item.request, item.group
+    whole = SequenceRows(
+        token_ids=item.token_ids,
+        start=group.token_start,
+        block_ids=item.blocks,
+        samples=group.samples,
+        prompt_tokens=len(request.prompt_token_ids),
+        held_as=request.request_id if request.hold else None,
+        layer_start=group.layer_start,
+        layer_end=group.layer_end,
+        sequence=request.request_id,
+        drafted=group.drafted,
+    )
+    if not item.branches:
+        return [whole]
+    return [
+        replace(
+            whole,
+            token_ids=[item.token_ids[node] for node in branch.nodes],
+            start=branch.start,
+            block_ids=branch.blocks,
+            drafted=len(branch.nodes) - 1,
+            ancestors=branch.ancestors,
+            copied_block=branch.copied_block,
+        )
+        for branch in item.branches
+    ]
+
+
+def _node_order(work: Sequence[Work]) -> list[int]:
+    """Which row of the logits belongs to each sampled row, in order of groups and nodes."""
+    order: list[int] = []
+    for item in work:
+        first, count = len(order), item.group.sampled_rows
+        if item.branches:
+            nodes = [node for branch in item.branches for node in branch.nodes]
+            order += [first + row for row in sorted(range(count), key=nodes.__getitem__)]
+        else:
+            order += range(first, first + count)
+    return order

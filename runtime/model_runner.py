@@ -48,6 +48,10 @@ class SequenceRows:
             before in an earlier step, the latest one of their sequence.
         layer_end: one behind the last; None for all layers.
         sequence: what the sequence is called; needed by rows that do not cross all layers.
+        ancestors: for each token right before `start` that another row of this step computes, in
+            order, how many rows before the first of these that one is: its KV is written to the
+            block table of these as well. For branches of a proposal (`runtime.tree_branches`).
+        copied_block: block whose contents the block of `start` gets before the step; 0 for none.
     """
 
     token_ids: Sequence[int]
@@ -60,6 +64,8 @@ class SequenceRows:
     layer_end: int | None = None
     sequence: str = ""
     drafted: int = 0
+    ancestors: tuple[int, ...] = ()
+    copied_block: int = 0
 
     @property
     def sampled_rows(self) -> int:
@@ -217,6 +223,8 @@ class ModelRunner:
         batch = self._batch(rows, flat)
         self._attention.prepare(flat)
         if not hidden:
+            # Some blocks that are copied are, on this rank, not written before this step.
+            self.kv_cache.copy(flat.copied_blocks)
             self.kv_cache.clear(flat.opened_blocks(self._attention.share))
             return self._model.begin(batch, self._attention, traffic=self._traffic)
         padding = hidden[0].new_zeros(len(batch.token_ids) - flat.num_rows, hidden[0].shape[1])

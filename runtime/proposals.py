@@ -13,11 +13,13 @@ from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.executor import Executor, Work
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.lanes.view import decodes
+from twinflow.runtime.outputs import SampledToken
 from twinflow.runtime.request import Request, RequestStatus
 from twinflow.runtime.speculative.account import SpeculationAccount
-from twinflow.runtime.speculative.draft import NOTHING
+from twinflow.runtime.speculative.draft import NOTHING, Draft
 from twinflow.runtime.speculative.goodput.controller import Ask, GoodputController
 from twinflow.runtime.step_plan import RowKind
+from twinflow.runtime.tree_branches import TreeBranch, open_branches
 
 
 class Proposals:
@@ -79,19 +81,31 @@ class Proposals:
         longest = min(request.max_total_tokens, self._config.max_model_len)
         return min(self._config.num_speculative_tokens, longest - request.num_tokens - 1)
 
-    def count(self, item: Work, accepted: int) -> None:
-        """Take down what became of a proposal.
+    def reserve(self, request: Request, draft: Draft) -> Sequence[TreeBranch]:
+        """Take the blocks of a request's rows and of what was proposed; see `Work.branches`."""
+        if not draft.is_chain:
+            return open_branches(self._blocks, request, draft)
+        self._blocks.grow(request.request_id, request.num_tokens + len(draft))
+        return ()
+
+    def accept(self, item: Work, run: Sequence[SampledToken]) -> None:
+        """Let a request go on in the branch that came true, and take down what became of it all.
 
         Args:
             item: a row group of the step that is over.
-            accepted: proposed tokens that were right.
+            run: what the request gets; all but the last token were proposed.
         """
         if not item.group.drafted:
             return
+        accepted = len(run) - 1
+        if item.branches:
+            node = item.draft.along([sampled.token_id for sampled in run[:-1]])
+            true = next(branch for branch in item.branches if node in branch.nodes)
+            self._blocks.adopt(item.request.request_id, true.blocks)
         for account in (self._account, item.request.speculation):
             account.note(item.group.drafted, accepted)
         if self._goodput is not None:
-            self._goodput.verified(item.request.request_id, accepted, item.group.drafted)
+            self._goodput.verified(item.request.request_id, accepted, item.draft.depth)
 
     def timed(self, work: Sequence[Work], seconds: float) -> None:
         """A step is over and took so long."""

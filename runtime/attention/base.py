@@ -9,6 +9,7 @@ keys and values of heads (`HeadKernel`) or latents (`latent.base`).
 from abc import ABC, abstractmethod
 from typing import Self, TypeVar
 
+import torch
 from torch import Tensor
 
 from twinflow.parallel.latent.block_share import BlockShare
@@ -79,13 +80,15 @@ class HeadKernel(Attention):
         self.num_heads = num_heads
         self._num_rows = 0
         self._slot_index: Tensor | None = None
+        self._written: Tensor | None = None
+        self._device = cache.data.device
 
     def prepare(self, rows: FlatRows) -> None:
         """See the base class."""
         self._num_rows = rows.num_rows
-        self._slot_index = self._planes.slot_index(
-            rows.row_blocks(), rows.positions % rows.block_size
-        )
+        written, blocks, positions = rows.written()
+        self._written = None if written is None else torch.from_numpy(written).to(self._device)
+        self._slot_index = self._planes.slot_index(blocks, positions % rows.block_size)
         self._plan(rows)
 
     def write(self, layer: int, keys_values: Tensor) -> None:
@@ -97,7 +100,13 @@ class HeadKernel(Attention):
                 first; rows behind those of the step are padding and not stored.
         """
         index = self._prepared(self._slot_index)
-        self._planes.write(layer, index, keys_values[: self._num_rows])
+        self._planes.write(layer, index, self._stored(keys_values))
+
+    def _stored(self, keys_values: Tensor) -> Tensor:
+        """What is written, in the order of the slots."""
+        if self._written is None:
+            return keys_values[: self._num_rows]
+        return keys_values.index_select(0, self._written)
 
     @abstractmethod
     def attend(self, layer: int, queries: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ import numpy as np
 
 from twinflow.parallel.latent.block_share import BlockShare, IntArray
 
+_NO_ECHOES: IntArray = np.empty((0, 3), dtype=np.int64)
+_NO_COPIES: IntArray = np.empty((0, 2), dtype=np.int64)
+
 
 class RowGroupLike(Protocol):
     """Consecutive tokens of one sequence."""
@@ -40,6 +43,16 @@ class RowGroupLike(Protocol):
         """Tokens at positions below this are the prompt's, the others were generated."""
         ...
 
+    @property
+    def ancestors(self) -> Sequence[int]:
+        """See `SequenceRows.ancestors`."""
+        ...
+
+    @property
+    def copied_block(self) -> int:
+        """See `SequenceRows.copied_block`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FlatRows:
@@ -55,6 +68,10 @@ class FlatRows:
         blocks: the block tables one after another, each cut to the blocks in use.
         first_blocks: [S] where the table of each sequence begins in `blocks`.
         block_counts: [S] blocks of each sequence.
+        written_starts: [S] first position of each sequence that the step writes: that of its first
+            row, or of a row of another sequence that is written to its blocks as well.
+        echoes: [E, 3] what is written as well: row, block and position.
+        copied_blocks: [C, 2] blocks to be copied before the step, from and to.
     """
 
     block_size: int
@@ -66,6 +83,9 @@ class FlatRows:
     blocks: IntArray
     first_blocks: IntArray
     block_counts: IntArray
+    written_starts: IntArray
+    echoes: IntArray
+    copied_blocks: IntArray
 
     @classmethod
     def build(cls, groups: Sequence[RowGroupLike], block_size: int) -> "FlatRows":
@@ -90,16 +110,24 @@ class FlatRows:
             np.asarray(group.block_ids, dtype=np.int64)[:count]
             for group, count in zip(groups, block_counts, strict=True)
         ]
+        first_rows = _exclusive_sum(counts)
+        branches = [at for at, group in enumerate(groups) if group.ancestors or group.copied_block]
+        written_starts = starts.copy()
+        for at in branches:
+            written_starts[at] -= len(groups[at].ancestors)
         return cls(
             block_size=block_size,
             starts=starts,
             counts=counts,
             prompt_tokens=np.array([group.prompt_tokens for group in groups], dtype=np.int64),
-            first_rows=_exclusive_sum(counts),
+            first_rows=first_rows,
             positions=_consecutive(starts, counts),
             blocks=np.concatenate(used),
             first_blocks=_exclusive_sum(block_counts),
             block_counts=block_counts,
+            written_starts=written_starts,
+            echoes=_echoes([(groups[at], int(first_rows[at])) for at in branches], block_size),
+            copied_blocks=_copies([groups[at] for at in branches], block_size),
         )
 
     @property
@@ -113,9 +141,20 @@ class FlatRows:
         blocks: IntArray = self.blocks[first_blocks + self.positions // self.block_size]
         return blocks
 
+    def written(self) -> tuple[IntArray | None, IntArray, IntArray]:
+        """What the step writes: rows, None if that is each row once, their blocks and positions."""
+        if not self.echoes.size:
+            return None, self.row_blocks(), self.positions
+        rows, blocks, positions = self.echoes.T
+        return (
+            np.concatenate((np.arange(self.num_rows), rows)),
+            np.concatenate((self.row_blocks(), blocks)),
+            np.concatenate((self.positions, positions)),
+        )
+
     def opened_blocks(self, share: BlockShare) -> IntArray:
         """Blocks of a rank of which this step writes the first slot but not the last one."""
-        starts, ends = share.slots(self.starts), share.slots(self.starts + self.counts)
+        starts, ends = share.slots(self.written_starts), share.slots(self.starts + self.counts)
         last_blocks = (ends - 1) // share.block_size
         opened = (last_blocks * share.block_size >= starts) & (ends % share.block_size != 0)
         blocks: IntArray = self.blocks[(self.first_blocks + last_blocks)[opened]]
@@ -141,7 +180,7 @@ class FlatRows:
         return self._cut(some, (self.starts + skipped)[some], counts), index
 
     def _cut(self, some: IntArray, starts: IntArray, counts: IntArray) -> "FlatRows":
-        """Fewer rows of some of the sequences."""
+        """Fewer rows of some of the sequences, to attend with; the step writes all of them."""
         return replace(
             self,
             starts=starts,
@@ -151,7 +190,31 @@ class FlatRows:
             positions=_consecutive(starts, counts),
             first_blocks=self.first_blocks[some],
             block_counts=-(-(starts + counts) // self.block_size),
+            written_starts=starts,
+            echoes=_NO_ECHOES,
+            copied_blocks=_NO_COPIES,
         )
+
+
+def _echoes(branches: Sequence[tuple[RowGroupLike, int]], block_size: int) -> IntArray:
+    """Rows that are written to the blocks of sequences that go on from them; see `FlatRows`."""
+    found = [
+        (first_row - distance, group.block_ids[position // block_size], position)
+        for group, first_row in branches
+        for position, distance in enumerate(
+            group.ancestors, start=group.start - len(group.ancestors)
+        )
+    ]
+    return np.array(found, dtype=np.int64) if found else _NO_ECHOES
+
+
+def _copies(branches: Sequence[RowGroupLike], block_size: int) -> IntArray:
+    found = [
+        (group.copied_block, group.block_ids[group.start // block_size])
+        for group in branches
+        if group.copied_block
+    ]
+    return np.array(found, dtype=np.int64) if found else _NO_COPIES
 
 
 def _exclusive_sum(values: IntArray) -> IntArray:

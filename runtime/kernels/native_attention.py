@@ -65,10 +65,11 @@ class NativeAttention(HeadKernel):
             super().write(layer, keys_values)
             return
         slots = self._slots
+        stored = self._stored(keys_values)
         slots.rows = index.data_ptr()
-        slots.num_rows = self._num_rows
-        slots.row_stride = keys_values.stride(0)
-        self._library.store(slots, keys_values.data_ptr(), self._key_planes[layer])
+        slots.num_rows = stored.shape[0]
+        slots.row_stride = stored.stride(0)
+        self._library.store(slots, stored.data_ptr(), self._key_planes[layer])
 
     def attend(self, layer: int, queries: Tensor) -> Tensor:
         """See the base class; the queries of a row are contiguous, rows need not be."""

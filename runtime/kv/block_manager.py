@@ -12,7 +12,7 @@ knows no tensors and makes no policy: schedulers ask what fits, the engine carri
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from twinflow.runtime.kv.block_pool import BlockPool
@@ -29,12 +29,19 @@ class BlockTable:
         published: leading blocks that are in the prefix index.
         shared: blocks that others hold too, when they were last counted.
         counted_at: the pool's `sharing_changes` then.
+        branches: blocks of continuations that are looked at, none of them in `blocks`.
     """
 
     blocks: list[int]
     published: int
     shared: int = 0
     counted_at: int = -1
+    branches: list[int] = field(default_factory=list)
+
+    @property
+    def held(self) -> list[int]:
+        """All blocks."""
+        return self.blocks + self.branches
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +135,7 @@ class BlockManager:
     def num_quarantined(self) -> int:
         """Blocks that only sequences in quarantine hold: all others that are not idle are those of
         live sequences."""
-        holders = Counter(b for name in self._quarantined for b in self._tables[name].blocks)
+        holders = Counter(b for name in self._quarantined for b in self._tables[name].held)
         return sum(self._pool.references(block) == count for block, count in holders.items())
 
     def blocks_for(self, num_tokens: int) -> int:
@@ -212,6 +219,31 @@ class BlockManager:
             del table.blocks[kept:]
             self._pool.release(surplus)
 
+    def branch(self, request_id: str, shared: Sequence[int], count: int) -> list[int]:
+        """A block table for a continuation that is looked at beside the sequence itself.
+
+        Args:
+            request_id: of the sequence.
+            shared: blocks of the sequence, or of another branch of it, that the table begins with.
+            count: new blocks behind them.
+
+        Raises:
+            ValueError: there are not enough idle blocks; nothing was allocated.
+        """
+        fresh = self._pool.allocate(count)
+        self._tables[request_id].branches.extend(fresh)
+        return [*shared, *fresh]
+
+    def adopt(self, request_id: str, blocks: Sequence[int]) -> None:
+        """The sequence goes on in this table, its own or a branch's; all other branches end.
+
+        What ends was never published: branches begin behind the blocks that are.
+        """
+        table, kept = self._tables[request_id], set(blocks)
+        surplus = [block for block in table.held if block not in kept]
+        table.blocks, table.branches = list(blocks), []
+        self._pool.release(surplus)
+
     def publish(self, request: Request) -> None:
         """Make findable every full block among the computed tokens of a sequence."""
         table = self._tables[request.request_id]
@@ -234,11 +266,11 @@ class BlockManager:
         self._quarantined.discard(request_id)
         table = self._tables.pop(request_id, None)
         if table is not None:
-            self._pool.release(table.blocks)
+            self._pool.release(table.held)
 
     def check_integrity(self) -> None:
         """Recount all blocks; raises AssertionError with the first disagreement."""
-        self._pool.check_integrity(table.blocks for table in self._tables.values())
+        self._pool.check_integrity(table.held for table in self._tables.values())
 
     def _shares(self, request: Request) -> bool:
         """Whether a sequence takes part in prefix caching."""

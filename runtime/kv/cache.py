@@ -67,6 +67,12 @@ class KVCache:
         planes, width = layout.parts[part].planes, layout.parts[part].width
         return columns.view(-1, layout.num_layers, planes, layout.block_size, width)
 
+    def copy(self, pairs: NDArray[np.int64]) -> None:
+        """Copy whole blocks: from the first to the second of each pair, [pairs, 2]."""
+        if pairs.size:
+            index = torch.from_numpy(pairs).to(self.data.device, non_blocking=True)
+            self.data.index_copy_(0, index[:, 1], self.data.index_select(0, index[:, 0]))
+
     def clear(self, blocks: NDArray[np.int64]) -> None:
         """Zero whole blocks."""
         if blocks.size:

@@ -13,8 +13,10 @@ from dataclasses import replace
 
 from twinflow.runtime.request import Request, RequestStatus
 from twinflow.runtime.schedulers.base import SchedulerLimits, SchedulerState
+from twinflow.runtime.schedulers.search import largest
 from twinflow.runtime.schedulers.setup import SchedulerSetup
 from twinflow.runtime.step_plan import RowGroup, RowKind, StepPlan
+from twinflow.runtime.tree_branches import branch_blocks
 
 # Gives rows to a prompt from a token on, if there are any to give; says whether there were.
 GiveRows = Callable[[Request, int], bool]
@@ -95,17 +97,13 @@ class Draft:
 
         No proposal takes rows from another one: the budget has rows for the longest of each seat.
         """
-        blocks = self._state.blocks
         for index, request in enumerate(self.decoding):
             if not request.draft:
                 continue
-            own = max(blocks.num_held(request.request_id), blocks.blocks_for(request.num_tokens))
-            spare = max(self._idle - self.limits.watermark_blocks, 0)
-            room = (own + spare) * blocks.block_size - request.num_tokens
-            drafted = min(len(request.draft), room, self.budget)
+            drafted, extra = self._fitting(request)
             if drafted <= 0:
                 continue
-            self._idle -= max(blocks.blocks_for(request.num_tokens + drafted) - own, 0)
+            self._idle -= extra
             self.budget -= drafted
             self.groups[index] = replace(
                 self.groups[index],
@@ -113,6 +111,25 @@ class Draft:
                 kind=RowKind.VERIFY,
                 drafted=drafted,
             )
+
+    def _fitting(self, request: Request) -> tuple[int, int]:
+        """How many nodes of a proposal there is room for, and how many more blocks they need."""
+        blocks, draft = self._state.blocks, request.draft
+        own = max(blocks.num_held(request.request_id), blocks.blocks_for(request.num_tokens))
+        spare = max(self._idle - self.limits.watermark_blocks, 0)
+        most = min(len(draft), self.budget)
+        if draft.is_chain:
+            room = (own + spare) * blocks.block_size - request.num_tokens
+            drafted = min(most, room)
+            return drafted, max(blocks.blocks_for(request.num_tokens + drafted) - own, 0)
+
+        def needed(nodes: int) -> int:
+            root = request.num_tokens - 1
+            tokens, besides = branch_blocks(draft.shortened(nodes), root, blocks.block_size)
+            return max(blocks.blocks_for(tokens) - own, 0) + besides
+
+        drafted = largest(0, most, lambda nodes: needed(nodes) <= spare)
+        return drafted, needed(drafted) if drafted else 0
 
     def _add_decode_row(self, request: Request) -> None:
         """As `add` does for the last row of a request, in most of all rows' case without asking."""

@@ -79,6 +79,11 @@ class Draft:
         """Whether no node has more than one child."""
         return self.parents == tuple(range(len(self.parents)))
 
+    @property
+    def has_twins(self) -> bool:
+        """Whether a node has two children with the same token."""
+        return len(set(zip(self.parents, self.tokens, strict=True))) < len(self.tokens)
+
     def token(self, node: int) -> int:
         """The token of a node other than 0."""
         return self.tokens[node - 1]
@@ -86,6 +91,28 @@ class Draft:
     def children(self, node: int) -> list[int]:
         """The nodes that follow a node, in the order in which they were found."""
         return [child for child, parent in enumerate(self.parents, start=1) if parent == node]
+
+    def child(self, node: int, token: int) -> int | None:
+        """The first node behind a node that has this token; None if there is none."""
+        return next((c for c in self.children(node) if self.token(c) == token), None)
+
+    def along(self, tokens: Sequence[int]) -> int:
+        """The node that the longest proposed beginning of a continuation leads to."""
+        node = 0
+        for token in tokens:
+            child = self.child(node, token)
+            if child is None:
+                break
+            node = child
+        return node
+
+    @property
+    def depth(self) -> int:
+        """Nodes of the longest path."""
+        depths = [0]
+        for parent in self.parents:
+            depths.append(depths[parent] + 1)
+        return max(depths)
 
     def path(self, node: int) -> tuple[int, ...]:
         """The nodes from a child of node 0 to this one; none for node 0."""

@@ -32,7 +32,7 @@ class Speculation:
     A drafter that fails is not asked again: requests go on without proposals.
 
     Args:
-        drafter: proposes chains.
+        drafter: proposes chains or trees.
 
     Attributes:
         failure: what the drafter has failed with, if it has.
@@ -112,13 +112,16 @@ def create_speculation(
 
 
 def _checked(drafts: Sequence[Draft], queries: Sequence[DraftQuery]) -> Sequence[Draft]:
-    """Proposals that a step can verify: one for each query, none too long, none that branches."""
+    """Proposals that a step can verify: one for each query, none too long, no node twice."""
     if len(drafts) != len(queries):
         raise ValueError(f"{len(queries)} queries were answered with {len(drafts)} proposals")
     for draft, query in zip(drafts, queries, strict=True):
-        if len(draft) > query.limit or not draft.is_chain:
+        if len(draft) > query.limit or draft.has_twins:
             name = query.sequence.request_id
-            raise ValueError(f"the proposal to request {name} is no chain of up to {query.limit}")
+            raise ValueError(
+                f"the proposal to request {name} has {len(draft)} tokens, where {query.limit} are "
+                f"allowed, or the same token twice behind a node"
+            )
     return drafts
 
 

@@ -4,8 +4,9 @@ The executor is a fake that reads tokens back through block tables: KV of reject
 read or published by anybody would change somebody's output.
 """
 
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from tests.support.engines import (
@@ -43,6 +44,92 @@ def wrong(tokens: Sequence[int], limit: int) -> list[int]:
 
 def half_right(tokens: Sequence[int], limit: int) -> list[int]:
     return [*expected_output(tokens, limit)[: limit // 2], *[WRONG] * (limit - limit // 2)]
+
+
+def tree_with(truth: bool, *, seed: int = 0) -> Guess:
+    """Random trees; one path of them may come true, from any child of any branch."""
+    source = random.Random(seed)
+
+    def grow(tokens: Sequence[int], limit: int) -> Draft:
+        coming = expected_output(tokens, limit)
+        parents: list[int] = []
+        proposed: list[int] = []
+        path = [0]
+        while len(parents) < limit:
+            parent = source.choice([path[-1], source.randrange(len(parents) + 1)])
+            taken = {t for p, t in zip(parents, proposed, strict=True) if p == parent}
+            token = coming[len(path) - 1]
+            right = truth and parent == path[-1] and source.random() < 0.6 and token not in taken
+            parents.append(parent)
+            proposed.append(token if right else 1000 + len(parents))
+            if right:
+                path.append(len(parents))
+        return Draft(tuple(proposed), tuple(parents))
+
+    return grow
+
+
+BRANCHING = EngineSpec(num_speculative_tokens=7, max_num_batched_tokens=72, num_blocks=96)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("truth", [True, False])
+@pytest.mark.parametrize("num_blocks", [96, 26])
+def test_trees_change_no_token(seed: int, truth: bool, num_blocks: int) -> None:
+    spec = replace(BRANCHING, num_blocks=num_blocks, max_model_len=64)
+    engine, _ = speculating(tree_with(truth, seed=seed), spec)
+    requests = [create_request(length, max_tokens=30) for length in (5, 8, 11, 16)]
+    tokens = serve(engine, *requests)
+    for request in requests:
+        assert tokens[request.request_id] == expected_output(request.prompt_token_ids, 30)
+    account = engine.counters.speculation
+    assert (account.accepted_tokens > 0) == truth
+    assert account.draft_tokens > 0
+    # What was published is right: whoever finds it goes on as if it had computed it.
+    first = requests[0]
+    again = create_request([*first.prompt_token_ids, *tokens[first.request_id], 700], max_tokens=5)
+    expected = expected_output(again.prompt_token_ids, 5)
+    assert serve(engine, again)[again.request_id] == expected
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3, 4])
+def test_an_end_inside_an_accepted_branch_is_exact(place: int) -> None:
+    prompt = list(range(40, 49))
+    expected = expected_output(prompt, 12)
+
+    def beside_the_truth(tokens: Sequence[int], limit: int) -> Draft:
+        coming = expected_output(tokens, 3)
+        return Draft((901, *coming, 902), (0, 0, 2, 3, 1)).shortened(limit)
+
+    for params in (
+        SamplingParams(temperature=0, max_tokens=12, stop_token_ids=(expected[place],)),
+        SamplingParams(temperature=0, max_tokens=place + 1),
+    ):
+        engine, _ = speculating(beside_the_truth, BRANCHING)
+        request = create_request(prompt, params=params)
+        assert serve(engine, request)[request.request_id] == expected[: place + 1]
+
+
+def test_a_request_aborted_with_a_tree_leaves_nothing() -> None:
+    engine, _ = speculating(tree_with(False), BRANCHING)
+    request = create_request(10, max_tokens=20)
+    engine.add_request(request)
+    for _ in range(3):
+        engine.step()
+    engine.abort(request.request_id)
+    engine.check_integrity()
+    assert engine.blocks.num_idle == engine.blocks.num_blocks
+
+
+def test_a_failed_step_gives_the_blocks_of_branches_back() -> None:
+    executor = FakeExecutor(BRANCHING.block_size, fail=lambda item: bool(item.branches))
+    executor.guess = tree_with(True)
+    engine, _ = create_engine(BRANCHING, executor=executor)
+    request = create_request(10, max_tokens=20)
+    engine.add_request(request)
+    done = run(engine)
+    assert "planted failure" in str(done.failures[request.request_id])
+    assert engine.blocks.num_idle == engine.blocks.num_blocks
 
 
 def speculating(guess: object, spec: EngineSpec = SPEC) -> tuple[Engine, FakeExecutor]:

@@ -5,10 +5,11 @@ What everything is compared with is each request alone and without proposals.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import pytest
+from tests.support.kernels import kernels_named
 from tests.support.model_engines import ModelEngine
 from tests.support.request_mixes import MixShape, random_asks
 from tests.support.runners import make_model, make_runner
@@ -43,12 +44,15 @@ CONFIGS: dict[str, ModelConfig] = {
         moe=MoEConfig(layers=(0, 1), num_experts=6, experts_per_token=3, expert_size=28),
     ),
     "mla": tiny_config("DeepseekV2ForCausalLM"),
+    "native": tiny_config(num_layers=2),
 }
 
 
 @cache
 def model(name: str) -> Model:
-    return make_model(CONFIGS[name])
+    return make_model(
+        CONFIGS[name], kernels=kernels_named("native" if name == "native" else "torch")
+    )
 
 
 def engine_config(**changes: object) -> EngineConfig:
@@ -96,9 +100,29 @@ class Foresight:
         pass
 
 
+class BranchingForesight(Foresight):
+    """Knows what is going to be said, and hides it in a tree: in its first, last or no branch."""
+
+    def _foresee(self, query: DraftQuery) -> Draft:
+        chain = super()._foresee(replace(query, limit=(query.limit + 1) // 2)).tokens
+        tokens: list[int] = []
+        parents: list[int] = []
+        above = 0
+        for token in chain:
+            other = (token + self.chance.randrange(1, VOCAB)) % VOCAB
+            tokens += self.chance.choice([[token, other], [other, token]])
+            parents += [above, above]
+            # Mostly on from where the truth may be; a path that has died may be the longer one.
+            straight = self.chance.random() < 0.9
+            above = 1 + max(i for i, t in enumerate(tokens) if (t == token) == straight)
+        return Draft(tuple(tokens), tuple(parents)).shortened(query.limit)
+
+
 def drafter(method: str, name: str) -> Drafter:
     if method == "foresight":
         return Foresight(alone(name).done.tokens)
+    if method == "trees":
+        return BranchingForesight(alone(name).done.tokens)
     if method == "draft_model":
         runner = make_runner(model(name), num_blocks=40, block_size=4, max_num_tokens=16)
         return DraftModelDrafter(runner, Sampler(VOCAB), vocab_size=VOCAB, max_rows=16)
@@ -107,6 +131,7 @@ def drafter(method: str, name: str) -> Drafter:
 
 
 TIGHT = {"num_blocks": 20, "block_size": 4, "max_model_len": 64, "max_num_seqs": 6}
+TREES = {"num_speculative_tokens": 7}
 CASES = [
     ("gqa", "foresight", {}),
     ("gqa", "foresight", {"scheduler": "layered", "tbt_objective": 0.1}),
@@ -117,6 +142,11 @@ CASES = [
     ("gqa", "draft_model", {"max_num_seqs": 4}),
     ("moe", "foresight", {"scheduler": "layered", "tbt_objective": 8.0}),
     ("mla", "foresight", {"max_num_batched_tokens": 40}),
+    ("gqa", "trees", TREES),
+    ("gqa", "trees", TREES | TIGHT | {"block_size": 2, "num_blocks": 40}),
+    ("moe", "trees", TREES | {"scheduler": "layered", "tbt_objective": 8.0}),
+    ("mla", "trees", TREES | {"block_size": 4, "num_blocks": 200}),
+    ("native", "trees", TREES | {"block_size": 4, "num_blocks": 200}),
 ]
 
 
@@ -131,7 +161,7 @@ def test_proposals_change_no_token(name: str, method: str, changes: dict[str, ob
     assert account.accepted_tokens > 0
     # The model that is served, drafting for itself, is never wrong; everybody else is at times.
     assert (account.draft_tokens == account.accepted_tokens) == (method == "draft_model")
-    if changes is TIGHT:
+    if changes.get("max_model_len") == TIGHT["max_model_len"]:
         assert made.engine.counters.preemptions > 0
-    if method == "foresight":
+    if method in ("foresight", "trees"):
         assert len(account.accepted_at) > 2

@@ -36,8 +36,8 @@ def next_token(token_ids: Sequence[int]) -> int:
     return 1 + value % (VOCAB - 1)
 
 
-# From the tokens of a sequence and a limit to tokens that may come next.
-Guess = Callable[[Sequence[int], int], Sequence[int]]
+# From the tokens of a sequence and a limit to tokens that may come next, or a tree of them.
+Guess = Callable[[Sequence[int], int], Sequence[int] | Draft]
 
 
 class FakeExecutor:
@@ -86,6 +86,13 @@ class FakeExecutor:
 
     def _verified(self, item: Work) -> SampledRun:
         """What each sampled row says, as far as proposals agree with it."""
+        if item.branches:
+            said = {
+                node: SampledToken(next_token(self.read(branch.blocks, position + 1)))
+                for branch in item.branches
+                for position, node in enumerate(branch.nodes, branch.start)
+            }
+            return judge(item.draft, [said[node] for node in range(1 + len(item.draft))])
         end = item.group.token_end
         ends = range(end - item.group.drafted, end + 1)
         rows = [SampledToken(next_token(self.read(item.blocks, count))) for count in ends]
@@ -95,7 +102,8 @@ class FakeExecutor:
         if self.guess is None:
             return [NOTHING] * len(requests)
         asked = zip(requests, limits, strict=True)
-        return [Draft.chain(self.guess(request.token_ids, limit)) for request, limit in asked]
+        found = [self.guess(request.token_ids, limit) for request, limit in asked]
+        return [draft if isinstance(draft, Draft) else Draft.chain(draft) for draft in found]
 
     def take_traffic(self) -> list[LayerTraffic]:
         """As if a row's position chose one of four experts, of 100 bytes, in every layer."""
@@ -117,11 +125,29 @@ class FakeExecutor:
         if group.layer_end < NUM_LAYERS:
             assert request_id not in self.unfinished
             self.unfinished[request_id] = (start, count, group.layer_end)
+        if item.branches:
+            self._write_branches(item)
+            return
         for position, token in enumerate(item.token_ids, start):
             cell = self._cell(item.blocks, position)
             if group.layer_start:
                 assert (self.cells[cell], self.layers[cell]) == (token, group.layer_start)
             self.cells[cell], self.layers[cell] = token, group.layer_end
+
+    def _write_branches(self, item: Work) -> None:
+        """The rows of a tree, to every table that has them."""
+        copied = [branch for branch in item.branches if branch.copied_block]
+        for branch in copied:
+            to = branch.blocks[branch.start // self.block_size]
+            self.copy_blocks(self, [branch.copied_block], [to])
+        rows: list[int] = []
+        for branch in item.branches:
+            above = [rows[len(rows) - distance] for distance in branch.ancestors]
+            own = [item.token_ids[node] for node in branch.nodes]
+            for position, token in enumerate([*above, *own], branch.start - len(above)):
+                cell = self._cell(branch.blocks, position)
+                self.cells[cell], self.layers[cell] = token, NUM_LAYERS
+            rows += own
 
     def _cell(self, blocks: Sequence[int], position: int) -> tuple[int, int]:
         return blocks[position // self.block_size], position % self.block_size

@@ -17,6 +17,7 @@ from twinflow.runtime.schedulers.base import Scheduler, SchedulerLimits, Schedul
 from twinflow.runtime.schedulers.orders import create_order
 from twinflow.runtime.schedulers.setup import SchedulerSetup
 from twinflow.runtime.step_plan import RowGroup, RowKind, StepPlan
+from twinflow.runtime.tree_branches import branch_blocks
 
 
 class LinearTimes:
@@ -255,7 +256,12 @@ class CheckedScheduler:
             match = state.blocks.match(request)
             waits = request.status is RequestStatus.WAITING
             held = len(match.blocks) if waits else state.blocks.num_held(request_id)
-            needed = request.num_tokens + drafted.get(request_id, 0)
+            draft = request.draft.shortened(drafted.get(request_id, 0))
+            needed = request.num_tokens + len(draft)
+            if not draft.is_chain:
+                root = request.num_tokens - 1
+                needed, besides = branch_blocks(draft, root, state.blocks.block_size)
+                idle -= besides
             idle -= max(0, state.blocks.blocks_for(needed) - held)
             # Cautious: two requests of a plan may match the same idle block.
             idle -= match.num_idle if waits else 0

@@ -164,6 +164,8 @@ class Rows(_Frame, frozen=True):
     layer_end: int | None
     sequence: str
     drafted: int
+    ancestors: tuple[int, ...] = ()
+    copied_block: int = 0
 
 
 class Step(_Frame, frozen=True, tag="step"):
@@ -203,6 +205,8 @@ class Step(_Frame, frozen=True, tag="step"):
                 layer_end=rows.layer_end,
                 sequence=rows.sequence,
                 drafted=rows.drafted,
+                ancestors=rows.ancestors,
+                copied_block=rows.copied_block,
             )
             for rows in self.rows
         ]
@@ -294,6 +298,8 @@ def _wire(rows: Sequence[SequenceRows]) -> list[Rows]:
             layer_end=group.layer_end,
             sequence=group.sequence,
             drafted=group.drafted,
+            ancestors=group.ancestors,
+            copied_block=group.copied_block,
         )
         for group in rows
     ]

@@ -197,9 +197,10 @@ class LatentKernel(Attention):
     def _slots(self, rows: FlatRows) -> tuple[Tensor | None, Slots]:
         """Which rows are stored here, None for all, and where."""
         share = self.share
-        blocks, positions = rows.row_blocks(), rows.positions
+        written, blocks, positions = rows.written()
         held = share.holds(positions)
         index = None
-        if share.size > 1:
-            index = torch.from_numpy(held.nonzero()[0]).to(self.cache.data.device)
+        if share.size > 1 or written is not None:
+            stored = held.nonzero()[0] if written is None else written[held]
+            index = torch.from_numpy(stored).to(self.cache.data.device)
         return index, self._planes.slots(blocks[held], positions[held] % share.block_size)

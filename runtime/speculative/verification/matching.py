@@ -31,7 +31,7 @@ def follow(draft: Draft, choose: Callable[[int], int]) -> Verdict:
     node = 0
     while True:
         token = choose(node)
-        child = next((c for c in draft.children(node) if draft.token(c) == token), None)
+        child = draft.child(node, token)
         if child is None:
             return Verdict(tuple(path), token)
         path.append(child)
