@@ -23,6 +23,7 @@ from twinflow.runtime.runner_loading import load_runner
 from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.speculative.config import EASYSPEC, SpeculativeConfig
 from twinflow.runtime.speculative.drafters.draft_model import DraftModelDrafter
+from twinflow.runtime.speculative.drafters.draft_trees import TreeModelDrafter
 from twinflow.runtime.speculative.layer_parallel import probe
 from twinflow.runtime.speculative.layer_parallel.choice import Candidate, best
 from twinflow.runtime.speculative.layer_parallel.config import AUTO
@@ -90,13 +91,15 @@ def load_drafter(config: SpeculativeConfig, target: Target) -> DraftModelDrafter
         plan = _plan(config, target, loaded)
     else:
         loaded, plan = _choose(config, target, shares)
+    sampler = Sampler(loaded.model.vocab_size, target.plan.options.device)
+    sizes = {
+        "vocab_size": loaded.model.vocab_size,
+        "max_rows": target.plan.config.max_num_batched_tokens,
+    }
+    if config.tree is not None:
+        return TreeModelDrafter(loaded.runner, sampler, config.tree, plan=plan, **sizes)
     return DraftModelDrafter(
-        loaded.runner,
-        Sampler(loaded.model.vocab_size, target.plan.options.device),
-        vocab_size=loaded.model.vocab_size,
-        max_rows=target.plan.config.max_num_batched_tokens,
-        plan=plan,
-        calibrate=config.layer_parallel.calibrate,
+        loaded.runner, sampler, plan=plan, calibrate=config.layer_parallel.calibrate, **sizes
     )
 
 

@@ -65,8 +65,7 @@ class Sampler:
             if state.params.logprobs is not None
         }
         raw = RawLogprobs(logits, asked) if asked else None
-        apply_modifiers(logits, states)
-        self._add_noise(logits, states)
+        self._run_race(logits, states)
         tokens = first_argmax(logits)
         logprobs = raw.of(tokens) if raw is not None else {}
         return [
@@ -75,6 +74,26 @@ class Sampler:
             else SampledToken(token, logprobs.get(row))
             for row, token in enumerate(tokens.tolist())
         ]
+
+    @torch.inference_mode()
+    def score(self, logits: Tensor, states: Sequence[SamplingState]) -> frozenset[int]:
+        """Turn logits into the scores whose argmax `sample` chooses.
+
+        Args:
+            logits: see `sample`; overwritten with the scores, -inf where a token is filtered out.
+            states: likewise.
+
+        Returns:
+            Rows that are faults, whose scores say nothing.
+        """
+        self._check(logits, states)
+        faults = _clear_faults(logits)
+        self._run_race(logits, states)
+        return faults
+
+    def _run_race(self, logits: Tensor, states: Sequence[SamplingState]) -> None:
+        apply_modifiers(logits, states)
+        self._add_noise(logits, states)
 
     def _check(self, logits: Tensor, states: Sequence[SamplingState]) -> None:
         if logits.dtype != torch.float32 or not logits.is_contiguous():

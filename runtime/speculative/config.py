@@ -11,6 +11,8 @@ import msgspec
 
 from twinflow.runtime.nearest import did_you_mean
 from twinflow.runtime.speculative.layer_parallel.config import LayerParallelConfig, check_keys
+from twinflow.runtime.speculative.trees.config import TreeConfig
+from twinflow.runtime.speculative.trees.registry import static_tree
 
 DRAFT_MODEL = "draft_model"
 EASYSPEC = "easyspec"
@@ -38,6 +40,7 @@ class SpeculativeConfig:
             or for `easyspec` as many as its layout takes.
         layer_parallel: how `easyspec` computes the layers of the model.
         num_speculative_tokens: most tokens proposed to a request at a time.
+        tree: shape of proposals that branch, of `num_speculative_tokens` nodes; None for chains.
         adaptive: propose fewer tokens, or none, where that is predicted to be faster.
         adaptive_decisions: file for every such decision; None for none.
         prompt_lookup_min: fewest last tokens that must occur earlier; None for 2.
@@ -53,6 +56,7 @@ class SpeculativeConfig:
     draft_tensor_parallel_size: int | None = None
     layer_parallel: LayerParallelConfig = field(default_factory=LayerParallelConfig)
     num_speculative_tokens: int = 5
+    tree: TreeConfig | None = None
     adaptive: bool = True
     adaptive_decisions: str | None = None
     prompt_lookup_min: int | None = None
@@ -82,7 +86,9 @@ class SpeculativeConfig:
     @property
     def level_widths(self) -> tuple[int, ...]:
         """Most nodes of each level of a proposal."""
-        return (1,) * self.num_speculative_tokens
+        if self.tree is None:
+            return (1,) * self.num_speculative_tokens
+        return static_tree(self.tree, self.num_speculative_tokens).widths
 
     @classmethod
     def parse(cls, given: object) -> "SpeculativeConfig":
@@ -108,6 +114,9 @@ class SpeculativeConfig:
                     )
         if "layer_parallel" in values:
             check_keys(values["layer_parallel"])
+        tree = values.get("tree")
+        if isinstance(tree, Mapping):
+            values.update(_without_budget(tree, values.get("num_speculative_tokens")))
         return msgspec.convert(values, cls)
 
 
@@ -120,3 +129,19 @@ def _object(given: object) -> dict[str, object]:
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
         raise ValueError('must be a JSON object, such as {"method": "ngram"}')
     return dict(given)
+
+
+def _without_budget(tree: Mapping[str, object], nodes: object) -> dict[str, object]:
+    """A tree whose `budget`, another word for `num_speculative_tokens`, stands there."""
+    shape = dict(tree)
+    budget = shape.pop("budget", nodes)
+    known = [*(field.name for field in fields(TreeConfig)), "budget"]
+    for key in shape:
+        if key not in known:
+            raise ValueError(f"'tree.{key}' is unknown{did_you_mean(key, known)}")
+    if nodes is not None and budget != nodes:
+        raise ValueError(
+            f"tree.budget ({budget}) and num_speculative_tokens ({nodes}) both say how many nodes "
+            f"a tree has: leave one of them out"
+        )
+    return {"tree": shape} | ({} if budget is None else {"num_speculative_tokens": budget})

@@ -142,6 +142,27 @@ def test_a_model_that_drafts_for_itself_is_always_right(model: Path, mix: Mix) -
     llm.check_integrity()
 
 
+@pytest.mark.parametrize("kind", ["beam", "dyspec", "sequoia"])
+def test_tokens_do_not_depend_on_trees(model: Path, mix: Mix, kind: str) -> None:
+    tree = {"type": kind, "width": 2, "depth": 3, "budget": 6}
+    config: dict[str, object] = {"method": "token_recycling"}
+    if kind != "sequoia":
+        config = {"method": "draft_model", "model": str(model)}
+    llm = load(
+        model,
+        speculative_config=config | {"tree": tree, "adaptive": False},
+        max_num_seqs=8,
+        max_num_batched_tokens=56,
+    )
+    outputs = llm.generate(mix.prompts, mix.params, use_tqdm=False)
+    assert [output.outputs for output in outputs] == [output.outputs for output in mix.alone]
+    account = llm._engine.counters.speculation
+    assert account.draft_tokens > account.accepted_tokens > 0
+    if kind != "sequoia":  # the model drafts for itself: the tree has what it says
+        assert account.accepted_tokens > account.drafts
+    llm.check_integrity()
+
+
 def test_a_stop_string_inside_an_accepted_run_ends_the_sequence_there(
     llm: LLM, model: Path
 ) -> None:

@@ -55,7 +55,7 @@ class _Drafted:
 
 
 @dataclass(slots=True)
-class _Round:
+class Round:
     """A proposal in the making.
 
     Attributes:
@@ -127,7 +127,7 @@ class DraftModelDrafter:
             live = [one for one in live if len(one.proposed) < one.limit]
         return [NOTHING if one is None else Draft.chain(one.proposed) for one in rounds]
 
-    def _begin(self, query: DraftQuery) -> _Round | None:
+    def _begin(self, query: DraftQuery) -> Round | None:
         """Take note of what a sequence has gained, and of blocks for what is to be computed."""
         sequence = query.sequence
         drafted = self._sequences.get(sequence.request_id)
@@ -147,7 +147,7 @@ class DraftModelDrafter:
         drafted.blocks += self._pool.allocate(max(missing, 0))
         start = len(drafted.written)
         tokens = list(sequence.tokens(start, drafted.known - start))
-        return _Round(drafted, start, tokens, query.limit, drafted.state)
+        return Round(drafted, start, tokens, query.limit, drafted.state)
 
     def _meet(self, sequence: DraftedSequence) -> _Drafted:
         params = replace(sequence.params, logprobs=None)
@@ -156,7 +156,7 @@ class DraftModelDrafter:
         state = SamplingState(params, seed, prompt, self._vocab_size, ending)
         return _Drafted(state, known=len(prompt), prompt=len(prompt))
 
-    def _catch_up(self, rounds: Sequence[_Round]) -> None:
+    def _catch_up(self, rounds: Sequence[Round]) -> None:
         """Compute all rows that do not fit into one pass with the last row of every sequence."""
         room = max(1, self._max_rows // max(1, len(rounds)))
         for one in rounds:
@@ -165,7 +165,7 @@ class DraftModelDrafter:
                 self._runner.forward([self._rows(one, count, samples=False)])
                 self._written(one, count, exact=True)
 
-    def _advance(self, rounds: Sequence[_Round], *, exact: bool) -> None:
+    def _advance(self, rounds: Sequence[Round], *, exact: bool) -> None:
         """Propose one more token to every sequence."""
         rows = [self._rows(one, len(one.tokens), samples=True) for one in rounds]
         logits = self._runner.forward(rows, groups=None if exact else self._groups)
@@ -179,13 +179,13 @@ class DraftModelDrafter:
             else:  # nothing can be said behind logits that are no numbers
                 one.limit = len(one.proposed)
 
-    def _rows(self, one: _Round, count: int, *, samples: bool) -> SequenceRows:
+    def _rows(self, one: Round, count: int, *, samples: bool) -> SequenceRows:
         tokens = one.tokens[:count]
         return SequenceRows(
             tokens, one.start, one.drafted.blocks, samples, prompt_tokens=one.start + count
         )
 
-    def _written(self, one: _Round, count: int, *, exact: bool) -> None:
+    def _written(self, one: Round, count: int, *, exact: bool) -> None:
         drafted = one.drafted
         if exact or not self._calibrate:
             drafted.written += one.tokens[:count]

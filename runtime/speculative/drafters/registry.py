@@ -12,8 +12,11 @@ from twinflow.runtime.speculative.drafters.token_recycling import (
     RecyclingConfig,
     TokenRecyclingDrafter,
 )
+from twinflow.runtime.speculative.trees.registry import static_tree, tree_builder
 from twinflow.runtime.speculative.trees.template import TreeTemplate
 
+# Methods that can propose trees.
+_BRANCHING = (*WITH_MODEL, "token_recycling")
 _SHORTEST_LOOKUP, _LONGEST_LOOKUP = 2, 5
 
 
@@ -51,6 +54,17 @@ def create_drafter(setup: DrafterSetup) -> Drafter:
         ValueError: there is no such method, or its settings mean nothing.
     """
     config = setup.config
+    if config.tree is not None:
+        tree_builder(config.tree.type)
+        if config.method not in _BRANCHING:
+            raise ValueError(
+                f"'tree' is of methods {', '.join(_BRANCHING)}, and the method is {config.method}"
+            )
+        if not config.layer_parallel.calibrate:
+            raise ValueError(
+                "layer_parallel.calibrate is false, and a tree begins with an exact pass: leave "
+                "one of them out"
+            )
     build = _DRAFTERS.get(config.method)
     if build is None:
         hint = did_you_mean(
@@ -97,7 +111,15 @@ def _suffix(setup: DrafterSetup) -> Drafter:
 
 
 def _token_recycling(setup: DrafterSetup) -> Drafter:
-    template = TreeTemplate.chain(setup.config.num_speculative_tokens)
+    config = setup.config
+    template = TreeTemplate.chain(config.num_speculative_tokens)
+    if config.tree is not None:
+        if config.tree.type != "sequoia":
+            raise ValueError(
+                f"tree.type is {config.tree.type!r}, and token_recycling knows what is likely but "
+                f"not how likely: choose sequoia"
+            )
+        template = static_tree(config.tree, config.num_speculative_tokens)
     return TokenRecyclingDrafter(RecyclingConfig(vocab_size=setup.vocab_size, template=template))
 
 

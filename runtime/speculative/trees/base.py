@@ -1,18 +1,45 @@
 """What builders of trees ask of a drafter, and the order in which nodes of a proposal are numbered.
 
 A builder decides which nodes a proposal has; the drafter's model says how likely tokens are. A
-builder runs no model and verifies nothing.
+builder runs no model and verifies nothing: it is a generator that asks for the distributions behind
+some paths and is sent them, so that trees of several sequences grow with the same passes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from twinflow.runtime.speculative.draft import Draft, FloatArray, Siblings
 
 Path = tuple[int, ...]
 
-# The drafter's distributions behind some paths of proposed tokens, from one pass over all of them.
-Expand = Callable[[Sequence[Path]], Sequence[FloatArray]]
+# A tree in the making: asks for the drafter's distributions behind some paths, from one pass over
+# all of them, and is sent these.
+Growth = Generator[Sequence[Path], Sequence[FloatArray], Draft]
+# The same for several trees, by the number of each.
+ExpandAll = Callable[[Mapping[int, Sequence[Path]]], Mapping[int, Sequence[FloatArray]]]
+
+
+def grow_together(growths: Sequence[Growth], expand: ExpandAll) -> list[Draft]:
+    """Grow several trees, with one call of `expand` for each level of the deepest."""
+    grown: dict[int, Draft] = {}
+    wanted: dict[int, Sequence[Path]] = {}
+
+    def advance(number: int, distributions: Sequence[FloatArray] | None) -> None:
+        try:
+            # A generator begins when it is sent None.
+            wanted[number] = growths[number].send(distributions)  # type: ignore[arg-type]
+        except StopIteration as end:
+            grown[number] = end.value
+
+    for number in range(len(growths)):
+        advance(number, None)
+    while wanted:
+        asked, wanted = wanted, {}
+        for number, distributions in expand(asked).items():
+            advance(number, distributions)
+    return [grown[number] for number in range(len(growths))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +53,15 @@ class Candidate:
 
     path: Path
     value: float
+
+
+def likeliest(distribution: FloatArray, count: int) -> list[int]:
+    """Tokens, most likely first; of equals the lower one."""
+    count = min(count, len(distribution))
+    least = np.partition(distribution, -count)[-count]
+    among = np.flatnonzero(distribution >= least)
+    order: list[int] = among[np.argsort(-distribution[among], kind="stable")][:count].tolist()
+    return order
 
 
 def tree_of(

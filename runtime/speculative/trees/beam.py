@@ -5,17 +5,14 @@ probability, that of its path counts, and no node's is above its parent's: so th
 nodes form a tree. As in EAGLE-2 (arXiv 2406.16858, section 4).
 """
 
-import numpy as np
-
-from twinflow.runtime.speculative.draft import Draft, FloatArray, Siblings
-from twinflow.runtime.speculative.trees.base import Candidate, Expand, tree_of
+from twinflow.runtime.speculative.draft import Siblings
+from twinflow.runtime.speculative.trees.base import Candidate, Growth, likeliest, tree_of
 
 
-def beam_tree(expand: Expand, *, depth: int, width: int, budget: int) -> Draft:
+def beam_tree(*, depth: int, width: int, budget: int) -> Growth:
     """Build a tree of fixed tokens.
 
     Args:
-        expand: the drafter.
         depth: tokens of the longest path.
         width: paths that go on from one depth to the next, and children of each.
         budget: most nodes.
@@ -23,24 +20,20 @@ def beam_tree(expand: Expand, *, depth: int, width: int, budget: int) -> Draft:
     found: list[Candidate] = []
     frontier = [Candidate((), 1.0)]
     for _ in range(depth):
-        distributions = expand([candidate.path for candidate in frontier])
+        distributions = yield [candidate.path for candidate in frontier]
         grown = [
             Candidate((*parent.path, token), parent.value * float(distribution[token]))
             for parent, distribution in zip(frontier, distributions, strict=True)
-            for token in _likeliest(distribution, width)
+            for token in likeliest(distribution, width)
             if distribution[token] > 0.0
         ]
         frontier = sorted(grown, key=_by_value)[:width]
         found += grown
+        if not frontier:
+            break
     # Shorter paths first among equals: a parent never stays out for its child.
     chosen = sorted(found, key=lambda c: (-c.value, len(c.path)))[:budget]
     return tree_of(chosen, Siblings.FIXED, {})
-
-
-def _likeliest(distribution: FloatArray, count: int) -> list[int]:
-    """Tokens, most likely first; of equals the lower one."""
-    order: list[int] = np.argsort(-distribution, kind="stable")[:count].tolist()
-    return order
 
 
 def _by_value(candidate: Candidate) -> float:

@@ -13,8 +13,8 @@ grown, with all values that reach a threshold (section 4.3).
 import heapq
 from dataclasses import dataclass, field
 
-from twinflow.runtime.speculative.draft import Draft, FloatArray, Siblings
-from twinflow.runtime.speculative.trees.base import Candidate, Expand, Path, tree_of
+from twinflow.runtime.speculative.draft import FloatArray, Siblings
+from twinflow.runtime.speculative.trees.base import Candidate, Growth, Path, tree_of
 from twinflow.runtime.speculative.verification.base import Chance
 
 
@@ -35,13 +35,10 @@ class _Draw:
     left: FloatArray = field(compare=False)
 
 
-def dyspec_tree(
-    expand: Expand, chance: Chance, *, depth: int, budget: int, threshold: float
-) -> Draft:
+def dyspec_tree(chance: Chance, *, depth: int, budget: int, threshold: float) -> Growth:
     """Build a tree of tokens drawn without replacement.
 
     Args:
-        expand: the drafter.
         chance: draws tokens.
         depth: tokens of the longest path.
         budget: most nodes.
@@ -54,7 +51,7 @@ def dyspec_tree(
         paths = [candidate.path for candidate in layer]
         if not paths or len(found) == budget:
             break
-        distributions.update(zip(paths, expand(paths), strict=True))
+        distributions.update(zip(paths, (yield paths), strict=True))
         room = budget - len(found)
         layer = _draw_layer(layer, distributions, chance, threshold)[:room]
         found += layer

@@ -4,10 +4,11 @@ A node is "the r-th likeliest token behind its parent". A drafter fills a templa
 template does not know any.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from twinflow.runtime.speculative.draft import Draft
+from twinflow.runtime.speculative.trees.base import Growth, Path, likeliest
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,35 @@ class TreeTemplate:
 
     parents: tuple[int, ...]
     ranks: tuple[int, ...]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Nodes of each level."""
+        depths = [0]
+        for parent in self.parents:
+            depths.append(depths[parent] + 1)
+        return tuple(depths.count(depth) for depth in range(1, max(depths) + 1))
+
+    def grow(self, limit: int) -> Growth:
+        """The proposal in which a node is its parent's r-th likeliest child.
+
+        Args:
+            limit: most nodes; those behind it stay out.
+        """
+        parents, ranks = self.parents[:limit], self.ranks[:limit]
+        most = 1 + max(ranks, default=0)
+        paths: dict[int, Path] = {0: ()}
+        while len(paths) <= len(parents):
+            level = [n for n in paths if any(p == n and c not in paths for c, p in _edges(parents))]
+            distributions = yield [paths[node] for node in level]
+            ordered = {
+                node: likeliest(distribution, most)
+                for node, distribution in zip(level, distributions, strict=True)
+            }
+            for child, parent in _edges(parents):
+                if parent in ordered:
+                    paths[child] = (*paths[parent], ordered[parent][ranks[child - 1]])
+        return Draft(tuple(paths[node][-1] for node in sorted(paths) if node), parents)
 
     @classmethod
     def chain(cls, length: int) -> "TreeTemplate":
@@ -51,3 +81,8 @@ class TreeTemplate:
             known.append(found[rank])
             numbers[node] = len(parents)
         return Draft(tuple(known[1:]), tuple(parents))
+
+
+def _edges(parents: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Each node but node 0, and its parent."""
+    return enumerate(parents, start=1)

@@ -19,6 +19,7 @@ from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.speculative.config import SpeculativeConfig
+from twinflow.runtime.speculative.trees.config import TreeConfig
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.options import engine_options
 from twinflow.workers.ranks.build import BuiltLeader, build_leader
@@ -102,11 +103,23 @@ def test_greedy_tokens_and_kv_are_those_of_one_rank(model: Path, size: int) -> N
         assert [follower.wait() for follower in followers] == [0] * (size - 1)
 
 
-def test_tokens_on_two_ranks_stay_the_same_with_proposals(model: Path) -> None:
+SPECULATIONS = {
+    "chains": SpeculativeConfig(method="ngram", num_speculative_tokens=4, adaptive=False),
+    "trees": SpeculativeConfig(
+        method="token_recycling",
+        num_speculative_tokens=4,
+        tree=TreeConfig(width=2, depth=3),
+        adaptive=False,
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SPECULATIONS)
+def test_tokens_on_two_ranks_stay_the_same_with_proposals(model: Path, shape: str) -> None:
     configs = rank_configs(model, 2, **SETTINGS)
     alone = build_engine(engine_options(configs[0]), clock=time.monotonic)
     expected = generate(alone.engine, 4, 20)
-    speculation = SpeculativeConfig(method="ngram", num_speculative_tokens=4, adaptive=False)
+    speculation = SPECULATIONS[shape]
     guessing = [msgspec.structs.replace(one, speculative_config=speculation) for one in configs]
     with processes(*guessing[1:]):
         made = lead(guessing[0])

@@ -2,12 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 from tests.support.speculation import ToyModels, ToyTarget, distance, exact_law
 
 from twinflow.runtime.speculative.draft import Draft, FloatArray, Siblings
+from twinflow.runtime.speculative.trees.base import Growth, Path, grow_together
 from twinflow.runtime.speculative.trees.beam import beam_tree
 from twinflow.runtime.speculative.trees.dyspec import dyspec_tree
 from twinflow.runtime.speculative.trees.sequoia import fastest_tree, sequoia_tree
@@ -19,8 +20,13 @@ from twinflow.runtime.speculative.verification.registry import create_rule
 MODELS = ToyModels(vocab_size=3, seed=2)
 
 
-def expand(paths: Sequence[tuple[int, ...]]) -> list[FloatArray]:
-    return [MODELS.drafter(path) for path in paths]
+def expand(paths: Mapping[int, Sequence[Path]]) -> dict[int, list[FloatArray]]:
+    return {number: [MODELS.drafter(path) for path in some] for number, some in paths.items()}
+
+
+def grown(growth: Growth) -> Draft:
+    (draft,) = grow_together([growth], expand)
+    return draft
 
 
 def values(draft: Draft) -> list[float]:
@@ -34,7 +40,7 @@ def values(draft: Draft) -> list[float]:
 
 
 def test_a_beam_has_the_likeliest_paths_of_all() -> None:
-    draft = beam_tree(expand, depth=3, width=9, budget=7)
+    draft = grown(beam_tree(depth=3, width=9, budget=7))
     every = [
         math.prod(float(MODELS.drafter(path[:depth])[path[depth]]) for depth in range(length))
         for length in (1, 2, 3)
@@ -45,7 +51,7 @@ def test_a_beam_has_the_likeliest_paths_of_all() -> None:
 
 
 def test_a_beam_of_width_one_is_the_greedy_chain() -> None:
-    draft = beam_tree(expand, depth=3, width=1, budget=10)
+    draft = grown(beam_tree(depth=3, width=1, budget=10))
     assert draft.is_chain
     assert draft.tokens[0] == int(MODELS.drafter(()).argmax())
     assert len(draft) == 3
@@ -57,7 +63,7 @@ def test_dyspec_keeps_the_distribution_of_the_target(
     rule: str, budget: int, threshold: float
 ) -> None:
     def act(chance: Chance) -> tuple[int, ...]:
-        draft = dyspec_tree(expand, chance, depth=2, budget=budget, threshold=threshold)
+        draft = grown(dyspec_tree(chance, depth=2, budget=budget, threshold=threshold))
         verdict = create_rule(rule).verify(draft, ToyTarget(MODELS, draft), chance)
         return verdict.tokens(draft)
 
@@ -66,12 +72,12 @@ def test_dyspec_keeps_the_distribution_of_the_target(
 
 def test_dyspec_grows_where_the_drafter_is_sure() -> None:
     sizes = [
-        len(dyspec_tree(expand, CounterChance(1, 0), depth=3, budget=8, threshold=threshold))
+        len(grown(dyspec_tree(CounterChance(1, 0), depth=3, budget=8, threshold=threshold)))
         for threshold in (0.9, 0.3, 0.05, 0.0)
     ]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1] == 8
-    draft = dyspec_tree(expand, CounterChance(3, 0), depth=3, budget=8, threshold=0.0)
+    draft = grown(dyspec_tree(CounterChance(3, 0), depth=3, budget=8, threshold=0.0))
     assert draft.siblings is Siblings.DISTINCT
     for node in range(len(draft) + 1):
         tokens = [draft.token(child) for child in draft.children(node)]

@@ -1,0 +1,145 @@
+"""A small model drafts trees: several likely tokens at each place, with the noise of the target.
+
+What a builder of trees takes for the probability of a token is the softmax of the drafter's scores,
+noise and filters included: what the target is likely to choose there, and not what it might.
+
+The first pass computes what a sequence has gained, as for chains. Each level of the tree is a pass
+over all paths that go on, from the last known token: a few more rows, in blocks of their own that
+are given back at once. A path that finds none idle ends where it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from twinflow.runtime.model_runner import SequenceRows
+from twinflow.runtime.runner import DraftRunner
+from twinflow.runtime.sampling import Sampler, SamplingState
+from twinflow.runtime.speculative.draft import NOTHING, Draft, FloatArray
+from twinflow.runtime.speculative.drafters.base import DraftQuery
+from twinflow.runtime.speculative.drafters.draft_model import DraftModelDrafter, Round
+from twinflow.runtime.speculative.layer_parallel.plan import LayerPlan
+from twinflow.runtime.speculative.trees.base import Path, grow_together
+from twinflow.runtime.speculative.trees.config import TreeConfig
+from twinflow.runtime.speculative.trees.registry import tree_builder
+
+
+@dataclass(slots=True)
+class _Place:
+    """A path whose continuation is asked for.
+
+    Attributes:
+        rows: to compute.
+        state: behind its last token.
+        blocks: that are its own.
+    """
+
+    rows: SequenceRows
+    state: SamplingState
+    blocks: list[int]
+
+
+class TreeModelDrafter(DraftModelDrafter):
+    """See the module.
+
+    Args:
+        runner: see `DraftModelDrafter`.
+        sampler: likewise.
+        tree: which trees.
+        vocab_size: see `DraftModelDrafter`.
+        max_rows: likewise.
+        plan: likewise; the first pass is always exact, because no other one's keys and values are
+            kept.
+    """
+
+    def __init__(
+        self,
+        runner: DraftRunner,
+        sampler: Sampler,
+        tree: TreeConfig,
+        *,
+        vocab_size: int,
+        max_rows: int,
+        plan: LayerPlan | None = None,
+    ) -> None:
+        super().__init__(runner, sampler, vocab_size=vocab_size, max_rows=max_rows, plan=plan)
+        self._tree = tree
+        self._build = tree_builder(tree.type)
+
+    def propose(self, queries: Sequence[DraftQuery]) -> list[Draft]:
+        """See `Drafter.propose`."""
+        rounds = [self._begin(query) for query in queries]
+        live = [one for one in rounds if one is not None]
+        if not live:
+            return [NOTHING] * len(rounds)
+        self._catch_up(live)
+        rows = [self._rows(one, len(one.tokens), samples=True) for one in live]
+        roots = self._likely(rows, [one.state for one in live], exact=True)
+        for one in live:
+            self._written(one, len(one.tokens), exact=True)
+        growths = [self._build(self._tree, one.limit) for one in live]
+
+        def expand(wanted: Mapping[int, Sequence[Path]]) -> dict[int, list[FloatArray]]:
+            paths = [(number, path) for number, some in wanted.items() for path in some if path]
+            behind = iter(self._behind([(live[number], path) for number, path in paths]))
+            return {
+                number: [next(behind) if path else roots[number] for path in some]
+                for number, some in wanted.items()
+            }
+
+        drafts = iter(grow_together(growths, expand))
+        return [NOTHING if one is None else next(drafts) for one in rounds]
+
+    def _behind(self, paths: Sequence[tuple[Round, Path]]) -> list[FloatArray]:
+        """The distributions behind paths, as many in a pass as there are rows for."""
+        found: list[FloatArray] = []
+        nothing = np.zeros(self._vocab_size)
+        pending = list(paths)
+        while pending:
+            places: list[_Place | None] = []
+            room = self._max_rows
+            while pending and len(pending[0][1]) <= room:
+                one, path = pending.pop(0)
+                places.append(self._place(one, path))
+                room -= len(path)
+            computed = [place for place in places if place is not None]
+            states = [place.state for place in computed]
+            said = iter(self._likely([place.rows for place in computed], states, exact=False))
+            found += [nothing if place is None else next(said) for place in places]
+            for place in computed:
+                self._pool.release(place.blocks)
+        return found
+
+    def _place(self, one: Round, path: Path) -> _Place | None:
+        """Rows for a path in blocks of its own; None if there are none idle."""
+        known, table = one.drafted.known, one.drafted.blocks
+        shared, inside = divmod(known, self._block_size)
+        needed = (known + len(path) - 1) // self._block_size - shared + 1
+        if needed > self._pool.num_idle:
+            return None
+        blocks = self._pool.allocate(needed)
+        state = one.state
+        for token in path:
+            state = state.after(token)
+        rows = SequenceRows(
+            path,
+            known,
+            [*table[:shared], *blocks],
+            samples=True,
+            prompt_tokens=known + len(path),
+            copied_block=table[shared] if inside else 0,
+        )
+        return _Place(rows, state, blocks)
+
+    def _likely(
+        self, rows: Sequence[SequenceRows], states: Sequence[SamplingState], *, exact: bool
+    ) -> list[FloatArray]:
+        """The softmax of the scores behind each group of rows; zeros where they are no numbers."""
+        if not rows:
+            return []
+        logits = self._runner.forward(rows, groups=None if exact else self._groups)
+        faults = self._sampler.score(logits, states)
+        likely = logits.softmax(dim=-1).double().cpu().numpy()
+        likely[sorted(faults)] = 0.0
+        return list(likely)
