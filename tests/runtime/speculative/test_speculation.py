@@ -47,9 +47,9 @@ def broken() -> list[Draft]:
         broken,
         list,
         lambda: [Draft.chain([1, 2, 3])],
-        lambda: [Draft((1, 2), (0, 0))],
+        lambda: [Draft((1, 1), (0, 0))],
     ],
-    ids=["raises", "too few", "too long", "branches"],
+    ids=["raises", "too few", "too long", "twins"],
 )
 def test_a_drafter_that_fails_is_not_asked_again(answer: Callable[[], list[Draft]]) -> None:
     drafter = Scripted(answer)
