@@ -1,0 +1,1 @@
+"""Parts of `benchmarks.speculative`: tasks, arms, serving, stages of drafting, reports."""
