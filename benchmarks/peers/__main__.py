@@ -1,14 +1,12 @@
 """Command line: `python -m benchmarks.peers setup | race | serve`."""
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.load.machine import machine_facts
 from benchmarks.peers import served
 from benchmarks.peers.child import Child, Limits, PeerError, Place, as_command
 from benchmarks.peers.contestants import CONTESTANTS, HOME, Contestant, choose
@@ -18,6 +16,7 @@ from benchmarks.peers.model_size import ModelSize
 from benchmarks.peers.race import Plan, race
 from benchmarks.peers.report import RaceReport, Started
 from benchmarks.peers.setup import NAMES, set_up
+from benchmarks.reporting import machine_line
 from twinflow.protos.errors import ConfigError
 
 _ARMS = ["twinflow", "vllm", "llama-q4_1", "llama-bf16", "transformers"]
@@ -83,13 +82,13 @@ def _race(args: argparse.Namespace, command: str) -> int:
         finally:
             for child in running:
                 child.stop()
-    heading = f"`{command}`\n\n{_machine(args.cores)} {plan}."
+    heading = (
+        f"`{command}`\n\n{machine_line()}, of which each engine has {len(args.cores)} cores; load "
+        f"average {os.getloadavg()[0]:.1f} at the end, {os.getloadavg()[2]:.1f} over 15 minutes. "
+        f"{plan}."
+    )
     report = RaceReport(heading, ModelSize.of(args.model), found, started, missing)
-    sys.stdout.write(report.as_markdown())
-    if args.out is not None:
-        (args.out / "report.md").write_text(report.as_markdown(), "utf-8")
-        (args.out / "report.json").write_text(json.dumps(report.as_json(), indent=1) + "\n")
-        report.draw().savefig(args.out / "report.png", dpi=120)
+    report.report().publish(args.out)
     return 0
 
 
@@ -107,15 +106,6 @@ def _start(
             _say(f"without {who.name}: {error.message}")
             missing[who.name] = error.message
     return running, missing
-
-
-def _machine(cores: Sequence[int]) -> str:
-    facts, load = machine_facts(), os.getloadavg()
-    return (
-        f"{facts['cpu']}, {facts['cores']} cores of which each engine has {len(cores)}, "
-        f"{facts['memory']}, {facts['kernel']}, Python {facts['python']}; load average "
-        f"{load[0]:.1f} at the end, {load[2]:.1f} over 15 minutes."
-    )
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from benchmarks.load.compare import Spread, spread
+from benchmarks.load.spread import Spread, ratios, spread
 from benchmarks.peers.child import Answer, PeerError
 from benchmarks.peers.limits import Rates
 
@@ -111,10 +111,10 @@ class Found:
         first = next(iter(self.first_tokens), "")
         cells = []
         for (arm, phase, size), own in self.samples.items():
-            theirs = self.samples[first, phase, size]
-            leads = [base[0] / each[0] for base, each in zip(theirs, own, strict=False)]
+            theirs = [rate for rate, _ in self.samples[first, phase, size][: len(own)]]
             per_cpu, per_wall = zip(*own, strict=True)
-            cells.append(Cell(arm, phase, size, spread(per_cpu), spread(per_wall), spread(leads)))
+            lead = ratios(theirs, per_cpu)
+            cells.append(Cell(arm, phase, size, spread(per_cpu), spread(per_wall), lead))
         return cells
 
     def same_tokens(self, arm: str) -> int:
