@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.reporting import Report, machine_line
 from benchmarks.speculating import stages, tasks
-from benchmarks.speculating.arms import NONE, Loaded, arm_names, make_drafter
+from benchmarks.speculating.arms import NONE, Loaded, arm_names, make_arm, most_tokens
 from benchmarks.speculating.report import (
     Cell,
     draw_serving,
@@ -51,14 +51,15 @@ def serve(args: argparse.Namespace, arguments: str) -> Report:
     torch.set_num_threads(args.threads)
     most = max(args.concurrency)
     context = 2 * args.length + 64 + args.tokens + args.count
-    blocks = 1 + most * -(-context // _BLOCK)
-    rows = max(256, most * (1 + args.count))
+    # A proposal that branches takes blocks for each branch.
+    blocks = 1 + most * (-(-context // _BLOCK) + 32)
+    rows = max(256, most * (1 + max(most_tokens(name, args.count) for name in arm_names())))
     target, drafting = (
         Loaded.load(model, blocks=blocks, rows=rows, context=context)
         for model in (args.model, args.drafter or args.model)
     )
     clock = time.process_time if args.cpu_time else time.perf_counter
-    bench = Bench(target.plan, target.runner, args.count, args.tokens, clock)
+    bench = Bench(target.plan, target.runner, args.tokens, clock)
     source = TaskSource(Tokenizer.load(args.model), args.length)
     cells = _compare(args, bench, source, drafting)
     seconds = "seconds of the processor" if args.cpu_time else "wall clock"
@@ -76,22 +77,20 @@ def _compare(
 ) -> list[Cell]:
     """Every arm in every round, at each task and concurrency."""
     names = [name for name in arm_names() if args.arms is None or name in (NONE, *args.arms)]
-    drafters = {name: make_drafter(name, args.count, drafting) for name in names}
+    arms = [make_arm(name, args.count, drafting) for name in names]
     cells = [Cell(n, t, c) for t in args.tasks for c in args.concurrency for n in names]
     found = {(cell.arm, cell.task, cell.concurrency): cell for cell in cells}
     for number in range(1 + args.rounds):
         for task in args.tasks:
             for concurrency in args.concurrency:
                 prompts = source.prompts(f"{task}", number, max(concurrency, args.least))
-                for name in names:
+                for arm in arms:
                     batches = range(0, len(prompts), concurrency)
-                    runs = [
-                        bench.run(drafters[name], prompts[at : at + concurrency]) for at in batches
-                    ]
-                    if name == NONE:
+                    runs = [bench.run(arm, prompts[at : at + concurrency]) for at in batches]
+                    if arm.name == NONE:
                         expected = runs
                     if number:
-                        cell = found[name, task, concurrency]
+                        cell = found[arm.name, task, concurrency]
                         cell.rounds += runs
                         own, base = (sum(r.tpot_s for r in each) for each in (runs, expected))
                         cell.tpot.append(own / base)

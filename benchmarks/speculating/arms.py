@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.speculating.serving import Arm
 from twinflow.parallel.ranks.base import OneRank
 from twinflow.runtime.engine_plan import EngineOptions, EnginePlan, plan_engine
 from twinflow.runtime.model_runner import ModelRunner
@@ -13,10 +14,13 @@ from twinflow.runtime.speculative.drafters.base import Drafter
 from twinflow.runtime.speculative.drafters.draft_model import DraftModelDrafter
 from twinflow.runtime.speculative.drafters.registry import DrafterSetup, create_drafter
 from twinflow.runtime.speculative.layer_parallel.plan import LayerPlan
+from twinflow.runtime.speculative.trees.config import TreeConfig
 
 NONE = "none"
 SEQUENTIAL = "draft_model"
+RECYCLING_TREE = "token_recycling tree"
 _WITHOUT_MODEL = ("ngram", "suffix", "token_recycling")
+_TREE_NODES = 24
 _SIZES = range(2, 6)
 
 
@@ -52,20 +56,36 @@ class Loaded:
 def arm_names() -> list[str]:
     """Every arm, the one without proposals first."""
     grouped = [f"easyspec N={n}{tail}" for n in _SIZES for tail in ("", " uncalibrated")]
-    return [NONE, SEQUENTIAL, *grouped, *_WITHOUT_MODEL]
+    return [NONE, SEQUENTIAL, *grouped, *_WITHOUT_MODEL, RECYCLING_TREE]
 
 
-def make_drafter(name: str, count: int, drafting: Loaded) -> Drafter | None:
-    """A drafter that knows nothing yet; None for no proposals.
+def most_tokens(name: str, count: int) -> int:
+    """Tokens that an arm proposes at most, where chains have `count`."""
+    return _TREE_NODES if name == RECYCLING_TREE else count
+
+
+def make_arm(name: str, count: int, drafting: Loaded) -> Arm:
+    """An arm whose drafter knows nothing yet.
 
     Args:
         name: of the arm.
-        count: tokens of a proposal.
+        count: tokens of a chain.
         drafting: the model that drafts; used by one arm at a time.
     """
+    return Arm(name, most_tokens(name, count), _drafter(name, count, drafting))
+
+
+def _drafter(name: str, count: int, drafting: Loaded) -> Drafter | None:
     if name == NONE:
         return None
     model = drafting.plan.model
+    if name == RECYCLING_TREE:
+        config = SpeculativeConfig(
+            method="token_recycling",
+            num_speculative_tokens=_TREE_NODES,
+            tree=TreeConfig(type="sequoia"),
+        )
+        return create_drafter(DrafterSetup(config, model.vocab_size, _refuse))
     if name in _WITHOUT_MODEL:
         config = SpeculativeConfig(method=name, num_speculative_tokens=count)
         return create_drafter(DrafterSetup(config, model.vocab_size, _refuse))

@@ -61,7 +61,8 @@ class TimedRunner:
         start = self.clock()
         logits = self.runner.forward(rows, on_layers, layers_per_unit)
         self.seconds += self.clock() - start
-        self.sampled += sum(group.samples for group in rows)
+        # A proposal that branches has several groups of rows.
+        self.sampled += len({group.sequence for group in rows if group.samples})
         self.decodes_only = all(len(group.token_ids) == 1 + group.drafted for group in rows)
         return logits
 
@@ -125,28 +126,42 @@ class Served:
 
 
 @dataclass(frozen=True)
+class Arm:
+    """A way to guess, at work.
+
+    Attributes:
+        name: in tables.
+        count: most tokens of a proposal.
+        drafter: keeps what it learns from run to run; None for no proposals.
+    """
+
+    name: str
+    count: int
+    drafter: Drafter | None
+
+
+@dataclass(frozen=True)
 class Bench:
     """What all arms have in common.
 
     Attributes:
         plan: of the target.
         runner: of the target; used by one run at a time.
-        count: tokens of a proposal.
         max_tokens: output of each request.
         clock: seconds.
     """
 
     plan: EnginePlan
     runner: ModelRunner
-    count: int
     max_tokens: int
     clock: Clock = time.perf_counter
 
-    def run(self, drafter: Drafter | None, prompts: Sequence[Sequence[int]]) -> Served:
+    def run(self, arm: Arm, prompts: Sequence[Sequence[int]]) -> Served:
         """Serve prompts, all at the same time."""
+        drafter = arm.drafter
         target = TimedRunner(self.runner, self.clock)
         timed = None if drafter is None else TimedDrafter(drafter, self.clock)
-        engine = self._engine(target, timed, len(prompts))
+        engine = self._engine(target, timed, arm.count, len(prompts))
         for number, prompt in enumerate(prompts):
             params = SamplingParams(temperature=0, max_tokens=self.max_tokens, ignore_eos=True)
             engine.add_request(
@@ -182,7 +197,9 @@ class Bench:
         served.account = engine.counters.speculation.copy()
         return served
 
-    def _engine(self, target: TimedRunner, timed: TimedDrafter | None, sequences: int) -> Engine:
+    def _engine(
+        self, target: TimedRunner, timed: TimedDrafter | None, count: int, sequences: int
+    ) -> Engine:
         cache, vocab_size = self.runner.kv_cache, self.plan.model.vocab_size
         config = EngineConfig(
             max_model_len=(cache.num_blocks - 1) // sequences * cache.layout.block_size,
@@ -191,7 +208,7 @@ class Bench:
             max_num_seqs=sequences,
             max_num_batched_tokens=self.plan.config.max_num_batched_tokens,
             enable_prefix_caching=False,
-            num_speculative_tokens=self.count if timed else 0,
+            num_speculative_tokens=count if timed else 0,
         )
         executor = ModelExecutor(
             target,

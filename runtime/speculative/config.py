@@ -77,6 +77,11 @@ class SpeculativeConfig:
         ranks = self.draft_tensor_parallel_size
         if ranks is not None and ranks < 1:
             raise ValueError(f"draft_tensor_parallel_size must be at least 1, not {ranks}")
+        if self.tree is not None and not self.layer_parallel.calibrate:
+            raise ValueError(
+                "layer_parallel.calibrate false is for chains: a tree is drafted from exact keys "
+                "and values; leave out 'tree' or calibrate"
+            )
         if ranks is not None and ranks > 1 and self.layer_parallel.layout == "single":
             raise ValueError(
                 f"draft_tensor_parallel_size is {ranks}, and layer_parallel.layout single drafts "

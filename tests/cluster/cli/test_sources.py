@@ -123,6 +123,7 @@ def test_speculation_is_json_with_the_names_of_vllm(file: Path) -> None:
         (_EASYSPEC % '{"size": "auto", "plan": "measured"}', "layer_parallel.plan measured needs"),
         (_EASYSPEC % '{"layout": "ring"}', "layer_parallel.layout"),
         (_EASYSPEC % '{"first": -1}', "layer_parallel.first must be at least 0"),
+        (_EASYSPEC % '{"calibrate": false}, "tree": {}', "layer_parallel.calibrate false is for"),
         (_EASYSPEC % "4", "layer_parallel must be a JSON object"),
         (
             _EASYSPEC % '{"layout": "single"}, "draft_tensor_parallel_size": 2',
