@@ -6,6 +6,7 @@ For an operator who asks about one request; nothing is decided by it. Bounded, t
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from twinflow.cluster.router.snapshot import Route
@@ -114,6 +115,10 @@ class History:
             story.state = "aborted"
         if story.attempts and story.attempts[-1].ended is None:
             self.leave(story, story.state)
+
+    def latest(self, count: int) -> tuple[Story, ...]:
+        """The stories that began last, the newest first."""
+        return tuple(islice(reversed(self._stories.values()), count))
 
     def find(self, request_id: str) -> tuple[Story, ...]:
         """The stories of a request's sequences, or of one sequence.

@@ -184,6 +184,7 @@ class GatewayServer:
                     registry=self._registry,
                     authenticator=authenticator,
                     config=http,
+                    history=self._history,
                 )
             ),
             http,

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from tests.support.fake_backend import Behaviour, FakeBackend, fake_model
 from tests.support.fake_text import ByteCodec
 
+from twinflow.cluster.dispatch.history import History
 from twinflow.cluster.gateway.auth import Authenticator
 from twinflow.cluster.gateway.http.app import create_app
 from twinflow.cluster.gateway.http.config import HttpConfig
@@ -57,6 +58,8 @@ class HttpGateway:
     Attributes:
         backend: what is behind it.
         registry: its metrics.
+        history: what its dashboard tells of requests; tests write it.
+        metrics: counts; there once it has started.
         config: its limits; `port` is the real one.
     """
 
@@ -66,11 +69,13 @@ class HttpGateway:
     client: httpx.Client = field(default_factory=_new_client)
     codec: ByteCodec = field(default_factory=ByteCodec)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    history: History = field(default_factory=lambda: History(time.monotonic))
     _started: threading.Event = field(default_factory=threading.Event)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _loop: asyncio.AbstractEventLoop | None = None
     _error: BaseException | None = None
     server: HttpServer | None = None
+    metrics: GatewayMetrics = field(init=False)
 
     @property
     def url(self) -> str:
@@ -130,13 +135,15 @@ class HttpGateway:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        pipeline = TextPipeline(self.backend, self.codec, GatewayMetrics(self.registry, "tiny"))
+        self.metrics = GatewayMetrics(self.registry, "tiny")
+        pipeline = TextPipeline(self.backend, self.codec, self.metrics)
         dependencies = HttpDependencies(
             pipeline=pipeline,
             backend=self.backend,
             registry=self.registry,
             authenticator=Authenticator(self.keys),
             config=self.config,
+            history=lambda: self.history,
         )
         self.server = HttpServer(create_app(dependencies), self.config)
         await self.server.start()

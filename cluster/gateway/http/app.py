@@ -10,6 +10,11 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 import twinflow
+from twinflow.cluster.gateway.http.dashboard_routes import (
+    PAGE_PATHS,
+    REQUESTS_PATH,
+    DashboardRoutes,
+)
 from twinflow.cluster.gateway.http.dependencies import HttpDependencies
 from twinflow.cluster.gateway.http.gate import Gate, http_error
 from twinflow.cluster.gateway.http.inference_routes import InferenceRoutes
@@ -55,6 +60,10 @@ def create_app(dependencies: HttpDependencies) -> FastAPI:
     app.add_api_route("/version", status.version)
     app.add_api_route("/server_info", status.server_info)
     app.add_api_route("/metrics", status.metrics)
+    dashboard = DashboardRoutes(dependencies)
+    for path in PAGE_PATHS:
+        app.add_api_route(path, dashboard.file, include_in_schema=False)
+    app.add_api_route(REQUESTS_PATH, dashboard.requests)
     return app
 
 

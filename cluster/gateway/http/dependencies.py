@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
 
+from twinflow.cluster.dispatch.history import History
 from twinflow.cluster.gateway.auth import Authenticator
 from twinflow.cluster.gateway.backend import Backend
 from twinflow.cluster.gateway.http.config import HttpConfig
@@ -22,6 +23,7 @@ class HttpDependencies:
         registry: what `/metrics` shows.
         authenticator: decides who may call; by default everybody.
         config: limits.
+        history: what became of the latest sequences; None while there are no workers.
         wall_clock: Unix time, for `created`.
     """
 
@@ -30,4 +32,5 @@ class HttpDependencies:
     registry: CollectorRegistry
     authenticator: Authenticator = field(default_factory=Authenticator)
     config: HttpConfig = field(default_factory=HttpConfig)
+    history: Callable[[], History | None] = lambda: None
     wall_clock: Callable[[], float] = time.time

@@ -3,8 +3,8 @@
     id ─ key ─ caller's own id ─► routes ─ every error becomes a response ─►
 
 A request without a valid key is refused before its body is read, unknown routes included; only
-the three health routes are open. The client's `X-Request-Id` is checked and echoed, never parsed
-and never used inside.
+the three health routes and the files of the dashboard are open. The client's `X-Request-Id` is
+checked and echoed, never parsed and never used inside.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twinflow.cluster.gateway.auth import Authenticator
+from twinflow.cluster.gateway.http.dashboard_routes import PAGE_PATHS
 from twinflow.cluster.gateway.http.errors import (
     error_body,
     error_headers,
@@ -35,7 +36,7 @@ from twinflow.protos.errors import (
     Unavailable,
 )
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/live"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/live"}) | PAGE_PATHS
 _CALL = "twinflow.call"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
