@@ -320,6 +320,10 @@ class ServeConfig(BaseModel):
     ] = "info"
     """Least severe log lines that are written."""
 
+    fault_points: Annotated[str | None, Group.PROCESS] = None
+    """Directory in which workers look for orders to fail, for tests of faults; twinflow chaos puts
+    them there."""
+
     @property
     def model_names(self) -> tuple[str, ...]:
         """The names requests may use, the one that answers carry first; at least one."""

@@ -66,6 +66,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             alone.
         decode_slack: what a decode step may take beside prefill, likewise.
         lane_decisions: directory in which the worker writes how it divides its device.
+        fault_points: directory of orders to fail; see `twinflow.workers.fault_points`.
     """
 
     worker_id: str
@@ -109,6 +110,12 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     prefill_slack: float = PREFILL_SLACK
     decode_slack: float = DECODE_SLACK
     lane_decisions: Path | None = None
+    fault_points: Path | None = None
+
+    @property
+    def process_name(self) -> str:
+        """Of this rank of the worker, unique within the deployment."""
+        return self.worker_id if self.rank == 0 else f"{self.worker_id}-rank{self.rank}"
 
     def encode(self) -> bytes:
         """As JSON, on one line."""

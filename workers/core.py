@@ -27,6 +27,7 @@ from twinflow.runtime.request import Request
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.convert import goodput_to_pb, lane_stats_to_pb
 from twinflow.workers.engine_loop import EngineLoop
+from twinflow.workers.fault_points import FaultPoints, Point
 from twinflow.workers.outputs import OutputRouter, RequestOwner
 
 _DRAIN_POLL_S = 0.02
@@ -71,10 +72,18 @@ class WorkerCore:
         config: of the worker.
         engine: not yet running.
         vocab_size: tokens that the engine's model knows.
+        faults: where the worker fails if a test wants it; by default nowhere.
     """
 
-    def __init__(self, config: WorkerConfig, engine: Engine, vocab_size: int) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        engine: Engine,
+        vocab_size: int,
+        faults: FaultPoints | None = None,
+    ) -> None:
         self.config = config
+        self.faults = faults or FaultPoints(None, config.process_name)
         self.state = WorkerState()
         self._vocab_size = vocab_size
         self._fetcher: KVFetcher | None = None
@@ -104,6 +113,7 @@ class WorkerCore:
             return
         self.outputs.own(engine_id, owner)
         self.loop.post(partial(self._add, request))
+        self.faults.reach(Point.QUEUED)
 
     def _fault(self, request: Request) -> InvalidRequest | None:
         """What is wrong with a request; one that got as far as a step would fail its neighbours."""
@@ -145,6 +155,7 @@ class WorkerCore:
         Held requests are waited for too: another worker still reads their blocks.
         """
         self.state.draining = True
+        self.faults.reach(Point.DRAINING)
         events = asyncio.get_running_loop()
         end = events.time() + timeout_s
         while len(self.outputs) and events.time() < end:

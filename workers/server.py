@@ -20,6 +20,7 @@ from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.runner_loading import LoadProgress
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.core import WorkerCore
+from twinflow.workers.fault_points import FaultPoints, Point
 from twinflow.workers.handoff.end import HandoffEnd
 from twinflow.workers.handoff.links import PeerLinks
 from twinflow.workers.handoff.others import OtherRanks
@@ -77,6 +78,7 @@ class WorkerServer:
         self.config = config
         self._clock = clock
         self._grpc = create_server(config.token)
+        self._faults = FaultPoints(config.fault_points, config.process_name)
         self._on_kv: Callable[[KVProgress], None] = lambda progress: None
         self._parts: WorkerParts | None = None
         self._leader: Leader | None = None
@@ -115,6 +117,7 @@ class WorkerServer:
 
     def _build(self, progress: LoadProgress | None) -> BuiltEngine:
         config = self.config
+        self._faults.reach(Point.START_UP)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         options, clock = engine_options(config), self._clock
@@ -126,10 +129,11 @@ class WorkerServer:
         return made.built
 
     def _tell_kv(self, progress: KVProgress) -> None:
+        self._faults.reach(Point.PREFILL)
         self._on_kv(progress)
 
     def _assemble(self, built: BuiltEngine) -> WorkerParts:
-        core = WorkerCore(self.config, built.engine, built.model.vocab_size)
+        core = WorkerCore(self.config, built.engine, built.model.vocab_size, self._faults)
         links = PeerLinks(self.config, built.cache.data.device)
         store_calls = StoreCalls(links.stores, links.max_sending)
         end = HandoffEnd(
@@ -139,6 +143,7 @@ class WorkerServer:
             layers_per_unit=built.layers_per_unit,
             links=links,
             share=built.share,
+            faults=core.faults,
         )
         others = OtherRanks(self._leader, end.patience_s)
         receiver = KVReceiver(end, core, others)

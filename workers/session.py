@@ -13,6 +13,7 @@ from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.runtime.outputs import TokenDelta
 from twinflow.workers.convert import failure_to_pb, output_to_pb, request_from_pb
 from twinflow.workers.core import WorkerCore
+from twinflow.workers.fault_points import Point
 
 _STATS_INTERVAL_S = 0.5
 
@@ -97,6 +98,7 @@ class Session:
         entry = self._entries.get(engine_id)
         if entry is None:
             return
+        self._core.faults.reach(Point.DECODE)
         if delta.finish_reason is not None:
             entry.timer.cancel()
             del self._entries[engine_id]

@@ -12,6 +12,7 @@ from twinflow.cluster.cli import environment
 from twinflow.cluster.cli.commands import (
     admin,
     calibrate,
+    chaos,
     chat,
     cluster,
     models,
@@ -74,7 +75,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="twinflow", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--version", action="version", version=f"twinflow {twinflow.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    modules = (serve, chat, status, admin, models, calibrate, profile, simulate, cluster)
+    modules = (serve, chat, status, admin, models, calibrate, profile, simulate, cluster, chaos)
     for module in modules:
         module.add_to(commands)
     return parser

@@ -130,7 +130,7 @@ def apply(state: ClusterState, event: Event) -> ClusterState:
     """The state after an event."""
     match event:
         case Ticked(now, room):
-            return replace(state, now=now, room=room)
+            return _forgive(replace(state, now=now, room=room))
         case Asked():
             return replace(state, failures={})
         case Started(worker_id, role):
@@ -174,6 +174,16 @@ def _live(state: ClusterState, worker: Worker, event: OfLife) -> ClusterState:
             return state
 
 
+def _forgive(state: ClusterState) -> ClusterState:
+    """A worker that came after the latest failure of its role and has lasted ends the row."""
+    lasted = [w for w in state.of_phase("serving") if state.now - w.since >= YOUNG_S]
+    forgiven = {w.role for w in lasted if w.since > state.failures_of(w.role).at}
+    if not forgiven & state.failures.keys():
+        return state
+    left = {role: one for role, one in state.failures.items() if role not in forgiven}
+    return replace(state, failures=left)
+
+
 def _died(state: ClusterState, worker: Worker, why: str) -> ClusterState:
     lost = state.with_worker(replace(worker, phase="lost", since=state.now, detail=why))
     if worker.phase == "starting":
@@ -188,5 +198,5 @@ def _died(state: ClusterState, worker: Worker, why: str) -> ClusterState:
 def _failed(state: ClusterState, role: Role, why: str) -> ClusterState:
     count = state.failures_of(role).count + 1
     pause_s = min(FIRST_PAUSE_S * 2 ** (count - 1), LONGEST_PAUSE_S)
-    failures = Failures(count, state.now + pause_s, why)
+    failures = Failures(count, state.now + pause_s, why, state.now)
     return replace(state, failures={**state.failures, role: failures})

@@ -58,11 +58,13 @@ class Failures:
         count: so often.
         not_before: when the next one may start.
         why: the latest failure.
+        at: when that was.
     """
 
     count: int = 0
     not_before: float = 0.0
     why: str = ""
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,16 +86,23 @@ def duties_of(state: ClusterState) -> list[gateway_pb2.Duty]:
 
 
 def missing_of(state: ClusterState, desired: Desired) -> list[str]:
-    """What there should be and is not, in words."""
+    """What there should be and is not, in words.
+
+    A worker that shall leave is there until its successor is.
+    """
     found: list[str] = []
     for role in ROLES:
-        serving = [w for w in desired.members(state, role) if w.phase == "serving"]
-        lacking = desired.size(role) - len(serving)
+        lacking = desired.size(role) - _serving(state, role)
         if lacking > 0:
             workers = "worker is" if lacking == 1 else "workers are"
             why = problem_of(state, desired, role) or "being started"
             found.append(f"{lacking} {role} {workers} missing: {why}")
     return found
+
+
+def _serving(state: ClusterState, role: Role) -> int:
+    """How many workers of a pool serve."""
+    return sum(worker.role == role for worker in state.of_phase("serving"))
 
 
 def cluster_of(state: ClusterState, desired: Desired, ranks: Mapping[Role, int]) -> pb.Cluster:
@@ -108,7 +115,7 @@ def cluster_of(state: ClusterState, desired: Desired, ranks: Mapping[Role, int])
     """
     pools = []
     for role in ROLES:
-        serving = sum(worker.role == role for worker in state.of_phase("serving"))
+        serving = _serving(state, role)
         if desired.size(role) or serving:
             problem = problem_of(state, desired, role)
             pools.append(

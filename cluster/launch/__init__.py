@@ -1,5 +1,5 @@
-"""Launching deployments: which processes there are, and who starts and watches them."""
+"""Launching deployments: which processes there are, and who starts and watches them.
 
-from twinflow.cluster.launch.serve import serve
-
-__all__ = ["serve"]
+Nothing is imported here: a worker's process is built from this package too, and a worker that takes
+the place of a lost one is waited for.
+"""

@@ -151,7 +151,7 @@ def _plan_rank(config: ServeConfig, worker: WorkerConfig, rank: int, place: Plac
     )
     return ServiceSpec(
         kind="worker",
-        name=worker.worker_id if rank == 0 else f"{worker.worker_id}-rank{rank}",
+        name=own.process_name,
         config=own.encode(),
         gpu=share.gpu,
         threads=threads,
@@ -185,6 +185,7 @@ def _plan_worker(config: ServeConfig, role: Role, name: str, token: str) -> Work
         prefill_slack=config.prefill_slack,
         decode_slack=config.decode_slack,
         lane_decisions=Path(config.lane_decisions).resolve() if config.lane_decisions else None,
+        fault_points=Path(config.fault_points).resolve() if config.fault_points else None,
         tensor_parallel_size=size,
         expert_parallel=config.enable_expert_parallel,
         leader_address=new_address(name) if size > 1 else "",

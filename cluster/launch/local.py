@@ -7,6 +7,7 @@ JSON lines on its standard output. It stops when its input ends, so it never out
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from twinflow.cluster.cli.environment import process_environment
 from twinflow.cluster.launch.base import ServiceHandle, ServiceSpec, ServiceStatus
 from twinflow.cluster.launch.machine import this_machine
 from twinflow.cluster.launch.places import Node
+from twinflow.cluster.launch.silence import Silence
 from twinflow.parallel.links.nccl_environment import NCCL_ENVIRONMENT
 
 # Idle OpenMP threads must not burn the cores that other processes of the machine need.
@@ -60,6 +62,7 @@ class LocalHandle:
         environ = process_environment()
         self._name = spec.name
         self._status = ServiceStatus("starting", "starting the process")
+        self._silence = Silence(time.monotonic)
         self._process = subprocess.Popen(
             [
                 sys.executable,
@@ -67,6 +70,8 @@ class LocalHandle:
                 "twinflow.cluster.launch.local_process",
                 spec.kind,
                 spec.log_level,
+                # For whoever looks at the processes of the machine.
+                spec.name,
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -97,7 +102,7 @@ class LocalHandle:
         code = self._process.poll()
         if code is not None and self._status.state in ("starting", "ready"):
             return ServiceStatus("gone", f"the process of {self._name} ended with status {code}")
-        return self._status
+        return self._silence.judge(self._name, self._status)
 
     def stop(self, grace_s: float) -> None:
         """See `ServiceHandle.stop`."""
@@ -130,6 +135,7 @@ class LocalHandle:
         if self._process.stdout is not None:
             for line in self._process.stdout:
                 self._status = msgspec.json.decode(line, type=ServiceStatus)
+                self._silence.broken()
 
     def _close(self) -> None:
         self._reader.join()

@@ -1,4 +1,4 @@
-"""The process behind a `LocalHandle`: `... local_process KIND LOG_LEVEL`.
+"""The process behind a `LocalHandle`: `... local_process KIND LOG_LEVEL NAME`.
 
 Standard output is the channel to the launcher. The process keeps it for itself and lets everything
 that libraries print go to standard error.
@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from io import RawIOBase
 from typing import BinaryIO, cast
@@ -16,10 +17,11 @@ from typing import BinaryIO, cast
 import msgspec
 import uvloop
 
-from twinflow.cluster.launch.base import ServiceKind
+from twinflow.cluster.launch.base import ServiceKind, ServiceStatus
 from twinflow.cluster.launch.local import Order, encode_status
 from twinflow.cluster.launch.logs import configure_logging
-from twinflow.cluster.launch.service import ServiceRunner, create_service
+from twinflow.cluster.launch.service import ServiceRunner, create_service, load_code
+from twinflow.cluster.launch.silence import SIGN_OF_LIFE_S
 
 _REPORT_INTERVAL_S = 0.1
 _DEFAULT_GRACE_S = 5.0
@@ -41,24 +43,60 @@ async def _serve(kind: ServiceKind, orders: RawIOBase, channel: BinaryIO) -> int
     stops: asyncio.Queue[float] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stops.put_nowait, _DEFAULT_GRACE_S)
-    runner = ServiceRunner(create_service(kind, config), lambda: stops.put_nowait(0.0))
     threading.Thread(target=_listen, args=(orders, loop, stops), daemon=True).start()
-    reporter = asyncio.create_task(_report(runner, channel))
-    status = await runner.start()
-    if status.state != "ready":
+    told = asyncio.create_task(stops.get())
+    starting = asyncio.create_task(_start(kind, config, channel, stops))
+    await asyncio.wait({starting, told}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        # Nobody is served yet, and a thread that loads a model cannot be told to end.
+        os._exit(0)
+    runner, reporter = starting.result()
+    if runner.status.state != "ready":
+        told.cancel()
         reporter.cancel()
-        channel.write(encode_status(status))
+        channel.write(encode_status(runner.status))
         await runner.stop(0.0)
         return 2
-    grace_s = await stops.get()
+    failed = await _stop_when_told(runner, told, stops, channel)
+    reporter.cancel()
+    return 1 if failed else 0
+
+
+async def _stop_when_told(
+    runner: ServiceRunner,
+    told: "asyncio.Task[float]",
+    stops: "asyncio.Queue[float]",
+    channel: BinaryIO,
+) -> bool:
+    """Serve until the first order to stop, and hurry from the second; returns whether it failed."""
+    grace_s = await told
     failed = runner.status.state == "failed"
     if failed:
         channel.write(encode_status(runner.status))
-    hurrying = asyncio.create_task(_stop_when_told(runner, stops))
+    hurrying = asyncio.create_task(_hurry_when_told(runner, stops))
     await runner.stop(grace_s)
     hurrying.cancel()
-    reporter.cancel()
-    return 1 if failed else 0
+    return failed
+
+
+async def _start(
+    kind: ServiceKind, config: bytes, channel: BinaryIO, stops: "asyncio.Queue[float]"
+) -> "tuple[ServiceRunner, asyncio.Task[None]]":
+    """Start the service; returns it, ready or failed, and what reports on it."""
+    await _load_code(kind, channel)
+    runner = ServiceRunner(create_service(kind, config), lambda: stops.put_nowait(0.0))
+    reporter = asyncio.create_task(_report(runner, channel))
+    await runner.start()
+    return runner, reporter
+
+
+async def _load_code(kind: ServiceKind, channel: BinaryIO) -> None:
+    """Import a service's code, which takes seconds, and say so meanwhile."""
+    loading = asyncio.create_task(asyncio.to_thread(load_code, kind))
+    while not loading.done():
+        channel.write(encode_status(ServiceStatus("starting", "loading code")))
+        await asyncio.wait({loading}, timeout=SIGN_OF_LIFE_S)
+    await loading
 
 
 def _listen(
@@ -74,16 +112,18 @@ def _listen(
         loop.call_soon_threadsafe(stops.put_nowait, 0.0)
 
 
-async def _stop_when_told(runner: ServiceRunner, stops: "asyncio.Queue[float]") -> None:
+async def _hurry_when_told(runner: ServiceRunner, stops: "asyncio.Queue[float]") -> None:
     await runner.stop(await stops.get())
 
 
 async def _report(runner: ServiceRunner, channel: BinaryIO) -> None:
-    """Write the status whenever it has changed."""
-    latest = None
+    """Write the status whenever it has changed, and every second while the service starts."""
+    latest, written_at = None, 0.0
     while True:
-        if runner.status is not latest:
-            latest = runner.status
+        now = time.monotonic()
+        due = runner.status.state == "starting" and now - written_at >= SIGN_OF_LIFE_S
+        if due or runner.status is not latest:
+            latest, written_at = runner.status, now
             channel.write(encode_status(latest))
         await asyncio.sleep(_REPORT_INTERVAL_S)
 

@@ -3,7 +3,9 @@
 Ray places, starts and watches the processes; no request and no token goes through it.
 """
 
+import math
 import signal
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ from twinflow.cluster.launch.ray_clusters import (
     pool_resource,
 )
 from twinflow.cluster.launch.service import ServiceRunner, create_service
+from twinflow.cluster.launch.silence import Silence
 from twinflow.cluster.launch.survey import Survey
 
 _POLL_S = 0.1
@@ -88,6 +91,8 @@ class RayHandle:
         self._stopped: Any = None
         self._asked: Any = None
         self._latest = ServiceStatus("starting", "waiting for its process")
+        # Ray may have to wait for room, and says itself that a process did not start.
+        self._silence = Silence(time.monotonic, first_s=math.inf)
 
     @property
     def name(self) -> str:
@@ -101,12 +106,13 @@ class RayHandle:
         answered, _ = ray.wait([self._asked], timeout=_POLL_S)
         if answered:
             self._asked = None
+            self._silence.broken()
             try:
                 self._latest = ray.get(answered[0])
             except RayError as error:
                 detail = f"the actor of {self._name} died: {first_line(error)}"
                 self._latest = ServiceStatus("gone", detail)
-        return self._latest
+        return self._silence.judge(self._name, self._latest)
 
     def stop(self, grace_s: float) -> None:
         """See `ServiceHandle.stop`."""

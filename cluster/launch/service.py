@@ -5,6 +5,7 @@ so that a gateway process never loads torch.
 """
 
 import asyncio
+import importlib
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
@@ -99,6 +100,14 @@ class ServiceRunner:
 
     def _report(self, detail: str, done: int, total: int) -> None:
         self.status = ServiceStatus("starting", detail, done, total)
+
+
+def load_code(kind: ServiceKind) -> None:
+    """Import what a service of a kind consists of, torch with it if it is a worker."""
+    if kind == "worker":
+        importlib.import_module("twinflow.cluster.launch.worker_service")
+    else:
+        importlib.import_module("twinflow.cluster.gateway.server")
 
 
 def create_service(kind: ServiceKind, config: bytes) -> Service:

@@ -13,10 +13,10 @@ import pytest
 from tests.support.completions import CompletionsClient
 from tests.support.deployments import QUIET_S, Deployment, serving, wait_until
 from tests.support.request_mixes import Ask
-from tests.support.scrapes import Scrape
 from tests.support.served_models import TINY_CONTEXT, TINY_VOCAB
 
 from twinflow import AsyncClient, SamplingParams
+from twinflow.cluster.chaos.scrape import Scrape
 
 FLAGS = (
     *("--launcher", "local", "--dtype", "float32", "--threads-per-worker", "1"),

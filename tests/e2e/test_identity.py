@@ -14,10 +14,10 @@ import pytest
 from tests.support.completions import Answer, CompletionsClient, for_each
 from tests.support.deployments import Deployment, serving
 from tests.support.request_mixes import Ask, MixShape, random_asks
-from tests.support.scrapes import Scrape
 from tests.support.served_models import TINY_VOCAB
 
 from twinflow import LLM
+from twinflow.cluster.chaos.scrape import Scrape
 from twinflow.parallel.partition.record import read_decisions, replay
 
 SHAPE = MixShape(vocab_size=TINY_VOCAB, longest_prompt=120, most_tokens=20)

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from tests.support.scrapes import Scrape, scrape
+from tests.support.scrapes import scrape
+
+from twinflow.cluster.chaos.scrape import Scrape
 
 # Bounds of waits on a machine that does much else; nothing takes that long when all is well.
 START_S = 110.0

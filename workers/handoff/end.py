@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from twinflow.parallel.latent.block_share import BlockShare
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.workers.config import WorkerConfig
+from twinflow.workers.fault_points import FaultPoints
 from twinflow.workers.handoff.links import PeerLinks
 
 
@@ -19,6 +20,7 @@ class HandoffEnd:
         layers_per_unit: layers whose KV is handed over together.
         links: to the ranks of other workers.
         share: which blocks of every sequence are in the cache.
+        faults: where the rank fails if a test wants it.
     """
 
     config: WorkerConfig
@@ -27,6 +29,7 @@ class HandoffEnd:
     layers_per_unit: int
     links: PeerLinks
     share: BlockShare
+    faults: FaultPoints
 
     @property
     def patience_s(self) -> float:

@@ -21,6 +21,7 @@ from twinflow.parallel.links.manifest import TransferManifest, Unit, UnitAnnounc
 from twinflow.parallel.links.transfer import UnitReceiver
 from twinflow.protos.errors import HandoffError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
+from twinflow.workers.fault_points import Point
 from twinflow.workers.handoff.end import HandoffEnd
 from twinflow.workers.handoff.ending import look_away, to_the_end
 from twinflow.workers.handoff.first_token import FirstToken
@@ -229,6 +230,7 @@ class IncomingTransfer:
                 raise HandoffError("the hand-off was given up")
             receiver.post(announcement)
             self._tell_posted(announcement.unit.index)
+            self._end.faults.reach(Point.HAND_OFF)
             under_way.append(announcement.unit.index)
 
     def _tell_posted(self, index: int) -> None:

@@ -19,10 +19,11 @@ from twinflow.parallel.links.manifest import TransferManifest, Unit, UnitAnnounc
 from twinflow.parallel.links.transfer import UnitSender
 from twinflow.protos.errors import HandoffError, TwinflowError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
-from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.outputs import TokenDelta
 from twinflow.workers.convert import failure_to_pb, output_to_pb
+from twinflow.workers.fault_points import Point
+from twinflow.workers.handoff.end import HandoffEnd
 from twinflow.workers.handoff.held import HeldPrompt
 from twinflow.workers.handoff.links import PeerLease
 from twinflow.workers.handoff.units import UnitPlanner
@@ -61,7 +62,7 @@ class OutgoingTransfer:
         held: the prompt.
         manifest: what is to be sent.
         lease: the link.
-        cache: the KV memory.
+        end: this rank.
 
     Attributes:
         held: likewise.
@@ -69,14 +70,16 @@ class OutgoingTransfer:
     """
 
     def __init__(
-        self, held: HeldPrompt, manifest: TransferManifest, lease: PeerLease, cache: KVCache
+        self, held: HeldPrompt, manifest: TransferManifest, lease: PeerLease, end: HandoffEnd
     ) -> None:
         self.held = held
         self.lease = lease
         self._manifest = manifest
         self._planner = UnitPlanner(manifest, held.num_tokens)
-        self._cache = cache
-        self._part_index = [cache.layout.index_of(part.name) for part in manifest.layout.parts]
+        self._cache = end.cache
+        self._faults = end.faults
+        self._corrupting = False
+        self._part_index = [end.cache.layout.index_of(part.name) for part in manifest.layout.parts]
         self._happened: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._answers: asyncio.Queue[pb.TransferResponse | TwinflowError | None] = asyncio.Queue()
         self._events = asyncio.get_running_loop()
@@ -155,6 +158,7 @@ class OutgoingTransfer:
                     self._announce(sender.announce(unit))
                     announced += 1
                 case _Posted(index):
+                    self._corrupting = self._faults.reach(Point.HAND_OFF)
                     sender.send(index, patience_s)
                     announced -= 1
                 case _Over(reason):
@@ -189,4 +193,12 @@ class OutgoingTransfer:
 
     def _unit_page(self, block: int, first_layer: int, num_layers: int, part: int) -> torch.Tensor:
         entry = self.held.blocks[block]
-        return self._cache.page(entry, first_layer, num_layers, self._part_index[part])
+        page = self._cache.page(entry, first_layer, num_layers, self._part_index[part])
+        return _with_a_flipped_bit(page) if self._corrupting else page
+
+
+def _with_a_flipped_bit(page: torch.Tensor) -> torch.Tensor:
+    """A copy of a page of which one bit is another; the page itself stays as it is."""
+    copy = page.clone()
+    copy.view(-1).view(torch.uint8)[0] ^= 1
+    return copy

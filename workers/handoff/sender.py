@@ -129,7 +129,7 @@ class KVSender:
             raise manifest.error("is under way already")
         lease = self._end.links.lease_sending(opening)
         held = self.hold(transfer_id, request.num_tokens)
-        transfer = OutgoingTransfer(held, manifest, lease, self._end.cache)
+        transfer = OutgoingTransfer(held, manifest, lease, self._end)
         held.attach(transfer)
         prompts.compute(transfer_id, request, transfer)
         return asyncio.create_task(self._lead(requests, transfer, prompts)), transfer
@@ -143,7 +143,7 @@ class KVSender:
         """Lease the link and send what this rank has of a prompt; errors as of `_begin`."""
         manifest = self._check(opening, held.num_tokens)
         lease = self._end.links.lease_sending(opening)
-        transfer = OutgoingTransfer(held, manifest, lease, self._end.cache)
+        transfer = OutgoingTransfer(held, manifest, lease, self._end)
         held.attach(transfer)
         conversation = asyncio.create_task(self._converse(requests, transfer))
         held.conversations.add(conversation)

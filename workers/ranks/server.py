@@ -17,6 +17,7 @@ from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
 from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.runner_loading import LoadProgress
 from twinflow.workers.config import WorkerConfig
+from twinflow.workers.fault_points import FaultPoints, Point
 from twinflow.workers.handoff.end import HandoffEnd
 from twinflow.workers.handoff.follower import FollowerHandoffs
 from twinflow.workers.handoff.links import PeerLinks
@@ -61,6 +62,7 @@ class FollowerServer:
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
         self._grpc = create_server(config.token)
+        self._faults = FaultPoints(config.fault_points, config.process_name)
         self._parts: FollowerParts | None = None
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Future[RankLost | None] | None = None
@@ -140,12 +142,14 @@ class FollowerServer:
             self._parts.store_calls.close()
 
     def _build(self, progress: LoadProgress | None) -> BuiltFollower:
+        self._faults.reach(Point.START_UP)
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         options, team = engine_options(self.config), TeamConfig.of(self.config)
         return build_follower(options, team, on_kv=self._tell_kv, progress=progress)
 
     def _tell_kv(self, progress: KVProgress) -> None:
+        self._faults.reach(Point.PREFILL)
         self.parts.handoffs.on_kv(progress)
 
     def _assemble(self, built: BuiltFollower) -> FollowerParts:
@@ -159,6 +163,7 @@ class FollowerServer:
             layers_per_unit=choose_layers_per_unit(built.plan.layout),
             links=links,
             share=built.plan.share,
+            faults=self._faults,
         )
         handoffs = FollowerHandoffs(end, lambda body: built.follower.report(KIND, body))
         built.follower.on_order(KIND, handoffs.hear)

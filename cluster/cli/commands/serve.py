@@ -80,7 +80,7 @@ def add_to(commands: Commands) -> None:
 
 def launch(config: ServeConfig, ui: ServeUI) -> int:
     """Start what `config` describes and serve until it is told to stop."""
-    from twinflow.cluster.launch import serve  # noqa: PLC0415  Ray is loaded to serve, not for --help
+    from twinflow.cluster.launch.serve import serve  # noqa: PLC0415  Ray is loaded to serve, not for --help
 
     return serve(config, ui)
 

@@ -137,6 +137,20 @@ def test_a_change_that_comes_twice_is_made_once() -> None:
     assert "d" in stage.gateway.outcomes
 
 
+def test_nothing_is_missing_while_the_successor_of_a_worker_starts() -> None:
+    """The old one serves until the new one does: whoever asks for readiness is told no less."""
+    stage = Stage(prefill=1, decode=1)
+    drain = pb.DrainWorkerRequest(request_id="d", worker_id="decode-0", replace=True)
+    stage.gateway.commands.append(gateway_pb2.Command(drain=drain))
+    stage.tick(3)
+    assert stage.fleet.log == ["start decode-1 3"]
+    assert stage.gateway.requests[-1].missing == []
+    stage.ready("decode-1")
+    stage.tick(3)
+    assert stage.fleet.log[-1].startswith("stop decode-0")
+    assert all(request.missing == [] for request in stage.gateway.requests)
+
+
 def test_a_change_that_cannot_be_made_is_refused() -> None:
     stage = Stage(prefill=1, decode=1)
     stage.scale(pb.WORKER_ROLE_DECODE, 0)

@@ -254,6 +254,23 @@ class TestDeaths:
         where.settle()
         assert where.sizes["decode"] == 1
 
+    def test_only_one_that_came_after_a_failure_and_lasts_ends_the_row(self) -> None:
+        old, dead = worker("decode-0", 2), worker("decode-1", 3, since=0.0)
+        state = cluster(worker("prefill-0", 1), old, dead, now=10.0)
+        for event in (
+            events.Died("decode-1", 3, "killed"),
+            events.Ended("decode-1", 3),
+            events.Ticked(200.0, {}),
+        ):
+            state = events.apply(state, event)
+        assert state.failures_of("decode").count == 1
+        state = events.apply(state, events.Started("decode-1", "decode"))
+        state = events.apply(
+            state, events.Ready("decode-1", state.workers["decode-1"].epoch, "address")
+        )
+        assert events.apply(state, events.Ticked(229.0, {})).failures_of("decode").count == 1
+        assert events.apply(state, events.Ticked(231.0, {})).failures_of("decode").count == 0
+
     def test_while_another_one_leaves(self) -> None:
         where = world(prefill=1, decode=3)
         ask(where, Scale("decode", 2))

@@ -1,0 +1,228 @@
+"""`twinflow chaos MODEL`: serves a model, breaks it at named moments, and judges what came of it.
+
+What can be broken, when, and what must not happen is twinflow.cluster.chaos.
+"""
+
+import json
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import TextIO, TypeVar
+
+from twinflow.cluster.chaos import report
+from twinflow.cluster.chaos.checker import Bounds
+from twinflow.cluster.chaos.faults import Action, Fault, Target
+from twinflow.cluster.chaos.load import LoadShape, draw_prompts
+from twinflow.cluster.chaos.network import OwnNetwork, is_own
+from twinflow.cluster.chaos.plan import Scope, plan_faults
+from twinflow.cluster.chaos.runner import Outcome, Runner, RunSettings, totals
+from twinflow.cluster.cli.flags import add_flags, flag_name
+from twinflow.cluster.cli.parser import Commands, Invocation
+from twinflow.cluster.cli.sources import resolve
+from twinflow.cluster.config import ServeConfig
+from twinflow.protos.errors import ConfigError
+from twinflow.workers.fault_points import Point
+
+DESCRIPTION = """\
+Serve MODEL, break the deployment again and again under load, and judge what came of it: every
+request has one outcome, its tokens are those without the fault, nothing stays behind, and health
+tells the truth. Needs Linux; for tests, never for a deployment that anybody uses.
+"""
+
+EPILOG = """\
+targets:  prefill, decode (workers), rank, gateway, controller, link (KV), session (to a worker)
+actions:  kill, terminate, freeze, blip, corrupt, cut, delay, stall, partition, one-way
+moments:  start-up, queued, prefill, hand-off, decode, draining
+
+  What does not go together is left out. Ranks need --tensor-parallel-size 2 or more. Sessions are
+  cut by routing rules, in a network that nobody else uses:
+    unshare --user --map-root-user --net twinflow chaos MODEL --targets session
+
+exit status:
+  0 if nothing was violated and at least 99.5 % of requests succeeded, else 1.
+
+examples:
+  twinflow chaos ./smollm2-135m --seeds 20
+  twinflow chaos ./smollm2-135m --targets prefill decode --actions kill --moments hand-off
+  twinflow chaos ./smollm2-135m --first-seed 7 --seeds 1 --report chaos
+"""
+
+# Two workers a pool, so that somebody is left; float32, so that tokens do not depend on ties.
+_DEFAULTS: dict[str, object] = {
+    "launcher": "local",
+    "prefill": "2",
+    "decode": "2",
+    "dtype": "float32",
+    "port": "0",
+    "grpc_port": "0",
+    "log_level": "warning",
+}
+_OWN = ("seeds", "first_seed", "targets", "actions", "moments", "rate", "patience", "report")
+_NUM_PROMPTS = 24
+_LEAST_SUCCESS = 0.995
+E = TypeVar("E", bound=Enum)
+
+
+def add_to(commands: Commands) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "chaos",
+        usage="twinflow chaos MODEL [options] [options of serve]",
+        help="break a deployment on purpose and judge what came of it",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    group = parser.add_argument_group("Faults")
+    group.add_argument("--seeds", metavar="N", help="do every fault so often [default: 1]")
+    group.add_argument("--first-seed", metavar="N", help="count seeds from here [default: 0]")
+    group.add_argument("--targets", nargs="+", metavar="TARGET", help="who is hit [default: all]")
+    group.add_argument("--actions", nargs="+", metavar="ACTION", help="what is done")
+    group.add_argument("--moments", nargs="+", metavar="MOMENT", help="when")
+    group.add_argument("--rate", metavar="N", help="requests per second [default: 4]")
+    group.add_argument(
+        "--patience",
+        metavar="FACTOR",
+        help="on times within which faults are noticed and mended [default: 1]",
+    )
+    group.add_argument("--report", metavar="NAME", help="write NAME.json, NAME.md and NAME.log")
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file with settings")
+    add_flags(parser)
+    parser.runs(run)
+
+
+def run(invocation: Invocation) -> int:
+    """Do every fault and tell what came of it; the exit status says whether all was well.
+
+    Raises:
+        ConfigError: the settings are wrong; nothing has started.
+        ServerError: the deployment does not start.
+    """
+    served = {name: value for name, value in invocation.given.items() if name not in _OWN}
+    given = _DEFAULTS | served | {"admin_token": [secrets.token_hex(16)]}
+    config = resolve(given, invocation.environ, invocation.complaints)
+    if config.launcher != "local":
+        raise ConfigError(
+            "--launcher: what is broken is processes, as --launcher local starts them"
+        )
+    given["model"] = str(Path(config.model).resolve())
+    arguments = _Arguments(invocation.given)
+    scope = Scope(
+        targets=arguments.choices("targets", Target),
+        actions=arguments.choices("actions", Action),
+        points=arguments.choices("moments", Point),
+        pool=min(config.prefill, config.decode),
+    )
+    network = OwnNetwork() if is_own() else None
+    for target, reason in _impossible(config, network):
+        if target in scope.targets:
+            invocation.stdout.write(f"Left out: {target.value}, because {reason}.\n")
+            scope = replace(scope, targets=[one for one in scope.targets if one is not target])
+    first, count = arguments.whole("first_seed", 0), arguments.whole("seeds", 1)
+    planned = [
+        (seed, fault) for seed in range(first, first + count) for fault in plan_faults(seed, scope)
+    ]
+    if not planned:
+        raise ConfigError("no target, action and moment that go together are left")
+    outcomes = _break(invocation.stdout, arguments, given, network, planned)
+    invocation.stdout.write("\n" + "\n".join(report.lines(outcomes)) + "\n")
+    return _status(outcomes)
+
+
+def _impossible(config: ServeConfig, network: OwnNetwork | None) -> Iterator[tuple[Target, str]]:
+    """What cannot be hit, and why."""
+    if config.ranks("decode") < 2:
+        yield Target.RANK, "decode workers have one rank"
+    if network is None:
+        yield Target.SESSION, "this is not a network that nobody else uses"
+
+
+def _break(
+    stdout: TextIO,
+    arguments: "_Arguments",
+    given: Mapping[str, object],
+    network: OwnNetwork | None,
+    planned: Sequence[tuple[int, Fault]],
+) -> list[Outcome]:
+    """Do faults one after the other; what is known so far is written after each."""
+    outcomes: list[Outcome] = []
+    name = arguments.text("report", "")
+    with tempfile.TemporaryDirectory(prefix="twinflow-chaos-") as scratch:
+        settings = RunSettings(
+            given=given,
+            directory=Path(scratch),
+            log=Path(f"{name}.log") if name else Path(scratch) / "serve.log",
+            prompts=draw_prompts(_NUM_PROMPTS),
+            shape=LoadShape(rate=arguments.number("rate", LoadShape().rate)),
+            bounds=Bounds().times(arguments.number("patience", 1.0)),
+        )
+        with Runner(settings, network) as runner:
+            for number, (seed, fault) in enumerate(planned, 1):
+                outcomes.append(runner.run(seed, fault))
+                stdout.write(report.progress_line(number, len(planned), outcomes[-1]) + "\n")
+                stdout.flush()
+                if name:
+                    _write(name, outcomes)
+            if left := runner.close():
+                stdout.write(f"Still there after the end: {', '.join(left)}\n")
+    return outcomes
+
+
+def _write(name: str, outcomes: Sequence[Outcome]) -> None:
+    text = json.dumps(report.as_dict(outcomes), indent=1) + "\n"
+    for path, content in (
+        (Path(f"{name}.json"), text),
+        (Path(f"{name}.md"), report.markdown(outcomes, "twinflow chaos")),
+    ):
+        try:
+            path.write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _status(outcomes: Sequence[Outcome]) -> int:
+    told = totals(outcomes)
+    enough = told.finished >= _LEAST_SUCCESS * told.accepted
+    return 0 if enough and not any(outcome.violations for outcome in outcomes) else 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Arguments:
+    """Reads values, with errors that name the flag."""
+
+    given: Mapping[str, object]
+
+    def text(self, name: str, default: str) -> str:
+        """A text."""
+        return str(self.given.get(name, default))
+
+    def whole(self, name: str, default: int) -> int:
+        """A whole number, at least 0."""
+        value = self.text(name, str(default))
+        if not value.isdecimal():
+            raise ConfigError(f"{flag_name(name)} {value!r}: must be a whole number")
+        return int(value)
+
+    def number(self, name: str, default: float) -> float:
+        """A number above 0."""
+        value = self.text(name, str(default))
+        try:
+            found = float(value)
+        except ValueError:
+            found = -1.0
+        if not 0.0 < found < float("inf"):
+            raise ConfigError(f"{flag_name(name)} {value!r}: must be a number above 0")
+        return found
+
+    def choices(self, name: str, kinds: type[E]) -> list[E]:
+        """Some of the members of an enumeration, by their values; all if none are named."""
+        words = self.given.get(name)
+        if not isinstance(words, list):
+            return list(kinds)
+        known = {kind.value: kind for kind in kinds}
+        for word in words:
+            if word not in known:
+                raise ConfigError(f"{flag_name(name)} {word!r}: choose from {', '.join(known)}")
+        return [known[word] for word in words]

@@ -1,0 +1,108 @@
+"""What a client writes down of streams that end in every way."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+
+from twinflow.cluster.chaos.history import EndKind, RequestRecord
+from twinflow.cluster.chaos.stream import Endpoint, ask, look
+
+TOKEN = 'data: {"choices": [{"token_ids": [7], "finish_reason": null}]}\n\n'
+LAST = 'data: {"choices": [{"token_ids": [8], "finish_reason": "length"}]}\n\n'
+USAGE = 'data: {"choices": [], "usage": {"completion_tokens": 2}}\n\n'
+DONE = "data: [DONE]\n\n"
+ERROR = 'data: {"error": {"message": "lost"}}\n\n'
+
+
+@contextmanager
+def answering(body: str, status: int = 200, length: int | None = None) -> Iterator[Endpoint]:
+    """A server that answers every request alike; with `length`, it says more than it sends."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.send_header("content-length", str(length or len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_GET = do_POST
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield Endpoint("127.0.0.1", server.server_port)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def record_of(body: str, status: int = 200) -> RequestRecord:
+    record = RequestRecord("r", 0, time.time())
+    with answering(body, status) as endpoint:
+        ask(endpoint, {}, record, patience_s=20, clock=time.time)
+    return record
+
+
+def test_a_stream_that_is_complete() -> None:
+    record = record_of(TOKEN + LAST + USAGE + DONE)
+    assert record.finished
+    assert (record.tokens, record.reported) == ([7, 8], 2)
+    assert len(record.token_times) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "kinds"),
+    [
+        (TOKEN, [EndKind.SILENT]),
+        ("", [EndKind.SILENT]),
+        (TOKEN + DONE, [EndKind.SILENT]),
+        (TOKEN + LAST, [EndKind.SILENT]),
+        (TOKEN + ERROR, [EndKind.FAILED]),
+        (TOKEN + ERROR + DONE, [EndKind.FAILED, EndKind.SILENT]),
+        (TOKEN + LAST + DONE + DONE, [EndKind.FINISHED, EndKind.FINISHED]),
+        (LAST + LAST + DONE, [EndKind.FAILED, EndKind.FINISHED]),
+        (LAST + DONE + ERROR, [EndKind.FINISHED, EndKind.FAILED]),
+        ("data: nonsense\n\n", [EndKind.FAILED]),
+    ],
+)
+def test_streams_that_are_not(body: str, kinds: list[EndKind]) -> None:
+    record = record_of(body)
+    assert [end.kind for end in record.ends] == kinds
+    assert not record.finished
+
+
+def test_tokens_behind_an_end_are_told_from_those_before() -> None:
+    record = record_of(LAST + DONE + TOKEN)
+    assert (len(record.tokens), record.ends[0].num_tokens) == (2, 1)
+
+
+def test_health_is_asked_for() -> None:
+    with answering("fine") as endpoint:
+        answer = look(endpoint, "/ready", patience_s=20, clock=time.time)
+    assert (answer.status, answer.detail) == (200, "fine")
+    assert answer.asked_at <= answer.answered_at
+
+
+def test_a_refusal() -> None:
+    record = record_of('{"error": {"message": "full"}}', 429)
+    assert record.ends[0].kind is EndKind.REFUSED
+    assert "429" in record.ends[0].detail
+
+
+def test_a_connection_that_breaks_or_was_never_made() -> None:
+    cut, refused = RequestRecord("cut", 0, 0.0), RequestRecord("refused", 0, 0.0)
+    with answering(TOKEN, length=1000) as endpoint:
+        ask(endpoint, {}, cut, patience_s=20, clock=time.time)
+    ask(endpoint, {}, refused, patience_s=20, clock=time.time)
+    assert [end.kind for end in refused.ends] == [EndKind.BROKEN]
+    assert cut.tokens == [7]
+    assert [end.kind for end in cut.ends] in ([EndKind.BROKEN], [EndKind.SILENT])
+    assert look(endpoint, "/ready", patience_s=20, clock=time.time).status == 0
