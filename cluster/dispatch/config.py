@@ -9,7 +9,7 @@ class DispatchConfig:
 
     Attributes:
         silence_limit_s: a worker reports twice a second; one that is silent for so long is dead
-            or frozen, which is noticed within half as long again.
+            or frozen, which is noticed within a quarter more.
         describe_timeout_s: a worker that is connected to says who it is within this time.
         reconnect_s: pause between two attempts to open a session.
         gone_after_s: a worker that has been away for so long counts as gone for good: nothing is

@@ -28,6 +28,8 @@ from twinflow.workers.rpc import call_metadata, open_channel
 # What arrived for a request and was not read yet.
 _Stream = asyncio.Queue[TokenDelta | TwinflowError]
 _Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.AttachRequest, pb.AttachResponse]"
+# Into which the limit of silence is cut.
+_LOOKS = 4
 StatsListener = Callable[[str, str, pb.WorkerStats], None]
 
 
@@ -296,13 +298,13 @@ class WorkerClient:
     async def _watch(self) -> None:
         """Give up a worker that is silent.
 
-        Two looks without a message between them: if this process itself stood still, messages are
-        there by the second one.
+        Several looks without a message between them: if this process itself stood still, messages
+        are there by the second one.
         """
         silent_looks = 0
-        while silent_looks < 2:
+        while silent_looks < _LOOKS:
             before = self._num_messages
-            await asyncio.sleep(self._config.silence_limit_s / 2)
+            await asyncio.sleep(self._config.silence_limit_s / _LOOKS)
             silent_looks = silent_looks + 1 if self._num_messages == before else 0
         raise Unavailable(f"no sign of life for {self._config.silence_limit_s:g} s")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from twinflow.cluster.launch.places import Node
+from twinflow.cluster.launch.machine import Node
 
 ServiceKind = Literal["worker", "gateway"]
 

@@ -15,7 +15,8 @@ from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.gateway.config import GatewayConfig
 from twinflow.cluster.launch.base import ServiceSpec
 from twinflow.cluster.launch.latents import NO_SHARING, LatentChoice
-from twinflow.cluster.launch.places import Floor, Node, Place, place_workers
+from twinflow.cluster.launch.machine import Node
+from twinflow.cluster.launch.places import Floor, Place, place_workers
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.host_memory import MemoryShare
 from twinflow.workers.config import WorkerConfig

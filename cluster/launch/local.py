@@ -16,8 +16,7 @@ import msgspec
 
 from twinflow.cluster.cli.environment import process_environment
 from twinflow.cluster.launch.base import ServiceHandle, ServiceSpec, ServiceStatus
-from twinflow.cluster.launch.machine import this_machine
-from twinflow.cluster.launch.places import Node
+from twinflow.cluster.launch.machine import Node, this_machine
 from twinflow.cluster.launch.silence import Silence
 from twinflow.parallel.links.nccl_environment import NCCL_ENVIRONMENT
 

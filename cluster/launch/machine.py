@@ -3,14 +3,16 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from twinflow.runtime.host_memory import available_memory
+from twinflow.workers.role import Role
 
+LOOPBACK = "127.0.0.1"
 _ROOT = Path("/")
 _DEVICES = Path("/dev")
 # Torch alone knows whether it can use a GPU, and it is loaded in a process of its own.
@@ -44,6 +46,22 @@ class Machine:
     cores: int
     free_memory: int
     gpus: Gpus = Gpus(problem="nobody has looked for a GPU")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine that workers may run on.
+
+    Attributes:
+        machine: what it offers.
+        host: address at which the deployment's other nodes reach it.
+        room: ranks of each pool that it was declared to take; None if nothing was declared, so
+            that it takes whatever comes.
+    """
+
+    machine: Machine
+    host: str = LOOPBACK
+    room: Mapping[Role, int] | None = None
 
 
 def this_machine(*, with_gpus: bool) -> Machine:

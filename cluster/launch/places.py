@@ -5,15 +5,14 @@ a node, because they talk over a Unix socket; workers go where the fewest ranks 
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from twinflow.cluster.config import ServeConfig
-from twinflow.cluster.launch.machine import Gpus, Machine
+from twinflow.cluster.launch.machine import Gpus, Machine, Node
 from twinflow.protos.errors import ConfigError
 from twinflow.workers.role import Role
 
-LOOPBACK = "127.0.0.1"
 # Of the memory that is free at start, what all KV caches on a machine or GPU take together by
 # default; and what is enough for a rank on a CPU, where every page of it is touched at start.
 _KV_SHARE = 0.4
@@ -22,22 +21,6 @@ _KV_ENOUGH = 1 << 30
 
 class NoRoom(ConfigError):
     """There are too few nodes, or GPUs, for the workers; a cluster may get more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A machine that workers may run on.
-
-    Attributes:
-        machine: what it offers.
-        host: address at which the deployment's other nodes reach it.
-        room: ranks of each pool that it was declared to take; None if nothing was declared, so
-            that it takes whatever comes.
-    """
-
-    machine: Machine
-    host: str = LOOPBACK
-    room: Mapping[Role, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from twinflow.cluster.cli.flags import flag_name
 from twinflow.cluster.config import ServeConfig
-from twinflow.cluster.launch.places import Node, RankShare, place_workers
+from twinflow.cluster.launch.machine import Node
+from twinflow.cluster.launch.places import RankShare, place_workers
 from twinflow.parallel.latent.scheme import LatentScheme
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.checkpoint.config import load_model_config

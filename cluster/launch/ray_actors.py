@@ -21,7 +21,7 @@ from twinflow.cluster.flag_values import LOCAL
 from twinflow.cluster.launch.base import ServiceHandle, ServiceKind, ServiceSpec, ServiceStatus
 from twinflow.cluster.launch.local import service_environment
 from twinflow.cluster.launch.logs import configure_logging
-from twinflow.cluster.launch.places import Node
+from twinflow.cluster.launch.machine import Node
 from twinflow.cluster.launch.ray_clusters import (
     JoinedCluster,
     OwnCluster,

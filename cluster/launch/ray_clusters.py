@@ -16,8 +16,7 @@ import ray
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray.exceptions import GetTimeoutError, RayError
 
-from twinflow.cluster.launch.machine import Machine, this_machine
-from twinflow.cluster.launch.places import LOOPBACK, Node
+from twinflow.cluster.launch.machine import LOOPBACK, Machine, Node, this_machine
 from twinflow.cluster.launch.survey import NodeReport, Survey
 from twinflow.protos.errors import SetupError
 from twinflow.workers.role import Role

@@ -30,7 +30,8 @@ from twinflow.cluster.launch.base import Launcher, ServiceHandle, ServiceStatus
 from twinflow.cluster.launch.deployment import WorkerPlan, WorkerPlanner, new_token, plan_gateway
 from twinflow.cluster.launch.fleet import LaunchedFleet, failure_among
 from twinflow.cluster.launch.latents import choose_latents
-from twinflow.cluster.launch.places import Node, NoRoom, place_workers
+from twinflow.cluster.launch.machine import Node
+from twinflow.cluster.launch.places import NoRoom, place_workers
 from twinflow.cluster.launch.preflight import check_fit, check_model
 from twinflow.cluster.launch.readiness import missing_for_readiness
 from twinflow.protos.errors import (

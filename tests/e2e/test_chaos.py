@@ -1,4 +1,4 @@
-"""`twinflow chaos` breaks a deployment of its own, finds nothing wrong and leaves nothing behind."""
+"""`twinflow chaos` breaks a deployment of its own, and leaves nothing behind."""
 
 import json
 from pathlib import Path

@@ -8,8 +8,7 @@ from tests.support.engines import ManualClock
 
 from twinflow.cluster.cli.progress import ReadySummary
 from twinflow.cluster.launch.base import ServiceHandle, ServiceSpec, ServiceStatus
-from twinflow.cluster.launch.machine import Machine
-from twinflow.cluster.launch.places import Node
+from twinflow.cluster.launch.machine import Machine, Node
 
 ENDPOINTS = {
     "worker": (("grpc", "127.0.0.1:5{number:03}"),),

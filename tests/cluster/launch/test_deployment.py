@@ -10,8 +10,7 @@ from pydantic import SecretStr
 from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.gateway.config import GatewayConfig
 from twinflow.cluster.launch.deployment import WorkerPlanner, new_token, plan_gateway
-from twinflow.cluster.launch.machine import Gpus, Machine
-from twinflow.cluster.launch.places import Node
+from twinflow.cluster.launch.machine import Gpus, Machine, Node
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.host_memory import MemoryShare
 from twinflow.workers.config import WorkerConfig

@@ -16,8 +16,7 @@ from twinflow.cluster.gateway.config import GatewayConfig
 from twinflow.cluster.gateway.latent_metrics import export_loss
 from twinflow.cluster.launch.deployment import WorkerPlanner, plan_gateway
 from twinflow.cluster.launch.latents import LatentChoice, choose_latents
-from twinflow.cluster.launch.machine import Machine
-from twinflow.cluster.launch.places import Node
+from twinflow.cluster.launch.machine import Machine, Node
 from twinflow.parallel.latent.transforms.plain import PLAIN_KINDS
 from twinflow.protos.errors import CheckpointError, ConfigError
 from twinflow.runtime.latent_setup import LatentOptions, settle_latents

@@ -6,8 +6,8 @@ import pytest
 
 from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.launch.deployment import WorkerPlanner
-from twinflow.cluster.launch.machine import Gpus, Machine
-from twinflow.cluster.launch.places import Floor, Node, NoRoom, Place, place_workers
+from twinflow.cluster.launch.machine import Gpus, Machine, Node
+from twinflow.cluster.launch.places import Floor, NoRoom, Place, place_workers
 from twinflow.workers.config import WorkerConfig
 
 GIB = 1 << 30

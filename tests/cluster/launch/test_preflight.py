@@ -20,8 +20,7 @@ from tests.support.fake_launcher import FakeLauncher, RecordingUI
 from tests.support.tiny_models import tiny_state_dict
 
 from twinflow.cluster.config import ServeConfig
-from twinflow.cluster.launch.machine import Gpus, Machine
-from twinflow.cluster.launch.places import Node
+from twinflow.cluster.launch.machine import Gpus, Machine, Node
 from twinflow.cluster.launch.preflight import check_fit, check_model
 from twinflow.cluster.launch.serve import serve
 from twinflow.protos.errors import CheckpointError, ConfigError, SetupError

@@ -12,8 +12,7 @@ from tests.support.fake_launcher import FakeHandle, FakeLauncher, RecordingUI, f
 
 from twinflow.cluster.config import ServeConfig
 from twinflow.cluster.launch.base import ServiceStatus
-from twinflow.cluster.launch.machine import Machine
-from twinflow.cluster.launch.places import Node
+from twinflow.cluster.launch.machine import Machine, Node
 from twinflow.cluster.launch.serve import (
     READY_TIMEOUT_S,
     START_TIMEOUT_S,
