@@ -23,6 +23,7 @@ class Kind(Enum):
     SILENT_END = "silent end"
     WRONG_TOKENS = "wrong tokens"
     WRONG_USAGE = "wrong usage"
+    SERVED_NONSENSE = "served nonsense"
     UNEXPLAINED_FAILURE = "unexplained failure"
     HELD = "held"
     MISCOUNTED = "miscounted"
@@ -37,6 +38,7 @@ class Kind(Enum):
     CORRUPTION_USED = "corruption used"
     LEFT_BEHIND = "left behind"
     MISSED = "missed"
+    GROWTH = "growth"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,8 @@ def _outcomes(history: History, case: Case) -> Iterator[Violation]:
             yield Violation(Kind.SEVERAL_OUTCOMES, f"{request.name}: {kinds}")
         elif ends[0].kind is EndKind.SILENT:
             yield Violation(Kind.SILENT_END, f"{request.name} after {len(request.tokens)} tokens")
+        elif request.bad and ends[0].kind is not EndKind.REFUSED:
+            yield Violation(Kind.SERVED_NONSENSE, f"{request.name}: {ends[0].kind.value}")
         elif ends[0].kind is EndKind.BROKEN and not fatal:
             yield Violation(Kind.UNEXPLAINED_FAILURE, f"{request.name}: {ends[0].detail}")
 

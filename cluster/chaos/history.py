@@ -63,6 +63,7 @@ class RequestRecord:
         token_times: when each came.
         ends: all that looked like an end; there should be one.
         reported: tokens that its usage counts; None if it had none.
+        bad: no server should serve it.
     """
 
     name: str
@@ -72,6 +73,15 @@ class RequestRecord:
     token_times: list[float] = field(default_factory=list)
     ends: list[End] = field(default_factory=list)
     reported: int | None = None
+    bad: bool = False
+
+    @property
+    def as_meant(self) -> bool:
+        """Whether it ended as its client wanted, or deserved."""
+        if len(self.ends) != 1:
+            return False
+        kind, refused = self.ends[0].kind, self.ends[0].detail.startswith("4")
+        return refused if self.bad else kind in (EndKind.FINISHED, EndKind.LEFT)
 
     @property
     def finished(self) -> bool:

@@ -21,6 +21,14 @@ _WORDS = (
 _PROMPT_WORDS = (4, 120)
 _OUTPUT_TOKENS = (16, 64)
 _SHARED_CACHE = 0.25
+_NONSENSE: tuple[Asking, ...] = (
+    {"max_tokens": -1},
+    {"temperature": "hot"},
+    {"prompt": []},
+    {"model": "nobody"},
+    {"top_p": 7},
+    {"stop": ["a"] * 1000},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +85,14 @@ class LoadShape:
     Attributes:
         rate: of them in a second, on average.
         patience_s: how long a client waits for the next byte.
+        leaving: share of the clients that go away after some tokens.
+        bad: share of the requests that no server should serve.
     """
 
     rate: float = 4.0
     patience_s: float = 60.0
+    leaving: float = 0.0
+    bad: float = 0.0
 
 
 class Load:
@@ -138,11 +150,30 @@ class Load:
             record = RequestRecord(name, number, self._clock())
             self.requests.append(record)
             body = asking(self._prompts[number], self._model, salt)
-            client = threading.Thread(target=self._ask, args=(body, record), daemon=True)
+            leave_after = self._spoil(rng, body, record)
+            work = (body, record, leave_after)
+            client = threading.Thread(target=self._ask, args=work, daemon=True)
             self._clients.append(client)
             client.start()
             # From the time that was drawn, so that one that is late delays no others.
             due += rng.expovariate(self._shape.rate)
 
-    def _ask(self, body: Asking, record: RequestRecord) -> None:
-        ask(self._endpoint, body, record, patience_s=self._shape.patience_s, clock=self._clock)
+    def _spoil(self, rng: random.Random, body: Asking, record: RequestRecord) -> int | None:
+        """Make some requests bad ones; returns after how many tokens the client goes away."""
+        drawn = rng.random()
+        if drawn < self._shape.bad:
+            record.bad = True
+            body.update(rng.choice(_NONSENSE))
+        elif drawn < self._shape.bad + self._shape.leaving:
+            return rng.randint(0, self._prompts[record.ask].max_tokens - 1)
+        return None
+
+    def _ask(self, body: Asking, record: RequestRecord, leave_after: int | None) -> None:
+        ask(
+            self._endpoint,
+            body,
+            record,
+            patience_s=self._shape.patience_s,
+            clock=self._clock,
+            leave_after=leave_after,
+        )

@@ -48,8 +48,18 @@ def ask(
     *,
     patience_s: float,
     clock: Callable[[], float],
+    leave_after: int | None = None,
 ) -> None:
-    """Send a request that streams; note every token and everything that looks like an end."""
+    """Send a request that streams; note every token and everything that looks like an end.
+
+    Args:
+        endpoint: where to.
+        body: of the request.
+        record: is written.
+        patience_s: how long to wait for the next byte.
+        clock: Unix time in seconds.
+        leave_after: go away after so many tokens; None for never.
+    """
     listener = _Listener(record, clock)
     connection = endpoint.connect(patience_s)
     try:
@@ -61,6 +71,12 @@ def ask(
             return
         while line := response.readline():
             listener.hear(line.decode("utf-8", "replace").strip())
+            if leave_after is not None and len(record.tokens) >= leave_after:
+                listener.leave()
+                return
+        # http.client takes the end of a connection for the end of what it carries.
+        if response.length or (response.length is None and not response.isclosed()):
+            raise http.client.IncompleteRead(b"")
         listener.close()
     except TimeoutError:
         listener.end(EndKind.SILENCE, f"nothing for {patience_s:g} s")
@@ -131,6 +147,11 @@ class _Listener:
             self._reason = reason or self._reason
         if usage := event.get("usage"):
             record.reported = usage["completion_tokens"]
+
+    def leave(self) -> None:
+        """Nobody listens any more."""
+        if not self._record.ends:
+            self.end(EndKind.LEFT, "")
 
     def close(self) -> None:
         """The stream has ended in good order."""

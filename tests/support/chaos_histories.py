@@ -167,6 +167,7 @@ LIES: list[tuple[Kind, Lie]] = [
     (Kind.SEVERAL_OUTCOMES, _goes_on_behind_its_end),
     (Kind.SILENT_END, _ends_with(EndKind.SILENT)),
     (Kind.UNEXPLAINED_FAILURE, _ends_with(EndKind.BROKEN)),
+    (Kind.SERVED_NONSENSE, lambda history, _rng: _with_first(history, bad=True)),
     (Kind.WRONG_TOKENS, _changes_a_token),
     (Kind.WRONG_TOKENS, _repeats_a_token),
     (Kind.WRONG_TOKENS, _drops_a_token),

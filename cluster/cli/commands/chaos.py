@@ -19,6 +19,7 @@ from twinflow.cluster.chaos.load import LoadShape, draw_prompts
 from twinflow.cluster.chaos.network import OwnNetwork, is_own
 from twinflow.cluster.chaos.plan import Scope, plan_faults
 from twinflow.cluster.chaos.runner import Outcome, Runner, RunSettings, totals
+from twinflow.cluster.chaos.soak import Soak, SoakPlan, soak_json, soak_lines
 from twinflow.cluster.cli.flags import add_flags, flag_name
 from twinflow.cluster.cli.parser import Commands, Invocation
 from twinflow.cluster.cli.sources import resolve
@@ -47,6 +48,7 @@ exit status:
 examples:
   twinflow chaos ./smollm2-135m --seeds 20
   twinflow chaos ./smollm2-135m --targets prefill decode --actions kill --moments hand-off
+  twinflow chaos ./smollm2-135m --soak 30
   twinflow chaos ./smollm2-135m --first-seed 7 --seeds 1 --report chaos
 """
 
@@ -60,7 +62,17 @@ _DEFAULTS: dict[str, object] = {
     "grpc_port": "0",
     "log_level": "warning",
 }
-_OWN = ("seeds", "first_seed", "targets", "actions", "moments", "rate", "patience", "report")
+_OWN = (
+    "seeds",
+    "first_seed",
+    "targets",
+    "actions",
+    "moments",
+    "rate",
+    "patience",
+    "report",
+    "soak",
+)
 _NUM_PROMPTS = 24
 _LEAST_SUCCESS = 0.995
 E = TypeVar("E", bound=Enum)
@@ -87,6 +99,12 @@ def add_to(commands: Commands) -> None:
         metavar="FACTOR",
         help="on times within which faults are noticed and mended [default: 1]",
     )
+    group.add_argument(
+        "--soak",
+        metavar="MINUTES",
+        help="instead: load it for so long, with clients that leave, nonsense and a kill every "
+        "5 minutes, and see what grows",
+    )
     group.add_argument("--report", metavar="NAME", help="write NAME.json, NAME.md and NAME.log")
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON file with settings")
     add_flags(parser)
@@ -109,6 +127,8 @@ def run(invocation: Invocation) -> int:
         )
     given["model"] = str(Path(config.model).resolve())
     arguments = _Arguments(invocation.given)
+    if "soak" in invocation.given:
+        return _soak(invocation.stdout, arguments, given)
     scope = Scope(
         targets=arguments.choices("targets", Target),
         actions=arguments.choices("actions", Action),
@@ -131,6 +151,43 @@ def run(invocation: Invocation) -> int:
     return _status(outcomes)
 
 
+def _soak(stdout: TextIO, arguments: "_Arguments", given: Mapping[str, object]) -> int:
+    """Load it for minutes; the exit status says whether all was well."""
+    plan = SoakPlan(seconds=60.0 * arguments.number("soak", 30.0))
+    name = arguments.text("report", "")
+    with tempfile.TemporaryDirectory(prefix="twinflow-chaos-") as scratch:
+        settings = _settings(arguments, given, Path(scratch), LoadShape(leaving=0.1, bad=0.05))
+        with Runner(settings, None) as runner:
+            runner.learn()
+
+            def say(text: str) -> None:
+                stdout.write(text + "\n")
+                stdout.flush()
+
+            soak = Soak(runner.deployed, settings, runner.expected, plan=plan, say=say)
+            outcome = soak.run()
+            left = runner.close()
+    stdout.write("\n" + "\n".join(soak_lines(outcome)) + "\n")
+    if name:
+        _write(Path(f"{name}.json"), soak_json(outcome))
+    enough = outcome.num_as_meant >= _LEAST_SUCCESS * len(outcome.requests)
+    return 0 if enough and not outcome.violations and not left else 1
+
+
+def _settings(
+    arguments: "_Arguments", given: Mapping[str, object], scratch: Path, shape: LoadShape
+) -> RunSettings:
+    name = arguments.text("report", "")
+    return RunSettings(
+        given=given,
+        directory=scratch,
+        log=Path(f"{name}.log") if name else scratch / "serve.log",
+        prompts=draw_prompts(_NUM_PROMPTS),
+        shape=replace(shape, rate=arguments.number("rate", shape.rate)),
+        bounds=Bounds().times(arguments.number("patience", 1.0)),
+    )
+
+
 def _impossible(config: ServeConfig, network: OwnNetwork | None) -> Iterator[tuple[Target, str]]:
     """What cannot be hit, and why."""
     if config.ranks("decode") < 2:
@@ -150,36 +207,29 @@ def _break(
     outcomes: list[Outcome] = []
     name = arguments.text("report", "")
     with tempfile.TemporaryDirectory(prefix="twinflow-chaos-") as scratch:
-        settings = RunSettings(
-            given=given,
-            directory=Path(scratch),
-            log=Path(f"{name}.log") if name else Path(scratch) / "serve.log",
-            prompts=draw_prompts(_NUM_PROMPTS),
-            shape=LoadShape(rate=arguments.number("rate", LoadShape().rate)),
-            bounds=Bounds().times(arguments.number("patience", 1.0)),
-        )
+        settings = _settings(arguments, given, Path(scratch), LoadShape())
         with Runner(settings, network) as runner:
             for number, (seed, fault) in enumerate(planned, 1):
                 outcomes.append(runner.run(seed, fault))
                 stdout.write(report.progress_line(number, len(planned), outcomes[-1]) + "\n")
                 stdout.flush()
                 if name:
-                    _write(name, outcomes)
+                    _report(name, outcomes)
             if left := runner.close():
                 stdout.write(f"Still there after the end: {', '.join(left)}\n")
     return outcomes
 
 
-def _write(name: str, outcomes: Sequence[Outcome]) -> None:
-    text = json.dumps(report.as_dict(outcomes), indent=1) + "\n"
-    for path, content in (
-        (Path(f"{name}.json"), text),
-        (Path(f"{name}.md"), report.markdown(outcomes, "twinflow chaos")),
-    ):
-        try:
-            path.write_text(content, encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
+def _report(name: str, outcomes: Sequence[Outcome]) -> None:
+    _write(Path(f"{name}.json"), json.dumps(report.as_dict(outcomes), indent=1) + "\n")
+    _write(Path(f"{name}.md"), report.markdown(outcomes, "twinflow chaos"))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _status(outcomes: Sequence[Outcome]) -> int:

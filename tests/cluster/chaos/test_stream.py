@@ -19,13 +19,24 @@ ERROR = 'data: {"error": {"message": "lost"}}\n\n'
 
 
 @contextmanager
-def answering(body: str, status: int = 200, length: int | None = None) -> Iterator[Endpoint]:
-    """A server that answers every request alike; with `length`, it says more than it sends."""
+def answering(
+    body: str, status: int = 200, length: int | None = None, *, chunked: bool = False
+) -> Iterator[Endpoint]:
+    """A server that answers every request alike.
+
+    With `length`, it says more than it sends; with `chunked`, the body says itself how long it is.
+    """
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_POST(self) -> None:
+            self.close_connection = True
             self.send_response(status)
-            self.send_header("content-length", str(length or len(body)))
+            if chunked:
+                self.send_header("transfer-encoding", "chunked")
+            else:
+                self.send_header("content-length", str(length or len(body)))
             self.end_headers()
             self.wfile.write(body.encode())
 
@@ -97,6 +108,33 @@ def test_a_refusal() -> None:
     assert "429" in record.ends[0].detail
 
 
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [
+        ("0\r\n\r\n", EndKind.SILENT),
+        ("", EndKind.BROKEN),
+        ("0\r\n", EndKind.BROKEN),
+        ("9\r\n", EndKind.BROKEN),
+        ("9\r\ndata", EndKind.BROKEN),
+    ],
+)
+def test_chunks_that_stop_are_no_end(end: str, kind: EndKind) -> None:
+    record = RequestRecord("r", 0, 0.0)
+    with answering(f"{len(TOKEN):x}\r\n{TOKEN}\r\n{end}", chunked=True) as endpoint:
+        ask(endpoint, {}, record, patience_s=20, clock=time.time)
+    assert record.tokens == [7]
+    assert [one.kind for one in record.ends] == [kind]
+
+
+def test_a_client_that_goes_away() -> None:
+    record = RequestRecord("r", 0, 0.0)
+    with answering(TOKEN + LAST + DONE) as endpoint:
+        ask(endpoint, {}, record, patience_s=20, clock=time.time, leave_after=1)
+    assert record.tokens == [7]
+    assert [one.kind for one in record.ends] == [EndKind.LEFT]
+    assert record.as_meant
+
+
 def test_a_connection_that_breaks_or_was_never_made() -> None:
     cut, refused = RequestRecord("cut", 0, 0.0), RequestRecord("refused", 0, 0.0)
     with answering(TOKEN, length=1000) as endpoint:
@@ -104,5 +142,5 @@ def test_a_connection_that_breaks_or_was_never_made() -> None:
     ask(endpoint, {}, refused, patience_s=20, clock=time.time)
     assert [end.kind for end in refused.ends] == [EndKind.BROKEN]
     assert cut.tokens == [7]
-    assert [end.kind for end in cut.ends] in ([EndKind.BROKEN], [EndKind.SILENT])
+    assert [end.kind for end in cut.ends] == [EndKind.BROKEN]
     assert look(endpoint, "/ready", patience_s=20, clock=time.time).status == 0
