@@ -6,7 +6,7 @@ It raises nothing: what goes wrong is what it is there to see. Whether it may go
 
 import http.client
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -69,14 +69,11 @@ def ask(
             text = response.read().decode("utf-8", "replace")
             listener.end(EndKind.REFUSED, f"{response.status} {text[:300]}")
             return
-        while line := response.readline():
-            listener.hear(line.decode("utf-8", "replace").strip())
+        for line in _lines(response):
+            listener.hear(line)
             if leave_after is not None and len(record.tokens) >= leave_after:
                 listener.leave()
                 return
-        # http.client takes the end of a connection for the end of what it carries.
-        if response.length or (response.length is None and not response.isclosed()):
-            raise http.client.IncompleteRead(b"")
         listener.close()
     except TimeoutError:
         listener.end(EndKind.SILENCE, f"nothing for {patience_s:g} s")
@@ -84,6 +81,23 @@ def ask(
         listener.end(EndKind.BROKEN, f"{type(error).__name__}: {error}")
     finally:
         connection.close()
+
+
+def _lines(response: http.client.HTTPResponse) -> Iterator[str]:
+    """The lines of a body that is complete.
+
+    Not by the response's own `readline`, which takes the end of a connection for that of the body.
+
+    Raises:
+        IncompleteRead: it is not.
+    """
+    partial = b""
+    while data := response.read1():
+        *lines, partial = (partial + data).split(b"\n")
+        for line in lines:
+            yield line.decode("utf-8", "replace").strip()
+    if response.length:
+        raise http.client.IncompleteRead(partial, response.length)
 
 
 def look(

@@ -113,7 +113,6 @@ def test_a_refusal() -> None:
     [
         ("0\r\n\r\n", EndKind.SILENT),
         ("", EndKind.BROKEN),
-        ("0\r\n", EndKind.BROKEN),
         ("9\r\n", EndKind.BROKEN),
         ("9\r\ndata", EndKind.BROKEN),
     ],
