@@ -112,6 +112,7 @@ def describe(summary: ReadySummary) -> str:
         [
             f"  HTTP     {summary.http_url}/v1",
             f"  gRPC     {summary.grpc_target}",
+            f"  Watch    {summary.http_url}/dashboard",
             *pools,
             "",
             "Try it:",
