@@ -148,7 +148,12 @@ def plan_share(
         latents=LatentOptions(),
         speculative_config=None,
     )
-    plan = plan_engine(options, group, share.mlp if share.layout == "owner" else None)
+    try:
+        plan = plan_engine(options, group, share.mlp if share.layout == "owner" else None)
+    except ConfigError as error:
+        raise ConfigError(
+            f"--speculative-config: {config.model}, {share}: {error.message}"
+        ) from None
     if plan.model.vocab_size != target.model.vocab_size:
         raise ConfigError(
             f"--speculative-config: {config.model} knows {plan.model.vocab_size} tokens, the model "
@@ -196,10 +201,8 @@ def _choose(
             continue
         loaded = _load(config, target, share)
         plans = _auto_plans(config, loaded.model.num_layers)
-        draft_probe = _probe(target, loaded)
-        if agreed is None:
-            agreed = _agree(target, loaded, plans, count)
-        found += _measure(share, draft_probe, agreed, plans)
+        agreed = agreed or _agree(target, loaded, plans, count)
+        found += _measure(share, _probe(target, loaded), agreed, plans)
     if agreed is None:
         raise ConfigError(
             f"--speculative-config: {config.model} can be computed in none of the layouts "
@@ -214,7 +217,9 @@ def _choose(
     if loaded is None or loaded.share != chosen.share:
         loaded = None
         loaded = _load(config, target, chosen.share)
-    return loaded, chosen.plan
+    return loaded, chosen.plan if config.layer_parallel.size == AUTO else _plan(
+        config, target, loaded
+    )
 
 
 def _measure(

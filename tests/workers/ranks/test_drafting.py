@@ -77,6 +77,7 @@ CASES = [
     (2, {"size": 4, "layout": "owner"}),
     (2, {"size": 3, "layout": "owner", "mlp": "replicated", "calibrate": False}),
     (2, {"size": "auto"}),
+    (2, {"size": 3, "plan": "measured"}),
     (4, {"size": 3, "layout": "owner", "mlp": "replicated"}),
     (4, {"size": 2, "layout": "fused_tp", "ranks": 2}),
 ]
