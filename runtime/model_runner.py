@@ -240,7 +240,8 @@ class ModelRunner:
     ) -> None:
         """Run layers, and report every unit that ends among them."""
         num_layers = self._model.config.num_layers
-        unit = layers_per_unit or num_layers
+        heard = layers_per_unit if on_layers is not None else 0
+        unit = heard or num_layers
         first, last = layers
         while first < last:
             unit_start = first // unit * unit

@@ -5,14 +5,15 @@ which they keep weights. Which ones a model is computed with is decided once, wh
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from twinflow.runtime.attention.base import HeadKernel
+from twinflow.runtime.attention.base import Attention, HeadKernel
 from twinflow.runtime.kv.cache import KVCache
-from twinflow.runtime.models.linear import LinearFactory
+from twinflow.runtime.models.linear import Linear, LinearFactory
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,48 @@ class HeadRotation:
     norm: Tensor | None
     eps: float
     query_factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class StackedLayer:
+    """A layer that one rank has whole: attention over heads, and an MLP without experts.
+
+    Attributes:
+        attention_norm: [hidden] before attention.
+        query_key_value: from hidden to the heads.
+        head_norm: see `HeadRotation.norm`.
+        output: from the query heads to hidden.
+        mlp_norm: [hidden] before the MLP.
+        gate_up: from hidden to both.
+        down: back to hidden.
+    """
+
+    attention_norm: Tensor
+    query_key_value: Linear
+    head_norm: Tensor | None
+    output: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class LayerStack(ABC):
+    """Consecutive layers that are computed at once, to the same bits as one operation at a time."""
+
+    @abstractmethod
+    def takes(self, hidden: Tensor, attention: Attention) -> bool:
+        """Whether rows like these can pass it in a step that attention is prepared for."""
+
+    @abstractmethod
+    def run(self, hidden: Tensor, cos: Tensor, attention: Attention, layers: range) -> None:
+        """Let rows pass some of the layers, keys and values included.
+
+        Args:
+            hidden: [rows, hidden], changed in place; `takes` said yes.
+            cos: of the rows' positions, see `RotaryTable.lookup`.
+            attention: prepared for the rows.
+            layers: consecutive ones.
+        """
 
 
 class Kernels(ABC):
@@ -87,6 +130,15 @@ class Kernels(ABC):
         Returns:
             float32 [rows, query heads, head_dim], scaled; may be a part of `heads`.
         """
+
+    def stack(self, layers: Sequence[StackedLayer], eps: float) -> LayerStack | None:
+        """All layers of a model as one, or None where each operation is a call of its own.
+
+        Args:
+            layers: from the first to the last.
+            eps: of all norms.
+        """
+        return None
 
     @abstractmethod
     def loads_bfloat16(self, dtype: torch.dtype) -> bool:

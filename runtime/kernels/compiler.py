@@ -27,7 +27,7 @@ _OPTIONS = (
     "-fPIC",
     "-shared",
 )
-_DEADLINE_S = 120.0
+_DEADLINE_S = 600.0
 
 
 class CompilerError(Exception):

@@ -15,7 +15,7 @@ _ADDRESS = ctypes.c_void_p
 
 
 class LinearLayer(ctypes.Structure):
-    """`LinearLayer` of linear.cpp."""
+    """`LinearLayer` of kernels.h."""
 
     _fields_ = (
         ("panels", _ADDRESS),
@@ -27,7 +27,7 @@ class LinearLayer(ctypes.Structure):
 
 
 class Heads(ctypes.Structure):
-    """`Heads` of rows.cpp."""
+    """`Heads` of kernels.h."""
 
     _fields_ = (
         ("rows", _ADDRESS),
@@ -43,7 +43,7 @@ class Heads(ctypes.Structure):
 
 
 class Slots(ctypes.Structure):
-    """`Slots` of rows.cpp."""
+    """`Slots` of kernels.h."""
 
     _fields_ = (
         ("rows", _ADDRESS),
@@ -56,7 +56,7 @@ class Slots(ctypes.Structure):
 
 
 class AttentionStep(ctypes.Structure):
-    """`AttentionStep` of attention.cpp."""
+    """`AttentionStep` of kernels.h."""
 
     _fields_ = (
         ("starts", _ADDRESS),
@@ -72,7 +72,7 @@ class AttentionStep(ctypes.Structure):
 
 
 class AttentionShape(ctypes.Structure):
-    """`AttentionShape` of attention.cpp."""
+    """`AttentionShape` of kernels.h."""
 
     _fields_ = (
         ("head_rows", _ADDRESS),
@@ -82,6 +82,69 @@ class AttentionShape(ctypes.Structure):
         ("query_heads", _SIZE),
         ("kv_heads", _SIZE),
         ("element_size", _SIZE),
+    )
+
+
+class Attended(ctypes.Structure):
+    """`Attended` of kernels.h."""
+
+    _fields_ = (
+        ("keys", _ADDRESS),
+        ("values", _ADDRESS),
+        ("queries", _ADDRESS),
+        ("query_stride", _SIZE),
+        ("out", _ADDRESS),
+    )
+
+
+class NormedRows(ctypes.Structure):
+    """`NormedRows` of kernels.h."""
+
+    _fields_ = (
+        ("hidden", _ADDRESS),
+        ("delta", _ADDRESS),
+        ("weight", _ADDRESS),
+        ("out", _ADDRESS),
+        ("num_rows", _SIZE),
+        ("width", _SIZE),
+        ("eps", ctypes.c_float),
+    )
+
+
+class DecoderLayer(ctypes.Structure):
+    """`DecoderLayer` of layers.cpp."""
+
+    _fields_ = (
+        ("attention_norm", _ADDRESS),
+        ("query_key_value", ctypes.POINTER(LinearLayer)),
+        ("head_norm", _ADDRESS),
+        ("output", ctypes.POINTER(LinearLayer)),
+        ("mlp_norm", _ADDRESS),
+        ("gate_up", ctypes.POINTER(LinearLayer)),
+        ("down", ctypes.POINTER(LinearLayer)),
+    )
+
+
+class StackStep(ctypes.Structure):
+    """`StackStep` of layers.cpp."""
+
+    _fields_ = (
+        ("hidden", _ADDRESS),
+        ("num_rows", _SIZE),
+        ("width", _SIZE),
+        ("inner", _SIZE),
+        ("eps", ctypes.c_float),
+        ("heads", ctypes.POINTER(Heads)),
+        ("slots", ctypes.POINTER(Slots)),
+        ("attention", ctypes.POINTER(AttentionStep)),
+        ("shape", ctypes.POINTER(AttentionShape)),
+        ("key_planes", _ADDRESS),
+        ("value_planes", _ADDRESS),
+        ("normed", _ADDRESS),
+        ("delta", _ADDRESS),
+        ("attended", _ADDRESS),
+        ("gate_up", _ADDRESS),
+        ("gated", _ADDRESS),
     )
 
 
@@ -102,11 +165,12 @@ class KernelLibrary:
         self.gated_silu = _function(
             library, "twinflow_gated_silu", _ADDRESS, _ADDRESS, _SIZE, _SIZE
         )
-        rows = (_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS)
-        self.add_norm = _function(library, "twinflow_add_norm", *rows, _SIZE, _SIZE, ctypes.c_float)
+        self.add_norm = _function(library, "twinflow_add_norm", ctypes.POINTER(NormedRows))
         step, shape = ctypes.POINTER(AttentionStep), ctypes.POINTER(AttentionShape)
-        attended = (_ADDRESS, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS)
-        self.attend = _function(library, "twinflow_attend", step, shape, *attended)
+        attended = ctypes.POINTER(Attended)
+        self.attend = _function(library, "twinflow_attend", step, shape, attended)
+        layers, stack = ctypes.POINTER(DecoderLayer), ctypes.POINTER(StackStep)
+        self.layers = _function(library, "twinflow_layers", layers, _SIZE, stack)
 
     @classmethod
     def open(cls) -> "KernelLibrary":

@@ -4,14 +4,17 @@ Hidden states in bfloat16 are left to torch, but for linear layers and attention
 float32 whatever comes in.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from twinflow.runtime.attention.base import HeadKernel
-from twinflow.runtime.kernels.base import HeadRotation, Kernels
-from twinflow.runtime.kernels.library import Heads, KernelLibrary
+from twinflow.runtime.kernels.base import HeadRotation, Kernels, LayerStack, StackedLayer
+from twinflow.runtime.kernels.library import Heads, KernelLibrary, NormedRows
 from twinflow.runtime.kernels.native_attention import NativeAttention
 from twinflow.runtime.kernels.native_linear import NativeForm, panel_bytes
+from twinflow.runtime.kernels.native_stack import NativeStack
 from twinflow.runtime.kernels.plain import TorchKernels
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.models.linear import LinearFactory
@@ -46,8 +49,17 @@ class NativeKernels(Kernels):
         if hidden.dtype is not torch.float32:
             return self._plain.add_norm(hidden, delta, weight, eps)
         out = torch.empty_like(hidden)
-        rows = (hidden.data_ptr(), None if delta is None else delta.data_ptr())
-        self._library.add_norm(*rows, weight.data_ptr(), out.data_ptr(), *hidden.shape, eps)
+        self._library.add_norm(
+            NormedRows(
+                hidden=hidden.data_ptr(),
+                delta=None if delta is None else delta.data_ptr(),
+                weight=weight.data_ptr(),
+                out=out.data_ptr(),
+                num_rows=hidden.shape[0],
+                width=hidden.shape[1],
+                eps=eps,
+            )
+        )
         return out
 
     def gated_silu(self, gate_up: Tensor) -> Tensor:
@@ -79,6 +91,10 @@ class NativeKernels(Kernels):
             )
         )
         return heads[:, :query_heads]
+
+    def stack(self, layers: Sequence[StackedLayer], eps: float) -> LayerStack | None:
+        """See the base class."""
+        return NativeStack.of(layers, eps, self._library)
 
     def loads_bfloat16(self, dtype: torch.dtype) -> bool:
         """Weights are widened in registers."""

@@ -4,6 +4,8 @@ Rows of a sequence are cut into items of a few rows, each with one KV head and a
 share it; threads take items one after another. What is made once per step is made here.
 """
 
+import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +15,20 @@ from torch import Tensor
 from twinflow.parallel.latent.block_share import IntArray
 from twinflow.runtime.attention.base import HeadKernel
 from twinflow.runtime.attention.rows import FlatRows
-from twinflow.runtime.kernels.library import AttentionShape, AttentionStep, KernelLibrary, Slots
+from twinflow.runtime.kernels.library import (
+    Attended,
+    AttentionShape,
+    AttentionStep,
+    KernelLibrary,
+    Slots,
+    StackStep,
+)
 from twinflow.runtime.kv.cache import KVCache
 
 # Rows for which keys and values are brought to the processor once.
 _ITEM_ROWS = 16
+# Elements of a cache line.
+_ALIGNED = 16
 
 
 class NativeAttention(HeadKernel):
@@ -49,9 +60,10 @@ class NativeAttention(HeadKernel):
             element_size=cache.data.itemsize,
         )
         layers = range(cache.layout.num_layers)
-        self._key_planes = [planes.keys(layer).data_ptr() for layer in layers]
-        self._value_planes = [planes.values(layer).data_ptr() for layer in layers]
+        self._key_planes = np.array([planes.keys(layer).data_ptr() for layer in layers])
+        self._value_planes = np.array([planes.values(layer).data_ptr() for layer in layers])
         self._step: _Step | None = None
+        self._memory = torch.empty(0)
 
     @property
     def batch_invariant(self) -> bool:
@@ -69,7 +81,7 @@ class NativeAttention(HeadKernel):
         slots.rows = index.data_ptr()
         slots.num_rows = stored.shape[0]
         slots.row_stride = stored.stride(0)
-        self._library.store(slots, stored.data_ptr(), self._key_planes[layer])
+        self._library.store(slots, stored.data_ptr(), int(self._key_planes[layer]))
 
     def attend(self, layer: int, queries: Tensor) -> Tensor:
         """See the base class; the queries of a row are contiguous, rows need not be."""
@@ -77,16 +89,54 @@ class NativeAttention(HeadKernel):
         out = torch.empty(queries.shape)
         if queries.shape[0] > self._num_rows:
             out[self._num_rows :].zero_()
-        self._library.attend(
-            step.struct,
-            self._shape,
-            self._key_planes[layer],
-            self._value_planes[layer],
-            queries.data_ptr(),
-            queries.stride(0),
-            out.data_ptr(),
+        attended = Attended(
+            keys=int(self._key_planes[layer]),
+            values=int(self._value_planes[layer]),
+            queries=queries.data_ptr(),
+            query_stride=queries.stride(0),
+            out=out.data_ptr(),
         )
+        self._library.attend(step.struct, self._shape, attended)
         return out
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the step that are not padding."""
+        return self._num_rows
+
+    @property
+    def writes_once(self) -> bool:
+        """Whether the keys and values of each row of the step go to one place."""
+        return self._written is None
+
+    def stack_step(self, first_layer: int) -> StackStep:
+        """What a stack of layers is told about this step, but for its own part.
+
+        Valid until the next `prepare`.
+        """
+        step, index = self._prepared(self._step), self._prepared(self._slot_index)
+        heads = self.num_heads + self._slots.stored_heads
+        self._slots.rows = index.data_ptr()
+        self._slots.num_rows = self._num_rows
+        self._slots.row_stride = heads * self._shape.head_dim
+        return StackStep(
+            slots=ctypes.pointer(self._slots),
+            attention=ctypes.pointer(step.struct),
+            shape=ctypes.pointer(self._shape),
+            key_planes=self._key_planes[first_layer:].ctypes.data,
+            value_planes=self._value_planes[first_layer:].ctypes.data,
+        )
+
+    def memory(self, sizes: Sequence[int]) -> list[int]:
+        """Addresses of float32 memory of so many elements each, for what lies between operations.
+
+        Taken anew only when a step needs more than any before.
+        """
+        ends = np.cumsum([-(-size // _ALIGNED) * _ALIGNED for size in sizes])
+        if ends[-1] > len(self._memory):
+            self._memory = torch.empty(int(ends[-1]))
+        begins, width = self._memory.data_ptr(), self._memory.itemsize
+        return [begins + width * int(at) for at in (0, *ends[:-1])]
 
     def _plan(self, rows: FlatRows) -> None:
         self._step = _Step.of(rows)

@@ -79,6 +79,9 @@ class NativeLinear(Linear):
         bias: [out_features], if any.
         library: the compiled kernels.
         panels: memory for the copy.
+
+    Attributes:
+        layer: what the kernels are told about it; valid as long as this lives.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class NativeLinear(Linear):
         sums = torch.zeros(self.out_features) if bias is None else bias.float()
         self._start = F.pad(sums, (0, padding))
         self._panels = panels
-        self._layer = LinearLayer(
+        self.layer = LinearLayer(
             panels=panels.data_ptr(),
             bias=self._start.data_ptr(),
             in_features=self.in_features,
@@ -98,7 +101,7 @@ class NativeLinear(Linear):
             element_size=weight.itemsize,
         )
         plain = weight.contiguous()
-        library.pack(self._layer, plain.data_ptr())
+        library.pack(self.layer, plain.data_ptr())
         self._compute = library.linear
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -107,5 +110,5 @@ class NativeLinear(Linear):
             return self(rows.float()).to(rows.dtype)
         count = rows.shape[0]
         out = torch.empty((count, self.out_features))
-        self._compute(self._layer, rows.data_ptr(), count, out.data_ptr())
+        self._compute(self.layer, rows.data_ptr(), count, out.data_ptr())
         return out

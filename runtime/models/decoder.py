@@ -17,6 +17,7 @@ from torch import Tensor
 
 from twinflow.parallel.ranks.base import RankGroup
 from twinflow.runtime.attention.base import Attention
+from twinflow.runtime.kernels.base import LayerStack, StackedLayer
 from twinflow.runtime.models.attention_parts import attention_parts
 from twinflow.runtime.models.base import (
     ForwardPass,
@@ -89,6 +90,7 @@ class Decoder(Model):
         head = embedding if config.tie_word_embeddings else parameters.pop("head")
         self.head = Head(linears.create(head), vocabulary, config.vocab_size)
         self._row_tile = _common_tile(linears.row_tile, ranks, self.device)
+        self.stack = self._stack()
         self.rotary = RotaryTable(config, self.device)
 
     @classmethod
@@ -131,6 +133,16 @@ class Decoder(Model):
     def num_heads(self) -> int:
         """See the base class."""
         return next(one.attention.num_heads for one in self.layers if one.attention is not None)
+
+    def _stack(self) -> LayerStack | None:
+        """The layers as one, where this rank has all of each and the kernels can do it."""
+        if self.placement.ranks.size > 1:
+            return None
+        stacked = [_stacked(layer) for layer in self.layers]
+        whole = [layer for layer in stacked if layer is not None]
+        if len(whole) < len(stacked):
+            return None
+        return self.placement.kernels.stack(whole, self.config.rms_norm_eps)
 
     @property
     def row_tile(self) -> RowTile:
@@ -210,6 +222,18 @@ def _take_layer(config: ModelConfig, weights: LayerWeights) -> DecoderLayer:
     )
 
 
+def _stacked(layer: DecoderLayer) -> StackedLayer | None:
+    """A layer as kernels want it for a stack; None if it is of another kind."""
+    attention, mlp = layer.attention, layer.mlp
+    if (
+        not isinstance(attention, HeadAttention)
+        or not isinstance(mlp, DenseMLP)
+        or layer.attention_norm is None
+    ):
+        return None
+    return StackedLayer(layer.attention_norm, *attention.weights, layer.mlp_norm, *mlp.weights)
+
+
 def _common_tile(tile: RowTile, ranks: RankGroup, device: torch.device) -> RowTile:
     """What suits all ranks: their matrices may differ in size and have been measured apart."""
     own = torch.tensor([[float(tile.rows), float(tile.batch_invariant)]], device=device)
@@ -230,6 +254,13 @@ class _DecoderPass(ForwardPass):
     @property
     def hidden(self) -> Tensor:
         return self._hidden
+
+    def run_layers(self, first: int, end: int) -> None:
+        stack, attention = self._model.stack, self._step.attention
+        if stack is not None and stack.takes(self._hidden, attention):
+            stack.run(self._hidden, self._step.cos, attention, range(first, end))
+        else:
+            super().run_layers(first, end)
 
     def run_groups(self, groups: Sequence[range]) -> None:
         hidden, eps = self._hidden, self._model.config.rms_norm_eps

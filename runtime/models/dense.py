@@ -9,6 +9,7 @@ from twinflow.runtime.models.base import Placement
 from twinflow.runtime.models.blocks import LayerNames, LayerWeights, MLPBlock
 from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.expert_traffic import ExpertCounter
+from twinflow.runtime.models.linear import Linear
 from twinflow.runtime.models.sharding import inner_cut
 from twinflow.runtime.models.weights import Parameter
 
@@ -32,6 +33,11 @@ class DenseMLP(MLPBlock):
             *names.outputs("gate_up", rows, hidden, config.mlp_bias),
             *names.inputs("down", "mlp.down_proj", hidden, inner, config.mlp_bias),
         ]
+
+    @property
+    def weights(self) -> tuple[Linear, Linear]:
+        """To gate and up, and down: what a layer stack needs."""
+        return self._gate_up, self._down
 
     def __call__(self, rows: Tensor, num_rows: int, counter: ExpertCounter | None = None) -> Tensor:
         """See the base class."""

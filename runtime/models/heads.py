@@ -14,6 +14,7 @@ from twinflow.runtime.kernels.base import HeadRotation
 from twinflow.runtime.models.base import Placement
 from twinflow.runtime.models.blocks import AttentionBlock, LayerNames, LayerWeights, Step
 from twinflow.runtime.models.config import ModelConfig
+from twinflow.runtime.models.linear import Linear
 from twinflow.runtime.models.sharding import HeadCut
 from twinflow.runtime.models.weights import Parameter
 
@@ -48,6 +49,11 @@ class HeadAttention(AttentionBlock):
             found.append(names.vector("query_norm", "self_attn.q_norm.weight", config.head_dim))
             found.append(names.vector("key_norm", "self_attn.k_norm.weight", config.head_dim))
         return found
+
+    @property
+    def weights(self) -> tuple[Linear, Tensor | None, Linear]:
+        """To the heads, the norm on them, and from the query heads: what a layer stack needs."""
+        return self._query_key_value, self._head_norm, self._output
 
     def part(self, rows: Tensor, step: Step) -> Tensor:
         """See the base class."""

@@ -15,8 +15,8 @@
 #include <limits>
 #include <vector>
 
+#include "kernels.h"
 #include "lanes.h"
-#include "threads.h"
 
 namespace twinflow {
 namespace {
@@ -25,34 +25,6 @@ constexpr int kTileTokens = 32;
 // Columns of values that are added up in registers.
 constexpr int kColumnGroups = kLaneRegisters == 8 ? 4 : 8;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
-
-}  // namespace
-
-// Shared with Python: the rows of a step; S sequences.
-struct AttentionStep {
-    const int64_t* starts;        // [S] position of the first row
-    const int64_t* counts;        // [S] rows
-    const int64_t* first_rows;    // [S] among those of all sequences
-    const int64_t* blocks;        // block tables, one after another
-    const int64_t* first_blocks;  // [S] where a table begins
-    const int64_t* item_sequences;
-    const int64_t* item_rows;  // first row of the item within its sequence
-    int64_t num_items;
-    int64_t rows_per_item;
-};
-
-// Shared with Python: the heads of a cache.
-struct AttentionShape {
-    const int64_t* head_rows;  // [kv_heads] row of a head in block 0
-    int64_t rows_per_block;    // distance of two blocks in rows
-    int64_t block_size;
-    int64_t head_dim;
-    int64_t query_heads;
-    int64_t kv_heads;
-    int64_t element_size;  // of keys and values: 4 for float32, 2 for bfloat16
-};
-
-namespace {
 
 // A token tile of one head.
 template <class Element>
@@ -217,34 +189,37 @@ class Attention {
     mutable std::vector<Sums> sums_;
 };
 
+// Items are dealt out one by one: those of a long prompt grow from the first to the last.
 template <class Element>
-void attend(const AttentionStep& step, const AttentionShape& shape, const void* keys,
-            const void* values, const float* queries, int64_t query_stride, float* out) {
+void attend_items(const Crew& crew, const AttentionStep& step, const AttentionShape& shape,
+                  const Attended& attended) {
     const int64_t work = step.num_items * shape.kv_heads;
-#pragma omp parallel
-    {
-        const Attention<Element> attention(step, shape, static_cast<const Element*>(keys),
-                                           static_cast<const Element*>(values), query_stride);
+    crew.share(crew.threads, true, [&](Range) {
+        const Attention<Element> attention(
+            step, shape, static_cast<const Element*>(attended.keys),
+            static_cast<const Element*>(attended.values), attended.query_stride);
         std::vector<float> scratch;
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < work; ++i) {
-            attention.compute(i / shape.kv_heads, i % shape.kv_heads, queries, out, scratch);
+        for (int64_t i = crew.thread; i < work; i += crew.threads) {
+            attention.compute(i / shape.kv_heads, i % shape.kv_heads, attended.queries,
+                              attended.out, scratch);
         }
-    }
+    });
 }
 
 }  // namespace
 
-// queries [query_heads][head_dim] of each row, scaled, `query_stride` elements apart, to out
-// [rows][query_heads * head_dim].
-extern "C" void twinflow_attend(const AttentionStep* step, const AttentionShape* shape,
-                                const void* keys, const void* values, const float* queries,
-                                int64_t query_stride, float* out) {
-    if (shape->element_size == 2) {
-        attend<BFloat16>(*step, *shape, keys, values, queries, query_stride, out);
+void attend(const Crew& crew, const AttentionStep& step, const AttentionShape& shape,
+            const Attended& attended) {
+    if (shape.element_size == 2) {
+        attend_items<BFloat16>(crew, step, shape, attended);
     } else {
-        attend<float>(*step, *shape, keys, values, queries, query_stride, out);
+        attend_items<float>(crew, step, shape, attended);
     }
+}
+
+extern "C" void twinflow_attend(const AttentionStep* step, const AttentionShape* shape,
+                                const Attended* attended) {
+    with_crew(true, [=](const Crew& crew) { attend(crew, *step, *shape, *attended); });
 }
 
 }  // namespace twinflow

@@ -13,8 +13,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels.h"
 #include "lanes.h"
-#include "threads.h"
 
 namespace twinflow {
 namespace {
@@ -30,19 +30,6 @@ constexpr int kMaxBlockRows = 240;
 constexpr int kFetchBytes = 4096;
 // Products for which it is worth waking other threads.
 constexpr int64_t kWorthSharing = 1 << 17;
-
-}  // namespace
-
-// Shared with Python.
-struct LinearLayer {
-    void* panels;       // [out_features / 32, rounded up][in_features][32]
-    const float* bias;  // as many as there are columns in panels
-    int64_t in_features;
-    int64_t out_features;
-    int64_t element_size;  // of the panels: 4 for float32, 2 for bfloat16
-};
-
-namespace {
 
 // A tile's place: rows and a block of inputs of one panel.
 template <class Weight>
@@ -175,6 +162,10 @@ void multiply_panels(const LinearLayer& layer, Range panels, const float* rows, 
     }
 }
 
+bool is_worth_sharing(const LinearLayer& layer, int64_t num_rows) {
+    return num_rows * layer.in_features * layer.out_features >= kWorthSharing;
+}
+
 template <class Weight>
 void pack_panels(const LinearLayer& layer, const Weight* weight) {
     Weight* to = static_cast<Weight*>(layer.panels);
@@ -201,18 +192,22 @@ extern "C" void twinflow_pack(const LinearLayer* layer, const void* weight) {
     }
 }
 
-// rows [num_rows][in_features] to out [num_rows][out_features].
-extern "C" void twinflow_linear(const LinearLayer* layer, const float* rows, int64_t num_rows,
-                                float* out) {
-    const int64_t panels = (layer->out_features + kPanel - 1) / kPanel;
-    const int64_t products = num_rows * layer->in_features * layer->out_features;
-    share(panels, products >= kWorthSharing, [=](Range mine) {
-        if (layer->element_size == 2) {
-            multiply_panels<BFloat16>(*layer, mine, rows, num_rows, out);
+void linear(const Crew& crew, const LinearLayer& layer, const float* rows, int64_t num_rows,
+            float* out) {
+    const int64_t panels = (layer.out_features + kPanel - 1) / kPanel;
+    crew.share(panels, is_worth_sharing(layer, num_rows), [&](Range mine) {
+        if (layer.element_size == 2) {
+            multiply_panels<BFloat16>(layer, mine, rows, num_rows, out);
         } else {
-            multiply_panels<float>(*layer, mine, rows, num_rows, out);
+            multiply_panels<float>(layer, mine, rows, num_rows, out);
         }
     });
+}
+
+extern "C" void twinflow_linear(const LinearLayer* layer, const float* rows, int64_t num_rows,
+                                float* out) {
+    with_crew(is_worth_sharing(*layer, num_rows),
+              [=](const Crew& crew) { linear(crew, *layer, rows, num_rows, out); });
 }
 
 }  // namespace twinflow

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels.h"
 #include "lanes.h"
-#include "threads.h"
 
 namespace twinflow {
 namespace {
@@ -70,48 +70,24 @@ inline void copy_as(const float* from, int64_t count, BFloat16* to) {
 
 }  // namespace
 
-// Shared with Python: heads of queries, keys and values of rows, and what is done to them.
-struct Heads {
-    float* rows;  // [num_rows][query_heads + 2 * kv_heads][head_dim]
-    int64_t num_rows;
-    int64_t query_heads;
-    int64_t kv_heads;
-    int64_t head_dim;
-    const float* table;  // [num_rows][2][head_dim]: cosines, then signed sines
-    const float* norm;  // [query_heads + kv_heads][head_dim], or null
-    float eps;
-    float query_factor;
-};
-
-// Shared with Python: where the keys and values of tokens are stored.
-struct Slots {
-    const int64_t* rows;  // [num_rows][stored_heads] in the plane of a layer, each of head_dim
-    int64_t num_rows;
-    int64_t row_stride;  // elements between the keys of two tokens where they come from
-    int64_t stored_heads;
-    int64_t head_dim;
-    int64_t element_size;  // of the plane: 4 for float32, 2 for bfloat16
-};
-
-// hidden += delta, unless that is null; out = norm(hidden). All [num_rows][width].
-extern "C" void twinflow_add_norm(float* hidden, const float* delta, const float* weight, float* out,
-                                  int64_t num_rows, int64_t width, float eps) {
-    share(num_rows, num_rows * width >= kWorthSharing, [=](Range mine) {
+void add_norm(const Crew& crew, const NormedRows& rows) {
+    const int64_t width = rows.width;
+    crew.share(rows.num_rows, rows.num_rows * width >= kWorthSharing, [&](Range mine) {
         for (int64_t r = mine.begin; r < mine.end; ++r) {
-            float* row = hidden + r * width;
-            if (delta != nullptr) {
-                const float* add = delta + r * width;
+            float* row = rows.hidden + r * width;
+            if (rows.delta != nullptr) {
+                const float* add = rows.delta + r * width;
                 for (int64_t i = 0; i < width; ++i) row[i] += add[i];
             }
-            normalise(row, weight, width, eps, out + r * width);
+            if (rows.out != nullptr) {
+                normalise(row, rows.weight, width, rows.eps, rows.out + r * width);
+            }
         }
     });
 }
 
-// silu(gate) * up of rows [gate | up], each of `width`.
-extern "C" void twinflow_gated_silu(const float* rows, float* out, int64_t num_rows,
-                                    int64_t width) {
-    share(num_rows, num_rows * width >= kWorthSharing, [=](Range mine) {
+void gated_silu(const Crew& crew, const float* rows, float* out, int64_t num_rows, int64_t width) {
+    crew.share(num_rows, num_rows * width >= kWorthSharing, [=](Range mine) {
         for (int64_t r = mine.begin; r < mine.end; ++r) {
             const float* row = rows + r * 2 * width;
             by_lanes(width, [&](int64_t at, int count) {
@@ -124,34 +100,32 @@ extern "C" void twinflow_gated_silu(const float* rows, float* out, int64_t num_r
     });
 }
 
-// Normalise and rotate queries and keys in place, scale queries.
-extern "C" void twinflow_rotate(const Heads* heads) {
-    const int64_t dim = heads->head_dim, rotated = heads->query_heads + heads->kv_heads;
-    const int64_t width = (rotated + heads->kv_heads) * dim;
-    share(heads->num_rows, heads->num_rows * width >= kWorthSharing, [=](Range mine) {
+void rotate(const Crew& crew, const Heads& heads) {
+    const int64_t dim = heads.head_dim, rotated = heads.query_heads + heads.kv_heads;
+    const int64_t width = (rotated + heads.kv_heads) * dim;
+    crew.share(heads.num_rows, heads.num_rows * width >= kWorthSharing, [&](Range mine) {
         for (int64_t r = mine.begin; r < mine.end; ++r) {
-            const float* cos = heads->table + r * 2 * dim;
+            const float* cos = heads.table + r * 2 * dim;
             for (int64_t h = 0; h < rotated; ++h) {
-                float* head = heads->rows + r * width + h * dim;
-                if (heads->norm != nullptr) {
-                    normalise(head, heads->norm + h * dim, dim, heads->eps, head);
+                float* head = heads.rows + r * width + h * dim;
+                if (heads.norm != nullptr) {
+                    normalise(head, heads.norm + h * dim, dim, heads.eps, head);
                 }
-                const float factor = h < heads->query_heads ? heads->query_factor : 1.0f;
+                const float factor = h < heads.query_heads ? heads.query_factor : 1.0f;
                 rotate(head, cos, cos + dim, dim / 2, factor);
             }
         }
     });
 }
 
-// Store the keys and values of tokens, [num_rows][stored_heads][head_dim], in the plane of a layer.
-extern "C" void twinflow_store(const Slots* slots, const float* keys_values, void* plane) {
-    const int64_t dim = slots->head_dim, stored = slots->stored_heads;
-    share(slots->num_rows, slots->num_rows * stored * dim >= kWorthSharing, [=](Range mine) {
+void store(const Crew& crew, const Slots& slots, const float* keys_values, void* plane) {
+    const int64_t dim = slots.head_dim, stored = slots.stored_heads;
+    crew.share(slots.num_rows, slots.num_rows * stored * dim >= kWorthSharing, [&](Range mine) {
         for (int64_t r = mine.begin; r < mine.end; ++r) {
-            const float* from = keys_values + r * slots->row_stride;
+            const float* from = keys_values + r * slots.row_stride;
             for (int64_t h = 0; h < stored; ++h, from += dim) {
-                const int64_t to = slots->rows[r * stored + h] * dim;
-                if (slots->element_size == 2) {
+                const int64_t to = slots.rows[r * stored + h] * dim;
+                if (slots.element_size == 2) {
                     copy_as(from, dim, static_cast<BFloat16*>(plane) + to);
                 } else {
                     copy_as(from, dim, static_cast<float*>(plane) + to);
@@ -159,6 +133,28 @@ extern "C" void twinflow_store(const Slots* slots, const float* keys_values, voi
             }
         }
     });
+}
+
+extern "C" void twinflow_add_norm(const NormedRows* rows) {
+    const bool is_worth_it = rows->num_rows * rows->width >= kWorthSharing;
+    with_crew(is_worth_it, [=](const Crew& crew) { add_norm(crew, *rows); });
+}
+
+extern "C" void twinflow_gated_silu(const float* rows, float* out, int64_t num_rows,
+                                    int64_t width) {
+    with_crew(num_rows * width >= kWorthSharing,
+              [=](const Crew& crew) { gated_silu(crew, rows, out, num_rows, width); });
+}
+
+extern "C" void twinflow_rotate(const Heads* heads) {
+    const int64_t elements = heads->num_rows * heads->query_heads * heads->head_dim;
+    with_crew(elements >= kWorthSharing, [=](const Crew& crew) { rotate(crew, *heads); });
+}
+
+extern "C" void twinflow_store(const Slots* slots, const float* keys_values, void* plane) {
+    const int64_t elements = slots->num_rows * slots->stored_heads * slots->head_dim;
+    with_crew(elements >= kWorthSharing,
+              [=](const Crew& crew) { store(crew, *slots, keys_values, plane); });
 }
 
 }  // namespace twinflow
