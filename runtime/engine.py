@@ -32,6 +32,7 @@ from twinflow.runtime.proposals import Proposals
 from twinflow.runtime.queues import RequestQueues
 from twinflow.runtime.request import Request, RequestStatus, Wave
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerState
+from twinflow.runtime.speculative.draft import NOTHING
 from twinflow.runtime.speculative.goodput.controller import GoodputController, GoodputFigures
 from twinflow.runtime.step_plan import RowGroup, StepPlan
 
@@ -240,7 +241,7 @@ class Engine:
         work: list[Work] = []
         for group in plan.row_groups:
             request = self._life.require(group.request_id)
-            draft = request.draft.shortened(group.drafted)
+            draft = request.draft.shortened(group.drafted) if group.drafted else NOTHING
             branches = self._proposals.reserve(request, draft)
             blocks = self.blocks.blocks(request.request_id)
             work.append(Work(request, group, blocks, draft, branches))

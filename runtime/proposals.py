@@ -83,9 +83,9 @@ class Proposals:
 
     def reserve(self, request: Request, draft: Draft) -> Sequence[TreeBranch]:
         """Take the blocks of a request's rows and of what was proposed; see `Work.branches`."""
-        if not draft.is_chain:
+        if draft.tokens and not draft.is_chain:
             return open_branches(self._blocks, request, draft)
-        self._blocks.grow(request.request_id, request.num_tokens + len(draft))
+        self._blocks.grow(request.request_id, request.num_tokens + len(draft.tokens))
         return ()
 
     def accept(self, item: Work, run: Sequence[SampledToken]) -> None:

@@ -5,6 +5,7 @@ gRPC in this module.
 """
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -22,6 +23,7 @@ from twinflow.protos.errors import (
 )
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.runtime.engine import Engine
+from twinflow.runtime.layer_traffic import LayerTotals
 from twinflow.runtime.lifecycle import ReceiveOrder
 from twinflow.runtime.request import Request
 from twinflow.workers.config import WorkerConfig
@@ -31,6 +33,8 @@ from twinflow.workers.fault_points import FaultPoints, Point
 from twinflow.workers.outputs import OutputRouter, RequestOwner
 
 _DRAIN_POLL_S = 0.02
+# Idle workers tell their figures twice a second: the last totals are told behind the last step.
+_EXPERTS_PERIOD_S = 0.45
 
 
 class KVFetcher(Protocol):
@@ -88,6 +92,8 @@ class WorkerCore:
         self._vocab_size = vocab_size
         self._fetcher: KVFetcher | None = None
         self._died = asyncio.Event()
+        self._experts: Sequence[pb.ExpertLayerStats] = ()
+        self._experts_due = 0.0
         self.outputs = OutputRouter(self._receive)
         self.loop = EngineLoop(engine, publish=self.outputs.publish, on_death=self._die)
 
@@ -186,15 +192,7 @@ class WorkerCore:
             draining=self.refusal is not None,
             steps=now.steps,
             ranks=self.config.tensor_parallel_size,
-            expert_layers=[
-                pb.ExpertLayerStats(
-                    layer=layer,
-                    steps=totals.steps,
-                    distinct=totals.distinct,
-                    loaded_bytes=totals.loaded_bytes,
-                )
-                for layer, totals in now.experts.items()
-            ],
+            expert_layers=self._expert_layers(now.experts),
             speculation=pb.SpeculationStats(
                 drafts=now.speculation.drafts,
                 draft_tokens=now.speculation.draft_tokens,
@@ -205,6 +203,25 @@ class WorkerCore:
             lanes=lane_stats_to_pb(now.lanes) if now.lanes is not None else None,
             quarantined_blocks=now.quarantined_blocks,
         )
+
+    def _expert_layers(self, experts: Mapping[int, LayerTotals]) -> Sequence[pb.ExpertLayerStats]:
+        """Totals of every layer, which change with each step and are made anew twice a second:
+        there may be many, each step tells of them, and whoever reads them reads metrics."""
+        if not experts:
+            return ()
+        now = asyncio.get_running_loop().time()
+        if now >= self._experts_due:
+            self._experts_due = now + _EXPERTS_PERIOD_S
+            self._experts = [
+                pb.ExpertLayerStats(
+                    layer=layer,
+                    steps=totals.steps,
+                    distinct=totals.distinct,
+                    loaded_bytes=totals.loaded_bytes,
+                )
+                for layer, totals in experts.items()
+            ]
+        return self._experts
 
     async def check_integrity(self) -> None:
         """Recount the engine's queues and blocks between two steps.

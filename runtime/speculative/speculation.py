@@ -136,6 +136,9 @@ def judge(draft: Draft, rows: Sequence[SampledToken | NumericalFault]) -> Sample
         At least one token. A fault behind the sequence itself is the result; one behind a proposed
         token is as if that token had not been proposed, and will be met again.
     """
+    if not draft.tokens:  # as in most steps of most engines
+        (row,) = rows
+        return row if isinstance(row, NumericalFault) else (row,)
     healthy: list[SampledToken] = []
     for row in rows:
         if isinstance(row, NumericalFault):
