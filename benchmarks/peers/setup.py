@@ -57,13 +57,14 @@ def _vllm(home: Path, say: Say) -> None:
 
 
 def _call_it_vllm(python: Path, metadata: bytes) -> None:
-    """`vllm serve` asks for the version of a package `vllm`, which has another name here."""
+    """`vllm serve` asks for the version of a package `vllm`, which has another name here; that it
+    is a build for CPUs is told from the version."""
     (packages,) = python.parents[1].glob("lib/python3*/site-packages")
     lines = metadata.decode().splitlines()
     version = next(line for line in lines if line.startswith("Version: "))
     folder = packages / f"vllm-{version.removeprefix('Version: ')}.dist-info"
     folder.mkdir(exist_ok=True)
-    text = f"Metadata-Version: 2.1\nName: vllm\n{version}\n"
+    text = f"Metadata-Version: 2.1\nName: vllm\n{version}+cpu\n"
     (folder / "METADATA").write_text(text, "utf-8")
 
 
