@@ -79,6 +79,7 @@ class Engine:
         self._clock = clock
         self._on_kv = on_kv
         self._failed_steps = 0
+        self._busy_since = 0.0
         self._idle_until: float | None = None
         self._life = RequestLifecycle(
             executor, blocks, max_model_len=config.max_model_len, clock=clock
@@ -206,6 +207,8 @@ class Engine:
             decoding = self._decoding_next() if lane is Mode.PREFILL else ()
             began = self._clock()
             step = Step(lane, work, plan.layer_groups, listener, decoding, began)
+            if not self._under_way:
+                self._busy_since = began
             self._under_way[lane] = step
             self._lanes.begin(step)
         return bool(plan.row_groups or plan.receive or plan.preempted)
@@ -254,6 +257,8 @@ class Engine:
         """Account for a step that is over, and end the requests that were aborted meanwhile."""
         step = outcome.step
         del self._under_way[step.lane]
+        if not self._under_way:
+            self.counters.busy_seconds += self._clock() - self._busy_since
         for item in step.work:
             item.request.computing = False
         if outcome.error is not None:

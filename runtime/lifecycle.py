@@ -57,6 +57,7 @@ class EngineCounters:
     """Totals since the engine started; see `EngineSnapshot`."""
 
     steps: int = 0
+    busy_seconds: float = 0.0
     prompt_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0

@@ -31,6 +31,7 @@ class EngineSnapshot:
             that another worker computes is counted there.
         prefix_hits: those of them that were in the prefix cache.
         steps: since the start.
+        busy_seconds: in which a step was computed, since the start.
         experts: what experts did since the start, by index of their layer.
         quarantined_blocks: blocks of requests that were aborted while their rows are being
             computed.
@@ -52,6 +53,7 @@ class EngineSnapshot:
     prefix_queries: int = 0
     prefix_hits: int = 0
     steps: int = 0
+    busy_seconds: float = 0.0
     experts: Mapping[int, LayerTotals] = field(default_factory=dict)
     speculation: SpeculationAccount = field(default_factory=SpeculationAccount)
     quarantined_blocks: int = 0
@@ -81,6 +83,7 @@ def take_snapshot(engine: Engine) -> EngineSnapshot:
         prefix_queries=blocks.counters.queries,
         prefix_hits=blocks.counters.hits,
         steps=counters.steps,
+        busy_seconds=counters.busy_seconds,
         experts=dict(counters.experts),
         speculation=counters.speculation.copy(),
         quarantined_blocks=blocks.num_quarantined * shards,

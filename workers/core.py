@@ -191,6 +191,7 @@ class WorkerCore:
             digests_refused=handoffs.digests_refused,
             draining=self.refusal is not None,
             steps=now.steps,
+            busy_seconds=now.busy_seconds,
             ranks=self.config.tensor_parallel_size,
             expert_layers=self._expert_layers(now.experts),
             speculation=pb.SpeculationStats(

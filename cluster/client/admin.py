@@ -40,6 +40,9 @@ DrainName: TypeAlias = Literal["finish", "migrate"]
 _SERVICE = pb.DESCRIPTOR.services_by_name["Admin"].full_name
 _GET = make_rpc(f"/{_SERVICE}/GetCluster", pb.GetClusterRequest, pb.GetClusterResponse)
 _SCALE = make_rpc(f"/{_SERVICE}/ScalePool", pb.ScalePoolRequest, pb.ScalePoolResponse)
+_AUTOSCALE = make_rpc(
+    f"/{_SERVICE}/AutoscalePool", pb.AutoscalePoolRequest, pb.AutoscalePoolResponse
+)
 _FLIP = make_rpc(f"/{_SERVICE}/FlipWorker", pb.FlipWorkerRequest, pb.FlipWorkerResponse)
 _DRAIN = make_rpc(f"/{_SERVICE}/DrainWorker", pb.DrainWorkerRequest, pb.DrainWorkerResponse)
 _RESTART = make_rpc(
@@ -140,6 +143,42 @@ class Pools:
             request_id=_new_id(), pool=role_to_pb(pool), size=size, drain=drain_to_pb(drain)
         )
         return self._changes.make(_SCALE, request, wait)
+
+    def autoscale(
+        self,
+        pool: PoolName,
+        *,
+        min: int,
+        max: int,
+        ttft_ms: float | None = None,
+        tpot_ms: float | None = None,
+        drain: DrainName = "finish",
+    ) -> Cluster:
+        """Let a pool size itself, so that nine of ten requests keep to an objective.
+
+        Args:
+            pool: `prefill`, `decode` or `mixed`.
+            min: workers that it always has; at least 1.
+            max: workers that it never has more of.
+            ttft_ms: what a first token may take; for prefill and mixed pools.
+            tpot_ms: what a further token may take; for decode and mixed pools.
+            drain: what becomes of the requests of a worker that it lets go.
+        """
+        if not 0 <= min < 1 << 31 or not 0 <= max < 1 << 31:
+            raise InvalidRequest("A pool cannot have these sizes.", "min")
+        policy = pb.Autoscaling(min=min, max=max, ttft_ms=ttft_ms, tpot_ms=tpot_ms)
+        request = pb.AutoscalePoolRequest(
+            request_id=_new_id(),
+            pool=role_to_pb(pool),
+            autoscaling=policy,
+            drain=drain_to_pb(drain),
+        )
+        return self._changes.make(_AUTOSCALE, request, wait=False)
+
+    def autoscale_off(self, pool: PoolName) -> Cluster:
+        """Let a pool keep the size that it has now, until it is scaled."""
+        request = pb.AutoscalePoolRequest(request_id=_new_id(), pool=role_to_pb(pool))
+        return self._changes.make(_AUTOSCALE, request, wait=False)
 
 
 class Workers:

@@ -67,6 +67,23 @@ class WorkerInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class AutoscalingInfo:
+    """What a pool that sizes itself keeps to.
+
+    Attributes:
+        min: workers that it always has.
+        max: workers that it never has more of.
+        ttft_ms: what nine of ten requests may wait for their first token; None for no objective.
+        tpot_ms: what nine of ten further tokens may take; None for no objective.
+    """
+
+    min: int
+    max: int
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PoolInfo:
     """One pool.
 
@@ -75,12 +92,20 @@ class PoolInfo:
         size: workers that it shall have.
         serving: workers that serve in it.
         problem: why none is started although some are missing.
+        autoscaling: what it sizes itself by; None if it has the size that it was given.
+        verdict: what was found at the latest decision about its size.
+        grown: decisions that made it larger.
+        shrunk: decisions that made it smaller.
     """
 
     role: str
     size: int
     serving: int
     problem: str
+    autoscaling: AutoscalingInfo | None = None
+    verdict: str = ""
+    grown: int = 0
+    shrunk: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +152,7 @@ class Event:
     Attributes:
         number: counts up from 1.
         kind: `accepted`, `started`, `ready`, `flipped`, `draining`, `stopping`, `ended`, `lost`,
-            `gave_up` or `settled`.
+            `gave_up`, `settled` or `autoscaled`.
         time: Unix time in seconds.
         worker_id: whom it is about; empty for nobody.
         role: of that worker then.
@@ -200,10 +225,7 @@ def cluster_from_pb(message: pb.Cluster) -> Cluster:
     return Cluster(
         version=message.version,
         settled_version=message.settled_version,
-        pools=tuple(
-            PoolInfo(_ROLE_NAMES.get(pool.role, "?"), pool.size, pool.serving, pool.problem)
-            for pool in message.pools
-        ),
+        pools=tuple(_pool(pool) for pool in message.pools),
         workers=tuple(_worker(worker) for worker in message.workers),
         last_event=message.last_event,
     )
@@ -225,6 +247,28 @@ def event_from_pb(message: pb.Event) -> Event:
 def explanation_from_pb(message: pb.ExplainResponse) -> Explanation:
     """What became of a request, from its message."""
     return Explanation(tuple(_sequence(sequence) for sequence in message.sequences))
+
+
+def _pool(message: pb.Pool) -> PoolInfo:
+    autoscaling = None
+    if message.HasField("autoscaling"):
+        told = message.autoscaling
+        autoscaling = AutoscalingInfo(
+            told.min,
+            told.max,
+            told.ttft_ms if told.HasField("ttft_ms") else None,
+            told.tpot_ms if told.HasField("tpot_ms") else None,
+        )
+    return PoolInfo(
+        role=_ROLE_NAMES.get(message.role, "?"),
+        size=message.size,
+        serving=message.serving,
+        problem=message.problem,
+        autoscaling=autoscaling,
+        verdict=message.verdict,
+        grown=message.grown,
+        shrunk=message.shrunk,
+    )
 
 
 def _worker(message: pb.WorkerInfo) -> WorkerInfo:

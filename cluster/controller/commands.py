@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from twinflow.cluster.autoscale.policy import PoolPolicy
 from twinflow.cluster.controller.state import ClusterState, Desired, DrainMode, Worker
 from twinflow.protos.errors import InvalidRequest
 from twinflow.workers.role import Role
@@ -61,7 +62,29 @@ class RestartAll:
     drain: DrainMode = "finish"
 
 
-Command: TypeAlias = Scale | FlipWorker | DrainWorker | RestartAll
+@dataclass(frozen=True, slots=True)
+class Autoscale:
+    """Let a pool size itself, or end that.
+
+    Attributes:
+        pool: which one.
+        policy: what it keeps to; None for the size that it has.
+        drain: what becomes of the requests of a worker that it lets go.
+    """
+
+    pool: Role
+    policy: PoolPolicy | None
+    drain: DrainMode = "finish"
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Pools that size themselves have decided."""
+
+    sizes: Mapping[Role, int]
+
+
+Command: TypeAlias = Scale | FlipWorker | DrainWorker | RestartAll | Autoscale | Resize
 
 
 def wish(state: ClusterState, desired: Desired, command: Command) -> Desired:
@@ -79,6 +102,11 @@ def wish(state: ClusterState, desired: Desired, command: Command) -> Desired:
     match command:
         case Scale():
             wanted = _scaled(current, command)
+        case Autoscale():
+            wanted = _autoscaled(current, command)
+        case Resize(sizes):
+            wanted = replace(current, sizes={**current.sizes, **sizes})
+            check_sizes(wanted.sizes)
         case FlipWorker():
             wanted = _flipped(state, current, command)
         case DrainWorker():
@@ -110,10 +138,31 @@ def check_sizes(sizes: Mapping[Role, int]) -> None:
 def _scaled(desired: Desired, command: Scale) -> Desired:
     if not 0 <= command.size <= LARGEST_POOL:
         raise InvalidRequest(f"A pool has 0 to {LARGEST_POOL} workers.", "size")
+    if command.pool in desired.scaling:
+        raise InvalidRequest(
+            f"The {command.pool} pool is scaled automatically: end that first.", "pool"
+        )
     sizes = {**desired.sizes, command.pool: command.size}
     check_sizes(sizes)
     drains = {**desired.drains, command.pool: command.drain}
     return replace(desired, sizes=sizes, drains=drains)
+
+
+def _autoscaled(desired: Desired, command: Autoscale) -> Desired:
+    scaling = {role: one for role, one in desired.scaling.items() if role != command.pool}
+    if command.policy is None:
+        return replace(desired, scaling=scaling)
+    command.policy.check(command.pool, LARGEST_POOL)
+    size = desired.size(command.pool)
+    bounded = min(max(size, command.policy.minimum), command.policy.maximum)
+    sizes = {**desired.sizes, command.pool: bounded}
+    check_sizes(sizes)
+    return replace(
+        desired,
+        sizes=sizes,
+        drains={**desired.drains, command.pool: command.drain},
+        scaling={**scaling, command.pool: command.policy},
+    )
 
 
 def _flipped(state: ClusterState, desired: Desired, command: FlipWorker) -> Desired:
@@ -187,6 +236,12 @@ def describe(command: Command) -> str:
     match command:
         case Scale(pool, size, drain):
             return f"{pool} pool of {size} (drain: {drain})"
+        case Autoscale(pool, None):
+            return f"{pool} pool keeps its size"
+        case Autoscale(pool, policy, drain):
+            return f"{pool} pool sizes itself: {policy} (drain: {drain})"
+        case Resize(sizes):
+            return ", ".join(f"{pool} pool of {size}" for pool, size in sizes.items())
         case FlipWorker(worker_id, role):
             return f"{worker_id} becomes a {role} worker"
         case DrainWorker(worker_id, drain, again):

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from twinflow.cluster.autoscale.policy import Tempo
 from twinflow.cluster.controller import events
+from twinflow.cluster.controller.autoscaler import Autoscaler
 from twinflow.cluster.controller.chronicle import Chronicle
-from twinflow.cluster.controller.commands import describe, wish
+from twinflow.cluster.controller.commands import Resize, describe, wish
 from twinflow.cluster.controller.contacts import ContactLimits, Contacts
 from twinflow.cluster.controller.fleet import GatewayLink, WorkerFleet
 from twinflow.cluster.controller.plan import (
@@ -57,11 +59,13 @@ class ControllerConfig:
     Attributes:
         patience: limits of a worker's phases.
         contact: limits of silence.
+        tempo: how fast pools that size themselves may change.
         ranks: of a worker of each role, for those who ask.
     """
 
     patience: Patience = field(default_factory=Patience)
     contact: ContactLimits = field(default_factory=ContactLimits)
+    tempo: Tempo = field(default_factory=Tempo)
     ranks: Mapping[Role, int]
 
 
@@ -97,6 +101,7 @@ class Controller:
         self._chronicle = chronicle
         self._clock = clock
         self._contacts = Contacts(config.contact)
+        self._autoscaler = Autoscaler(config.tempo)
         self._table: tuple[int, list[gateway_pb2.Duty]] = (0, [])
         self._asked: list[str] = []
         self._told = 0
@@ -124,6 +129,7 @@ class Controller:
         self._happen(events.Ticked(self._clock(), self._fleet.room()))
         self._look()
         self._exchange()
+        self._autoscale()
         action = plan(self._state, self._desired, self._config.patience)
         if action is not None:
             self._carry_out(action)
@@ -172,6 +178,7 @@ class Controller:
         cluster = cluster_of(self._state, self._desired, self._config.ranks)
         cluster.settled_version = self._settled
         cluster.last_event = self._chronicle.last
+        self._autoscaler.describe(cluster)
         response = self._gateway.sync(
             gateway_pb2.SyncRequest(
                 table_version=version,
@@ -205,6 +212,7 @@ class Controller:
         # They were in the table that the gateway has just taken.
         for worker in self._state.of_phase("leaving"):
             self._happen(events.Released(worker.worker_id, worker.epoch))
+        self._autoscaler.hear(self._state, response)
         self._lose_the_silent(now)
         self._asked = [self._take(command) for command in response.commands]
 
@@ -233,6 +241,15 @@ class Controller:
         self._note(pb.EVENT_KIND_ACCEPTED, f"wanted: {describe(command)}")
         self._chronicle.answer(request_id)
         return request_id
+
+    def _autoscale(self) -> None:
+        """Let pools that size themselves decide; what they want is carried out like a command."""
+        decision = self._autoscaler.decide(self._state, self._desired)
+        sizes = {role: one.after for role, one in decision.items() if one.after != one.before}
+        if sizes:
+            self._desired = wish(self._state, self._desired, Resize(sizes))
+        for message in self._autoscaler.news(decision):
+            self._note(pb.EVENT_KIND_AUTOSCALED, message)
 
     def _carry_out(self, action: Action) -> None:
         match action:

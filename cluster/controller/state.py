@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
+from twinflow.cluster.autoscale.policy import PoolPolicy
 from twinflow.workers.role import Role
 
 Phase = Literal["starting", "serving", "leaving", "stopping", "lost"]
@@ -139,6 +140,7 @@ class Desired:
         drains: what becomes of the requests of a worker that a smaller pool lets go.
         roles: workers that shall have a role of their own, by epoch.
         leaving: lives that shall end, by epoch, and what becomes of their requests.
+        scaling: what pools that size themselves keep to.
     """
 
     version: int = 1
@@ -146,6 +148,7 @@ class Desired:
     drains: Mapping[Role, DrainMode] = field(default_factory=dict)
     roles: Mapping[int, Role] = field(default_factory=dict)
     leaving: Mapping[int, DrainMode] = field(default_factory=dict)
+    scaling: Mapping[Role, PoolPolicy] = field(default_factory=dict)
 
     def size(self, role: Role) -> int:
         """Workers that a pool shall have."""

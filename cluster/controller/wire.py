@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
+from twinflow.cluster.autoscale.policy import PoolPolicy
 from twinflow.cluster.controller.commands import (
+    Autoscale,
     Command,
     DrainWorker,
     FlipWorker,
@@ -60,6 +62,9 @@ def command_of(message: gateway_pb2.Command) -> Command:
         case "drain":
             drain = message.drain
             return DrainWorker(drain.worker_id, _mode(drain.drain), drain.replace)
+        case "autoscale":
+            change = message.autoscale
+            return Autoscale(_role(change.pool), _policy(change), _mode(change.drain))
         case "restart":
             return RestartAll(_mode(message.restart.drain))
         case _:
@@ -124,12 +129,36 @@ def cluster_of(state: ClusterState, desired: Desired, ranks: Mapping[Role, int])
                     size=desired.size(role),
                     serving=serving,
                     problem=problem,
+                    autoscaling=_autoscaling(desired.scaling.get(role)),
                 )
             )
     return pb.Cluster(
         version=desired.version,
         pools=pools,
         workers=[_worker(state.workers[name], state.now, ranks) for name in sorted(state.workers)],
+    )
+
+
+def _autoscaling(policy: PoolPolicy | None) -> pb.Autoscaling | None:
+    if policy is None:
+        return None
+    return pb.Autoscaling(
+        min=policy.minimum,
+        max=policy.maximum,
+        ttft_ms=None if policy.ttft_s is None else policy.ttft_s * 1000.0,
+        tpot_ms=None if policy.tpot_s is None else policy.tpot_s * 1000.0,
+    )
+
+
+def _policy(change: pb.AutoscalePoolRequest) -> PoolPolicy | None:
+    if not change.HasField("autoscaling"):
+        return None
+    told = change.autoscaling
+    return PoolPolicy(
+        minimum=told.min,
+        maximum=told.max,
+        ttft_s=told.ttft_ms / 1000.0 if told.HasField("ttft_ms") else None,
+        tpot_s=told.tpot_ms / 1000.0 if told.HasField("tpot_ms") else None,
     )
 
 

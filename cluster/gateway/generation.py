@@ -174,7 +174,7 @@ class Generation:
         age = now - self._milestones.received
         if delta.token_ids:
             if sequence.delivered:
-                self._metrics.inter_token(now - sequence.last_token_at)
+                self._metrics.inter_token(now - sequence.last_token_at, len(delta.token_ids))
             else:
                 self._metrics.first_token(age)
             self._metrics.delivered(len(delta.token_ids))

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from twinflow.cluster.gateway.worker_metrics import WorkerCollector
+from twinflow.cluster.latency_counts import LatencyCounts
 from twinflow.protos.errors import TwinflowError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2
 from twinflow.runtime.outputs import FinishReason, PhaseTime
@@ -26,6 +27,7 @@ _ITL_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0),
 )
+_WIDTH = 0.05
 _REQUEST_BUCKETS = (
     *(0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0),
     *(40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0),
@@ -42,11 +44,16 @@ class GatewayMetrics:
     Args:
         registry: where they are registered; front doors expose it.
         model_name: value of the label of the same name.
+
+    Attributes:
+        first_tokens: times to first tokens, in finer classes than histograms have.
+        gaps: times between tokens, likewise.
     """
 
     def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
         self._registry = registry
         self._model = model_name
+        self.first_tokens, self.gaps = LatencyCounts(_WIDTH), LatencyCounts(_WIDTH)
         self._workers = WorkerCollector(model_name)
         registry.register(self._workers)
         self._accepted = self._counter("twinflow:requests_accepted", "Admitted sequences.")
@@ -94,10 +101,12 @@ class GatewayMetrics:
     def first_token(self, seconds: float) -> None:
         """A sequence's first token left, so long after its request arrived."""
         self._ttft.observe(seconds)
+        self.first_tokens.add(seconds)
 
-    def inter_token(self, seconds: float) -> None:
+    def inter_token(self, seconds: float, tokens: int) -> None:
         """Further tokens of a sequence left, so long after those before them."""
         self._itl.observe(seconds)
+        self.gaps.add(seconds / tokens, tokens)
 
     def delivered(self, tokens: int) -> None:
         """Tokens left."""

@@ -33,6 +33,7 @@ from twinflow.cluster.gateway.http.server import HttpServer
 from twinflow.cluster.gateway.late_backend import LateBackend
 from twinflow.cluster.gateway.latent_metrics import export_loss
 from twinflow.cluster.gateway.metrics import GatewayMetrics
+from twinflow.cluster.gateway.pool_metrics import PoolCollector
 from twinflow.cluster.gateway.text_codec import ModelTextCodec
 from twinflow.cluster.gateway.text_pipeline import TextPipeline
 from twinflow.protos.errors import TwinflowError
@@ -71,6 +72,7 @@ class GatewayServer:
             export_loss(self._registry, config.names[0], config.loss)
         self._backend = LateBackend()
         self._desk = AdminDesk()
+        self._registry.register(PoolCollector(config.names[0], self._desk))
         self._control: grpc.aio.Server | None = None
         self._dispatcher: Dispatcher | None = None
         self._renderer: TemplateRenderer | None = None
@@ -99,7 +101,9 @@ class GatewayServer:
         doors = await self._open_doors(await self._pipeline())
         # Behind the pipeline, like the doors: gRPC minds processes that are forked while it runs.
         self._control = create_server(self._config.token)
-        add_GatewayServicer_to_server(ControlService(self, self._desk), self._control)
+        add_GatewayServicer_to_server(
+            ControlService(self, self._desk, self._metrics), self._control
+        )
         doors["control"] = listen_on(self._control, _CONTROL_HOST, "the gateway")
         await self._control.start()
         return doors

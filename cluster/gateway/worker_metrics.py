@@ -121,6 +121,11 @@ _METRICS = (
         lambda s: s.lanes.both_seconds,
     ),
     _counter("twinflow:worker_steps", "Engine steps.", lambda s: s.steps),
+    _counter(
+        "twinflow:worker_busy_seconds",
+        "Time in which steps were computed.",
+        lambda s: s.busy_seconds,
+    ),
     _counter("twinflow:worker_prompt_tokens", "Prompt tokens computed.", lambda s: s.prompt_tokens),
     _counter(
         "twinflow:worker_generation_tokens", "Tokens generated.", lambda s: s.generation_tokens

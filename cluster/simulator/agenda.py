@@ -18,6 +18,9 @@ class Agenda:
         self._events: list[tuple[float, int, Action]] = []
         self._count = 0
 
+    def __len__(self) -> int:
+        return len(self._events)
+
     def at(self, time: float, action: Action) -> None:
         """Let `action` happen; it is told the time.
 

@@ -30,6 +30,7 @@ from twinflow.runtime.lifecycle import EngineOutputs, ReceiveOrder
 from twinflow.runtime.outputs import TokenDelta
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
+from twinflow.workers.role import Role
 
 
 class Gateway:
@@ -46,6 +47,11 @@ class Gateway:
         self._policy = RoutingPolicy()
         self._index = PrefixIndex(config.engine.block_size)
         self._caching = config.engine.enable_prefix_caching
+
+    def dismiss(self, worker_id: str) -> SimulatedWorker:
+        """Send a worker nothing more, and forget what it has cached."""
+        self._index.forget(worker_id)
+        return self.workers.pop(worker_id)
 
     def route(self, spec: GenerationSpec, now: float) -> Route:
         """Where a sequence goes."""
@@ -115,6 +121,8 @@ class Fleet:
         ]
         self.workers = [worker for each in self._gateways for worker in each.workers.values()]
         self._journeys: dict[str, Journey] = {}
+        self._coming = True
+        self._preemptions = 0
         self._params: dict[tuple[int, int], SamplingParams] = {}
 
     def _build_workers(self, replica: int) -> list[SimulatedWorker]:
@@ -124,6 +132,11 @@ class Fleet:
             for index in range(count)
         ]
 
+    @property
+    def now(self) -> float:
+        """Virtual time, in seconds."""
+        return self._agenda.now
+
     def run(self, workload: Workload) -> Measures:
         """Let all requests come and end."""
         self._agenda.run(self._arrivals(workload))
@@ -131,11 +144,34 @@ class Fleet:
         self.measures.failed += len(self._journeys)
         return self.measures
 
+    def every(self, seconds: float, action: Callable[[], None]) -> None:
+        """Let something happen again and again, for as long as anything else does."""
+
+        def happen(now: float) -> None:
+            action()
+            if self._coming or len(self._agenda):
+                self._agenda.at(now + seconds, happen)
+
+        self._agenda.at(self.now + seconds, happen)
+
+    def hire(self, worker_id: str, role: Role) -> None:
+        """Have another worker, at the first gateway."""
+        worker = SimulatedWorker(worker_id, role, self._config, self._agenda, self)
+        self._gateways[0].workers[worker_id] = worker
+        self.workers.append(worker)
+
+    def dismiss(self, worker_id: str) -> None:
+        """Have no more of a worker at the first gateway, which has nothing to do."""
+        worker = self._gateways[0].dismiss(worker_id)
+        self.workers.remove(worker)
+        self._preemptions += worker.engine.counters.preemptions
+
     def _arrivals(self, workload: Workload) -> Iterator[tuple[float, Action]]:
         for number, (time, shape) in enumerate(workload.arrivals(self._config.seed)):
             tokens = prompt_tokens(shape, workload.block_tokens)
             params = self._params_of(shape, workload.allowance)
             yield time, partial(self._arrive, GenerationSpec(str(number), tokens, params), number)
+        self._coming = False
 
     def _params_of(self, shape: Shape, allowance: int | None) -> SamplingParams:
         """Every simulated token ends the output from the shape's length on, and none before."""
@@ -280,7 +316,7 @@ class Fleet:
         return make_report(
             self._config,
             self.measures,
-            sum(worker.engine.counters.preemptions for worker in self.workers),
+            self._preemptions + sum(worker.engine.counters.preemptions for worker in self.workers),
             sum(controller.switches for controller in controllers if controller is not None),
         )
 

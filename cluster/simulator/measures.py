@@ -9,15 +9,9 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from twinflow.cluster.latency_counts import LatencyCounts
 from twinflow.protos.errors import ConfigError
 from twinflow.workers.role import Role
-
-_WIDTH = math.log(1.005)
-_LOWEST_S, _HIGHEST_S = 1e-6, 1e5
-_CLASSES = int(math.log(_HIGHEST_S / _LOWEST_S) / _WIDTH) + 1
 
 
 @dataclass(slots=True)
@@ -99,55 +93,6 @@ class Objective:
         return value is None or value * 1000.0 <= self.limit_ms
 
 
-class GapCounts:
-    """How many gaps between tokens there were of each length."""
-
-    def __init__(self) -> None:
-        self._counts = [0] * _CLASSES
-        # Neighbours in a batch have equal gaps: the class of the latest one is kept.
-        self._latest = (_LOWEST_S, 0)
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """Gaps in each class."""
-        return np.array(self._counts, dtype=np.int64)
-
-    def add(self, seconds: float, count: int = 1) -> None:
-        """Count gaps of equal length."""
-        if seconds != self._latest[0]:
-            self._latest = (seconds, _class_of(seconds))
-        self._counts[self._latest[1]] += count
-
-    def add_run(self, first: float, last: float, steps: int, batch: int) -> None:
-        """Count the gaps of consecutive steps whose lengths go evenly from first to last."""
-        classes = (_class_of(first), _class_of(last))
-        if abs(classes[1] - classes[0]) <= 1:
-            self.add((first + last) / 2, steps * batch)
-            return
-        for seconds in np.linspace(first, last, steps).tolist():
-            self.add(seconds, batch)
-
-    def percentile(self, q: float) -> float | None:
-        """Middle of the class of the nearest-rank percentile, in seconds; None without gaps."""
-        reached = np.cumsum(self.counts)
-        if not reached[-1]:
-            return None
-        rank = max(math.ceil(round(q / 100 * int(reached[-1]), 9)), 1)
-        return _LOWEST_S * math.exp((int(np.searchsorted(reached, rank)) + 0.5) * _WIDTH)
-
-    def distribution(self) -> tuple[Sequence[float], Sequence[float]]:
-        """Lengths in seconds, and the share of gaps that are at most so long."""
-        counts = self.counts
-        used = np.flatnonzero(counts)
-        lengths = _LOWEST_S * np.exp((used + 0.5) * _WIDTH)
-        return lengths.tolist(), (np.cumsum(counts[used]) / max(int(counts.sum()), 1)).tolist()
-
-
-def _class_of(seconds: float) -> int:
-    clipped = min(max(seconds, _LOWEST_S), _HIGHEST_S)
-    return min(int(math.log(clipped / _LOWEST_S) / _WIDTH), _CLASSES - 1)
-
-
 class Measures:
     """Everything that a simulation measures.
 
@@ -160,6 +105,7 @@ class Measures:
         tpot: mean times per later token; NaN for single tokens.
         e2e: times to last tokens.
         gaps: between tokens.
+        first_tokens: times to first tokens of all requests that have one, finished or not.
         good: finished requests that met all objectives.
         rejected: requests that found the queue full.
         failed: requests that ended with an error.
@@ -174,7 +120,7 @@ class Measures:
         self._objectives = tuple(objectives)
         self.arrived, self.ttft = array("d"), array("d")
         self.tpot, self.e2e = array("d"), array("d")
-        self.gaps = GapCounts()
+        self.gaps, self.first_tokens = LatencyCounts(), LatencyCounts()
         self.good = 0
         self.rejected = 0
         self.failed = 0
@@ -202,6 +148,7 @@ class Measures:
             request.worst_gap = max(request.worst_gap, gap)
         else:
             request.first = now
+            self.first_tokens.add(request.ttft)
         request.tokens += 1
         request.latest = now
 

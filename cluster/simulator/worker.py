@@ -86,6 +86,7 @@ class SimulatedWorker:
         engine: the engine.
         computing: prompts that were sent here to be computed and have brought no token.
         promised: sequences that were sent here to be decoded and have brought no token.
+        leaving: it is sent nothing more.
         assigned: sequences that were sent here to be decoded and are not over.
         link_free: when its link has sent what it was given.
     """
@@ -102,6 +103,7 @@ class SimulatedWorker:
         self.role: Role = role
         self.computing, self.promised = Backlog(), Backlog()
         self.assigned = 0
+        self.leaving = False
         self.link_free = 0.0
         self._config = config
         self._agenda = agenda
@@ -127,6 +129,15 @@ class SimulatedWorker:
         """The lanes, if there are two."""
         return self._lanes
 
+    def assign(self, role: Role, *, leaving: bool) -> None:
+        """Say what the worker is used for from now on."""
+        if (role, leaving) != (self.role, self.leaving):
+            self.role, self.leaving, self._view = role, leaving, None
+
+    def report(self) -> EngineSnapshot:
+        """Its load and totals now."""
+        return take_snapshot(self.engine)
+
     def view(self, now: float) -> WorkerView:
         """The worker as its gateway knows it."""
         if self._report is None or now - self._report[0] >= self._config.report_s:
@@ -142,6 +153,7 @@ class SimulatedWorker:
         return WorkerView(
             worker_id=self.worker_id,
             role=self.role,
+            draining=self.leaving,
             block_size=self._config.engine.block_size,
             free_blocks=stats.free_blocks,
             num_requests=stats.num_running + stats.num_waiting + stats.num_receiving,
@@ -310,7 +322,7 @@ class SimulatedWorker:
         step = min(run.steps_until(now), busy.steps)
         begins, ends = run.end(step - 1), run.end(step)
         load = decode_load(requests, self._config.num_layers, step - 1)
-        self._advance(requests, step, ends)
+        self._advance(busy, step)
         if step > 1:
             self._tell_run(busy, step - 1)
         lanes.resume(load, frozenset(request.request_id for request in requests))
@@ -331,14 +343,16 @@ class SimulatedWorker:
         if self._run is not busy:
             return  # it was cut short, and is over already
         self._run = None
-        self._advance(busy.requests, busy.steps, now)
+        self._advance(busy, busy.steps)
         self._tell_run(busy, busy.steps)
         self.wake(now)
 
-    def _advance(self, requests: Sequence[Request], steps: int, end: float) -> None:
-        advance(requests, self.engine.blocks, steps, end)
-        self.engine.counters.steps += steps
-        self.engine.counters.generation_tokens += steps * len(requests)
+    def _advance(self, busy: _Busy, steps: int) -> None:
+        end, counters = busy.run.end(steps), self.engine.counters
+        advance(busy.requests, self.engine.blocks, steps, end)
+        counters.steps += steps
+        counters.busy_seconds += end - busy.run.start
+        counters.generation_tokens += steps * len(busy.requests)
 
     def _tell_run(self, busy: _Busy, steps: int) -> None:
         seconds = busy.run.end(steps) - busy.run.start

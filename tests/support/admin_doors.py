@@ -28,6 +28,7 @@ from twinflow.cluster.gateway.auth import Authenticator
 from twinflow.cluster.gateway.control import ControlService
 from twinflow.cluster.gateway.grpc_door import GrpcConfig, create_grpc_server
 from twinflow.cluster.gateway.grpc_door.admin import AdminOffice
+from twinflow.cluster.latency_counts import LatencyCounts
 from twinflow.protos.twinflow.internal.v1.gateway_pb2_grpc import add_GatewayServicer_to_server
 from twinflow.workers.rpc import create_server, listen_on
 
@@ -50,6 +51,14 @@ class Follower:
 
 
 @dataclass
+class FakeLatencies:
+    """Nobody has waited for anything yet."""
+
+    first_tokens: LatencyCounts = field(default_factory=LatencyCounts)
+    gaps: LatencyCounts = field(default_factory=LatencyCounts)
+
+
+@dataclass
 class AdminDoor:
     """What a test sees of it all."""
 
@@ -67,7 +76,7 @@ async def admin_door(
     """Serve operators of a cluster with workers of these roles until the block ends."""
     desk, follower, history = AdminDesk(), Follower(), History(time.monotonic)
     control = create_server(_SECRET)
-    add_GatewayServicer_to_server(ControlService(follower, desk), control)
+    add_GatewayServicer_to_server(ControlService(follower, desk, FakeLatencies()), control)
     link = GrpcGatewayLink(listen_on(control, "127.0.0.1", "the test"), _SECRET)
     await control.start()
     backend = FakeBackend()

@@ -21,6 +21,8 @@ class FakeGateway:
         commands: changes that it has to pass on.
         outcomes: how they were answered, by request id.
         events: what it has heard of.
+        loads: what workers have reported, by id.
+        latencies: what it has counted.
         closed: how often it was closed.
     """
 
@@ -31,6 +33,8 @@ class FakeGateway:
     commands: list[pb.Command] = field(default_factory=list)
     outcomes: dict[str, pb.Outcome] = field(default_factory=dict)
     events: list[admin_pb2.Event] = field(default_factory=list)
+    loads: dict[str, pb.Load] = field(default_factory=dict)
+    latencies: pb.LatencyCounts = field(default_factory=lambda: pb.LatencyCounts(width=0.05))
     closed: int = 0
 
     def sync(self, request: pb.SyncRequest, timeout_s: float) -> pb.SyncResponse:
@@ -43,6 +47,7 @@ class FakeGateway:
         response = pb.SyncResponse(
             contacts=self._contacts(request.duties),
             commands=[one for one in self.commands if _id_of(one) not in self.outcomes],
+            latencies=self.latencies,
         )
         if self.problem is not None:
             response.problem.CopyFrom(failure_of(self.problem))
@@ -55,6 +60,7 @@ class FakeGateway:
                 epoch=duty.epoch,
                 up=duty.worker_id not in self.silent,
                 problem="no sign of life" if duty.worker_id in self.silent else "",
+                load=self.loads.get(duty.worker_id),
             )
             for duty in duties
         ]

@@ -19,9 +19,11 @@ from twinflow.cluster.client.admin import DrainName, PoolName
 from twinflow.cluster.client.cluster_view import (
     DRAINS,
     ROLES,
+    AutoscalingInfo,
     Cluster,
     Event,
     Explanation,
+    PoolInfo,
     SequenceInfo,
     WorkerInfo,
 )
@@ -35,6 +37,7 @@ token:
 examples:
   twinflow admin workers
   twinflow admin scale decode 2
+  twinflow admin autoscale decode --min 1 --max 8 --tpot-ms 40
   twinflow admin flip prefill-1 decode
   twinflow admin drain decode-0 --replace --drain migrate
   twinflow admin restart
@@ -60,6 +63,14 @@ def add_to(commands: Commands) -> None:
     scale = _add(acts, "scale", "give a pool another size", _scale)
     scale.add_argument("pool", metavar="POOL", help=_one_of(ROLES))
     scale.add_argument("size", metavar="N", help="workers that it shall have")
+    autoscale = _add(acts, "autoscale", "let a pool size itself by an objective", _autoscale)
+    autoscale.add_argument("pool", metavar="POOL", help=_one_of(ROLES))
+    autoscale.add_argument("--min", metavar="N", help="workers that it always has [default: 1]")
+    autoscale.add_argument("--max", metavar="N", help="workers that it never has more of")
+    for name, what, pools in (("ttft", "first", "prefill"), ("tpot", "further", "decode")):
+        text = f"what nine of ten {what} tokens may take; {pools} and mixed pools"
+        autoscale.add_argument(f"--{name}-ms", metavar="MS", help=text)
+    autoscale.add_argument("--off", action="store_true", help="let it keep the size that it has")
     flip = _add(acts, "flip", "move a worker to another pool", _flip)
     flip.add_argument("worker", metavar="WORKER", help="its name")
     flip.add_argument("role", metavar="POOL", help=_one_of(ROLES))
@@ -67,7 +78,7 @@ def add_to(commands: Commands) -> None:
     drain.add_argument("worker", metavar="WORKER", help="its name")
     drain.add_argument("--replace", action="store_true", help="start another one in its place")
     restart = _add(acts, "restart", "replace every worker, one after the other", _restart)
-    for one in (scale, drain, restart):
+    for one in (scale, autoscale, drain, restart):
         one.add_argument(
             "--drain",
             metavar="{finish,migrate}",
@@ -133,7 +144,22 @@ def _complaints(invocation: Invocation) -> list[str]:
     size = invocation.text("size", "0")
     if not size.isdecimal() or int(size) > _MAX_POOL:
         found.append(f"N {size!r}: must be a number from 0 to {_MAX_POOL}")
+    for name in ("min", "max"):
+        value = invocation.text(name, "1")
+        if not value.isdecimal() or not 1 <= int(value) <= _MAX_POOL:
+            found.append(f"--{name} {value!r}: must be a number from 1 to {_MAX_POOL}")
+    for name in ("ttft_ms", "tpot_ms"):
+        if (value := invocation.text(name, "")) and _milliseconds(value) is None:
+            found.append(f"--{name.replace('_', '-')} {value!r}: must be a number above 0")
     return found
+
+
+def _milliseconds(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0.0 < value < float("inf") else None
 
 
 def _show(admin: Admin, invocation: Invocation) -> None:
@@ -144,6 +170,24 @@ def _scale(admin: Admin, invocation: Invocation) -> None:
     pool, size = _pool(invocation, "pool"), int(invocation.text("size", "0"))
     drain = _drain_mode(invocation)
     _follow(admin, invocation, lambda: admin.pools.scale(pool, size, drain=drain, wait=False))
+
+
+def _autoscale(admin: Admin, invocation: Invocation) -> None:
+    pool = _pool(invocation, "pool")
+    if invocation.given.get("off") is True:
+        admin.pools.autoscale_off(pool)
+    else:
+        if not invocation.text("max", ""):
+            raise ConfigError("--max: must be given, unless it is --off")
+        admin.pools.autoscale(
+            pool,
+            min=int(invocation.text("min", "1")),
+            max=int(invocation.text("max", "1")),
+            ttft_ms=_milliseconds(invocation.text("ttft_ms", "")),
+            tpot_ms=_milliseconds(invocation.text("tpot_ms", "")),
+            drain=_drain_mode(invocation),
+        )
+    _show(admin, invocation)
 
 
 def _flip(admin: Admin, invocation: Invocation) -> None:
@@ -225,6 +269,7 @@ def cluster_lines(cluster: Cluster) -> list[str]:
     workers: list[Sequence[str]] = [(*heading, *loads)]
     workers += [_worker_row(worker) for worker in cluster.workers]
     problems = [f"{pool.role}: {pool.problem}" for pool in cluster.pools if pool.problem]
+    scaling = [_autoscaling(pool) for pool in cluster.pools if pool.autoscaling is not None]
     details = [f"{one.worker_id}: {one.detail}" for one in cluster.workers if one.detail]
     settled = cluster.is_settled_for(cluster.version)
     return [
@@ -233,9 +278,18 @@ def cluster_lines(cluster: Cluster) -> list[str]:
         *aligned(workers, 3),
         "",
         *problems,
+        *scaling,
         *details,
         "everything is as wanted" if settled else f"on the way: {cluster.unfinished()}",
     ]
+
+
+def _autoscaling(pool: PoolInfo) -> str:
+    info = pool.autoscaling or AutoscalingInfo(pool.size, pool.size)
+    given = (("TTFT", info.ttft_ms), ("TPOT", info.tpot_ms))
+    goals = [f"{name} {value:g} ms" for name, value in given if value is not None]
+    bounds = f"{pool.role}: {info.min} to {info.max} workers for {' and '.join(goals)}"
+    return f"{bounds}; {pool.verdict or 'nothing decided yet'}"
 
 
 def _worker_row(worker: WorkerInfo) -> tuple[str, ...]:

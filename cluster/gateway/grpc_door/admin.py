@@ -63,6 +63,14 @@ class AdminService:
         command = gateway_pb2.Command(scale=message)
         return pb.ScalePoolResponse(cluster=await self._ask(message, command, call))
 
+    async def autoscale_pool(
+        self, message: pb.AutoscalePoolRequest, call: Call
+    ) -> pb.AutoscalePoolResponse:
+        """`AutoscalePool`."""
+        _check_enum(message.pool, "pool")
+        command = gateway_pb2.Command(autoscale=message)
+        return pb.AutoscalePoolResponse(cluster=await self._ask(message, command, call))
+
     async def flip_worker(self, message: pb.FlipWorkerRequest, call: Call) -> pb.FlipWorkerResponse:
         """`FlipWorker`."""
         _check_enum(message.role, "role")
@@ -109,6 +117,7 @@ class AdminService:
         return {
             f"/{SERVICE}/GetCluster": single.unary(pb.GetClusterRequest, self.get_cluster),
             f"/{SERVICE}/ScalePool": single.unary(pb.ScalePoolRequest, self.scale_pool),
+            f"/{SERVICE}/AutoscalePool": single.unary(pb.AutoscalePoolRequest, self.autoscale_pool),
             f"/{SERVICE}/FlipWorker": single.unary(pb.FlipWorkerRequest, self.flip_worker),
             f"/{SERVICE}/DrainWorker": single.unary(pb.DrainWorkerRequest, self.drain_worker),
             f"/{SERVICE}/RestartWorkers": single.unary(

@@ -43,6 +43,7 @@ class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVENT_KIND_LOST: _ClassVar[EventKind]
     EVENT_KIND_GAVE_UP: _ClassVar[EventKind]
     EVENT_KIND_SETTLED: _ClassVar[EventKind]
+    EVENT_KIND_AUTOSCALED: _ClassVar[EventKind]
 WORKER_ROLE_UNSPECIFIED: WorkerRole
 WORKER_ROLE_PREFILL: WorkerRole
 WORKER_ROLE_DECODE: WorkerRole
@@ -67,18 +68,39 @@ EVENT_KIND_ENDED: EventKind
 EVENT_KIND_LOST: EventKind
 EVENT_KIND_GAVE_UP: EventKind
 EVENT_KIND_SETTLED: EventKind
+EVENT_KIND_AUTOSCALED: EventKind
+
+class Autoscaling(_message.Message):
+    __slots__ = ("min", "max", "ttft_ms", "tpot_ms")
+    MIN_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    TPOT_MS_FIELD_NUMBER: _ClassVar[int]
+    min: int
+    max: int
+    ttft_ms: float
+    tpot_ms: float
+    def __init__(self, min: _Optional[int] = ..., max: _Optional[int] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ...) -> None: ...
 
 class Pool(_message.Message):
-    __slots__ = ("role", "size", "serving", "problem")
+    __slots__ = ("role", "size", "serving", "problem", "autoscaling", "verdict", "grown", "shrunk")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     SERVING_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    AUTOSCALING_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    GROWN_FIELD_NUMBER: _ClassVar[int]
+    SHRUNK_FIELD_NUMBER: _ClassVar[int]
     role: WorkerRole
     size: int
     serving: int
     problem: str
-    def __init__(self, role: _Optional[_Union[WorkerRole, str]] = ..., size: _Optional[int] = ..., serving: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
+    autoscaling: Autoscaling
+    verdict: str
+    grown: int
+    shrunk: int
+    def __init__(self, role: _Optional[_Union[WorkerRole, str]] = ..., size: _Optional[int] = ..., serving: _Optional[int] = ..., problem: _Optional[str] = ..., autoscaling: _Optional[_Union[Autoscaling, _Mapping]] = ..., verdict: _Optional[str] = ..., grown: _Optional[int] = ..., shrunk: _Optional[int] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
     __slots__ = ("running", "waiting", "receiving", "free_blocks", "total_blocks", "leased_blocks")
@@ -175,6 +197,24 @@ class ScalePoolRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., pool: _Optional[_Union[WorkerRole, str]] = ..., size: _Optional[int] = ..., drain: _Optional[_Union[DrainMode, str]] = ...) -> None: ...
 
 class ScalePoolResponse(_message.Message):
+    __slots__ = ("cluster",)
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    cluster: Cluster
+    def __init__(self, cluster: _Optional[_Union[Cluster, _Mapping]] = ...) -> None: ...
+
+class AutoscalePoolRequest(_message.Message):
+    __slots__ = ("request_id", "pool", "autoscaling", "drain")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    AUTOSCALING_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    pool: WorkerRole
+    autoscaling: Autoscaling
+    drain: DrainMode
+    def __init__(self, request_id: _Optional[str] = ..., pool: _Optional[_Union[WorkerRole, str]] = ..., autoscaling: _Optional[_Union[Autoscaling, _Mapping]] = ..., drain: _Optional[_Union[DrainMode, str]] = ...) -> None: ...
+
+class AutoscalePoolResponse(_message.Message):
     __slots__ = ("cluster",)
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     cluster: Cluster

@@ -44,6 +44,11 @@ class AdminStub:
                 request_serializer=twinflow_dot_v1_dot_admin__pb2.ScalePoolRequest.SerializeToString,
                 response_deserializer=twinflow_dot_v1_dot_admin__pb2.ScalePoolResponse.FromString,
                 _registered_method=True)
+        self.AutoscalePool = channel.unary_unary(
+                '/twinflow.v1.Admin/AutoscalePool',
+                request_serializer=twinflow_dot_v1_dot_admin__pb2.AutoscalePoolRequest.SerializeToString,
+                response_deserializer=twinflow_dot_v1_dot_admin__pb2.AutoscalePoolResponse.FromString,
+                _registered_method=True)
         self.FlipWorker = channel.unary_unary(
                 '/twinflow.v1.Admin/FlipWorker',
                 request_serializer=twinflow_dot_v1_dot_admin__pb2.FlipWorkerRequest.SerializeToString,
@@ -83,6 +88,13 @@ class AdminServicer:
 
     def ScalePool(self, request, context):
         """Gives a pool another size.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AutoscalePool(self, request, context):
+        """Lets a pool size itself by an objective, or ends that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,6 +147,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ScalePool,
                     request_deserializer=twinflow_dot_v1_dot_admin__pb2.ScalePoolRequest.FromString,
                     response_serializer=twinflow_dot_v1_dot_admin__pb2.ScalePoolResponse.SerializeToString,
+            ),
+            'AutoscalePool': grpc.unary_unary_rpc_method_handler(
+                    servicer.AutoscalePool,
+                    request_deserializer=twinflow_dot_v1_dot_admin__pb2.AutoscalePoolRequest.FromString,
+                    response_serializer=twinflow_dot_v1_dot_admin__pb2.AutoscalePoolResponse.SerializeToString,
             ),
             'FlipWorker': grpc.unary_unary_rpc_method_handler(
                     servicer.FlipWorker,
@@ -216,6 +233,33 @@ class Admin:
             '/twinflow.v1.Admin/ScalePool',
             twinflow_dot_v1_dot_admin__pb2.ScalePoolRequest.SerializeToString,
             twinflow_dot_v1_dot_admin__pb2.ScalePoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AutoscalePool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinflow.v1.Admin/AutoscalePool',
+            twinflow_dot_v1_dot_admin__pb2.AutoscalePoolRequest.SerializeToString,
+            twinflow_dot_v1_dot_admin__pb2.AutoscalePoolResponse.FromString,
             options,
             channel_credentials,
             insecure,

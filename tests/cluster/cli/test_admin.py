@@ -57,6 +57,24 @@ async def test_a_change_is_shown_until_it_is_done() -> None:
         assert ran.out == "Accepted.\n"
 
 
+async def test_a_pool_that_sizes_itself_says_by_what() -> None:
+    async with admin_door(prefill=1, decode=1) as door:
+        words = ("decode", "--min", "2", "--max", "4", "--tpot-ms", "40")
+        ran = await admin(door, "autoscale", *words)
+        assert (ran.status, ran.err) == (0, "")
+        assert "decode: 2 to 4 workers for TPOT 40 ms" in ran.out
+        ran = await admin(door, "scale", "decode", "1")
+        assert ran.status == 1
+        assert "The decode pool is scaled automatically: end that first." in ran.err
+        ran = await admin(door, "autoscale", "decode", "--off")
+        assert ran.status == 0
+        assert "workers for" not in ran.out
+        ran = await admin(door, "autoscale", "decode")
+        assert "--max: must be given" in ran.err
+        ran = await admin(door, "autoscale", "decode", "--max", "x", "--tpot-ms", "-1")
+        assert "--max 'x'" in ran.err and "--tpot-ms '-1'" in ran.err
+
+
 async def test_a_flip() -> None:
     async with admin_door(prefill=2, decode=1) as door:
         ran = await admin(door, "flip", "prefill-1", "decode")

@@ -9,7 +9,7 @@ import pytest
 from tests.support.admin_doors import ADMIN_TOKEN, admin_door
 
 from twinflow import Admin
-from twinflow.cluster.client.cluster_view import Cluster
+from twinflow.cluster.client.cluster_view import AutoscalingInfo, Cluster
 from twinflow.cluster.router.snapshot import Route, WorkerView
 from twinflow.protos.errors import (
     CheckpointError,
@@ -47,6 +47,32 @@ async def test_every_change_is_waited_for() -> None:
 
         await asyncio.to_thread(change)
         assert {duty.role for duty in door.follower.duties} == {"prefill", "decode"}
+
+
+async def test_a_pool_sizes_itself_until_that_ends() -> None:
+    async with admin_door(prefill=1, decode=1) as door:
+
+        def change() -> None:
+            with Admin(door.target, token=ADMIN_TOKEN, timeout_s=60.0) as admin:
+                admin.pools.autoscale("decode", min=2, max=8, tpot_ms=40)
+                told = {pool.role: pool for pool in admin.cluster().pools}
+                assert told["decode"].autoscaling == AutoscalingInfo(2, 8, tpot_ms=40.0)
+                assert told["decode"].size == 2
+                assert told["prefill"].autoscaling is None
+                with pytest.raises(InvalidRequest, match="scaled automatically"):
+                    admin.pools.scale("decode", 1)
+                with pytest.raises(InvalidRequest, match="needs ttft_ms"):
+                    admin.pools.autoscale("prefill", min=1, max=2)
+                with pytest.raises(InvalidRequest, match="not 3 and 2"):
+                    admin.pools.autoscale("decode", min=3, max=2, tpot_ms=1)
+                with pytest.raises(InvalidRequest, match="these sizes"):
+                    admin.pools.autoscale("decode", min=-1, max=2)
+                admin.pools.autoscale_off("decode")
+                told = {pool.role: pool for pool in admin.cluster().pools}
+                assert told["decode"].autoscaling is None
+                assert pools(admin.pools.scale("decode", 1))["decode"] == (1, 1)
+
+        await asyncio.to_thread(change)
 
 
 async def test_what_cannot_be_done_is_the_caller_s_mistake() -> None:

@@ -280,3 +280,77 @@ def test_what_an_exchange_that_failed_would_have_told_is_told_by_the_next() -> N
     stage.tick(2)
     assert len(stage.gateway.told) == 4
     assert stage.gateway.table["decode-1"].epoch == 3
+
+
+class Scaled(Stage):
+    """A stage whose decode pool sizes itself."""
+
+    def __init__(self, request_id: str = "a1", **sizes: int) -> None:
+        super().__init__(**sizes)
+        policy = pb.Autoscaling(min=1, max=3, tpot_ms=40.0)
+        request = pb.AutoscalePoolRequest(
+            request_id=request_id, pool=pb.WORKER_ROLE_DECODE, autoscaling=policy
+        )
+        self.gateway.commands.append(gateway_pb2.Command(autoscale=request))
+        self.load(0.5)
+
+    def load(self, full: float, waiting: int = 0) -> None:
+        """Every decode worker is so full from now on."""
+        load = gateway_pb2.Load(running=10, waiting=waiting, full=full)
+        self.gateway.loads = {f"decode-{number}": load for number in range(4)}
+
+    def run(self, seconds: float) -> None:
+        for _ in range(round(seconds)):
+            self.tick(seconds=1.0)
+            for name, seen in list(self.fleet.sightings.items()):
+                if seen.state == "starting":
+                    self.ready(name)
+                elif f"stop {name} 600" in self.fleet.log[-2:]:
+                    self.gone(name)
+
+    @property
+    def decode(self) -> pb.Pool:
+        return {pool.role: pool for pool in self.cluster.pools}[pb.WORKER_ROLE_DECODE]
+
+
+def test_a_pool_that_sizes_itself_follows_its_load() -> None:
+    stage = Scaled(prefill=1, decode=1)
+    stage.run(30)
+    assert stage.decode.size == 1
+    assert stage.decode.autoscaling.max == 3
+    stage.load(0.9, waiting=5)
+    stage.run(60)
+    assert (stage.decode.size, stage.decode.serving) == (3, 3)
+    stage.load(0.1)
+    stage.run(400)
+    assert (stage.decode.size, stage.decode.serving) == (1, 1)
+    # The window takes the new load in bit by bit.
+    assert 1 <= stage.decode.grown <= 2 and 1 <= stage.decode.shrunk <= 2
+    assert "load 0.1" in stage.decode.verdict
+    decisions = [text for text in stage.gateway.told if text.startswith("decode pool")]
+    assert decisions[0].startswith("decode pool 1 → ")
+    assert "without room" in decisions[0]
+    assert any("stays at 3" in text and "max is 3" in text for text in decisions)
+    changes = [text for text in decisions if "→" in text]
+    assert "→ 1: load 0." in changes[-1]
+
+
+def test_nothing_is_decided_while_the_gateway_says_nothing() -> None:
+    stage = Scaled(prefill=1, decode=1)
+    stage.run(30)
+    stage.load(0.9, waiting=5)
+    stage.gateway.trouble = Unavailable("the gateway is restarting")
+    stage.run(60)
+    assert stage.controller.desired.sizes["decode"] == 1
+
+
+def test_the_same_request_to_autoscale_is_taken_once() -> None:
+    stage = Scaled(prefill=1, decode=1)
+    stage.gateway.commands *= 2
+    stage.run(3)
+    assert (
+        stage.gateway.told.count(
+            "wanted: decode pool sizes itself: 1 to 3 workers for TPOT 40 ms (drain: finish)"
+        )
+        == 1
+    )

@@ -33,7 +33,7 @@ def test_a_sequence_that_finished(registry: CollectorRegistry, metrics: GatewayM
     metrics.accepted(1, prompt_tokens=7)
     assert sample(registry, "twinflow:requests_in_flight") == 1
     metrics.first_token(0.5)
-    metrics.inter_token(0.25)
+    metrics.inter_token(0.25, 1)
     metrics.delivered(2)
     phases = [
         PhaseTime("queue", 0.1),

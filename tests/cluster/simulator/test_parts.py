@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twinflow.cluster.latency_counts import LatencyCounts
 from twinflow.cluster.simulator.agenda import Agenda
 from twinflow.cluster.simulator.config import Deployment
 from twinflow.cluster.simulator.lengths import Lengths
-from twinflow.cluster.simulator.measures import GapCounts, Measures, Objective, Progress
+from twinflow.cluster.simulator.measures import Measures, Objective, Progress
 from twinflow.cluster.simulator.report import Spread
 from twinflow.cluster.simulator.run_ahead import Run
 from twinflow.cluster.simulator.traces import Shape
@@ -112,7 +113,7 @@ def test_a_run_is_noticed_at_the_end_of_a_step(
 
 @given(st.lists(st.floats(1e-4, 10.0), min_size=1, max_size=50), st.sampled_from([50, 90, 99]))
 def test_percentiles_of_gaps_are_within_a_class(values: list[float], q: int) -> None:
-    counts = GapCounts()
+    counts = LatencyCounts()
     for value in values:
         counts.add(value)
     rank = max(-(-q * len(values) // 100), 1)
@@ -123,12 +124,12 @@ def test_percentiles_of_gaps_are_within_a_class(values: list[float], q: int) -> 
 
 
 def test_runs_of_growing_gaps_are_spread() -> None:
-    counts = GapCounts()
+    counts = LatencyCounts()
     counts.add_run(1.0, 2.0, 101, 3)
     counts.add_run(1.0, 1.0001, 10, 1)
     assert int(counts.counts.sum()) == 313
     assert counts.percentile(50) == pytest.approx(1.5, rel=0.02)
-    assert GapCounts().percentile(50) is None
+    assert LatencyCounts().percentile(50) is None
 
 
 def test_measures_of_a_request() -> None:

@@ -196,7 +196,7 @@ class RequestOutput(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[PositionLogprobs, _Mapping]]] = ..., finish_reason: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., cached_tokens: _Optional[int] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ...) -> None: ...
 
 class WorkerStats(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "num_receiving", "waiting_tokens", "free_blocks", "total_blocks", "leased_blocks", "prompt_tokens", "generation_tokens", "preemptions", "prefix_queries", "prefix_hits", "handoff_bytes", "handoff_seconds", "handoffs_completed", "handoffs_failed", "digests_refused", "draining", "steps", "ranks", "expert_layers", "speculation", "lanes", "quarantined_blocks")
+    __slots__ = ("num_running", "num_waiting", "num_receiving", "waiting_tokens", "free_blocks", "total_blocks", "leased_blocks", "prompt_tokens", "generation_tokens", "preemptions", "prefix_queries", "prefix_hits", "handoff_bytes", "handoff_seconds", "handoffs_completed", "handoffs_failed", "digests_refused", "draining", "steps", "ranks", "expert_layers", "speculation", "lanes", "quarantined_blocks", "busy_seconds")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     NUM_RECEIVING_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +221,7 @@ class WorkerStats(_message.Message):
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     QUARANTINED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     num_receiving: int
@@ -245,7 +246,8 @@ class WorkerStats(_message.Message):
     speculation: SpeculationStats
     lanes: LaneStats
     quarantined_blocks: int
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_receiving: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., handoff_bytes: _Optional[int] = ..., handoff_seconds: _Optional[float] = ..., handoffs_completed: _Optional[int] = ..., handoffs_failed: _Optional[int] = ..., digests_refused: _Optional[int] = ..., draining: _Optional[bool] = ..., steps: _Optional[int] = ..., ranks: _Optional[int] = ..., expert_layers: _Optional[_Iterable[_Union[ExpertLayerStats, _Mapping]]] = ..., speculation: _Optional[_Union[SpeculationStats, _Mapping]] = ..., lanes: _Optional[_Union[LaneStats, _Mapping]] = ..., quarantined_blocks: _Optional[int] = ...) -> None: ...
+    busy_seconds: float
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_receiving: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., handoff_bytes: _Optional[int] = ..., handoff_seconds: _Optional[float] = ..., handoffs_completed: _Optional[int] = ..., handoffs_failed: _Optional[int] = ..., digests_refused: _Optional[int] = ..., draining: _Optional[bool] = ..., steps: _Optional[int] = ..., ranks: _Optional[int] = ..., expert_layers: _Optional[_Iterable[_Union[ExpertLayerStats, _Mapping]]] = ..., speculation: _Optional[_Union[SpeculationStats, _Mapping]] = ..., lanes: _Optional[_Union[LaneStats, _Mapping]] = ..., quarantined_blocks: _Optional[int] = ..., busy_seconds: _Optional[float] = ...) -> None: ...
 
 class LaneStats(_message.Message):
     __slots__ = ("backend", "prefill_processors", "decode_processors", "switches", "prefill_steps", "decode_steps", "prefill_seconds", "decode_seconds", "both_seconds")
