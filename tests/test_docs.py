@@ -23,6 +23,7 @@ from tests.support.http_gateway import http_gateway
 from tests.support.served_models import write_tiny_model
 
 from twinflow.cluster.cli.main import build_parser
+from twinflow.cluster.gateway.admin_desk import AdminDesk
 from twinflow.cluster.gateway.grpc_door import GrpcConfig
 from twinflow.cluster.gateway.http.app import create_app
 from twinflow.cluster.gateway.http.config import HttpConfig
@@ -30,6 +31,7 @@ from twinflow.cluster.gateway.http.dependencies import HttpDependencies
 from twinflow.cluster.gateway.http.gate import OPEN_PATHS
 from twinflow.cluster.gateway.latent_metrics import export_loss
 from twinflow.cluster.gateway.metrics import GatewayMetrics
+from twinflow.cluster.gateway.pool_metrics import PoolCollector
 from twinflow.cluster.gateway.validation import unsupported
 from twinflow.cluster.gateway.validation.chat import ChatFields
 from twinflow.cluster.gateway.validation.completion import CompletionFields
@@ -207,6 +209,7 @@ def test_errors_are_those_of_the_tree() -> None:
 def test_metrics_are_those_of_the_registry() -> None:
     registry = CollectorRegistry()
     GatewayMetrics(registry, "tiny")
+    registry.register(PoolCollector("tiny", AdminDesk()))
     export_loss(registry, "tiny", quality_row())
     exposed = {(family.name, family.type) for family in registry.collect()}
     rows = API.table("metric", "kind", "what")
