@@ -4,7 +4,10 @@ killed, frozen and interrupted like one.
 """
 
 import json
+import os
+import signal
 import sys
+import threading
 from dataclasses import asdict
 from typing import TextIO
 
@@ -44,12 +47,20 @@ class LineUI:
 def main() -> int:
     """Serve as the first line of standard input says; returns the command's exit status."""
     given = json.loads(sys.stdin.readline())
+    threading.Thread(target=_stop_with_the_runner, daemon=True).start()
     ui = LineUI(sys.stdout)
     try:
         return serve(resolve(given, process_environment(), []), ui)
     except TwinflowError as error:
         ui.message(str(error))
         return 2
+
+
+def _stop_with_the_runner() -> None:
+    """Whoever broke this deployment is gone when standard input ends: nothing may stay."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
