@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.layer_traffic import LayerTraffic
@@ -109,6 +110,10 @@ class ModelExecutor:
         sampling = [item for item in work if item.group.samples]
         if self._speculation is not None:
             self._speculation.observe(sampling, logits)
+        return self._verdicts(sampling, logits)
+
+    def _verdicts(self, sampling: Sequence[Work], logits: Tensor) -> list[SampledRun]:
+        """What each group gets; logits [sampled rows, vocabulary] are overwritten."""
         states = [state for item in sampling for state in self._states_along(item)]
         sampled = iter(self._sampler.sample(logits, states))
         return [judge(w.draft, list(islice(sampled, w.group.sampled_rows))) for w in sampling]

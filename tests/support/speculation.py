@@ -18,6 +18,8 @@ from twinflow.runtime.speculative.verification.base import Chance, VerificationR
 
 Tokens = tuple[int, ...]
 Outcome = TypeVar("Outcome")
+# One in a thousand right rules has a larger score.
+CHI_SQUARE_LIMIT = 3.1
 
 
 class ScriptedChance:
@@ -179,3 +181,17 @@ def distance(models: ToyModels, law: dict[Tokens, float]) -> float:
 def mean_length(law: dict[Tokens, float]) -> float:
     """Tokens of a round, on average."""
     return sum(weight * len(tokens) for tokens, weight in law.items())
+
+
+def chi_square(observed: dict[Tokens, int], expected: dict[Tokens, float]) -> float:
+    """Normal score of Pearson's statistic (Wilson and Hilferty); rare cells are joined."""
+    trials = sum(observed.values())
+    common = [key for key, odds in expected.items() if odds * trials >= 8]
+    counts = [observed.get(key, 0) for key in common]
+    means = [expected[key] * trials for key in common]
+    counts.append(trials - sum(counts))
+    means.append(trials - sum(means))
+    freedom = len(counts) - 1
+    statistic = sum((o - e) ** 2 / e for o, e in zip(counts, means, strict=True) if e > 0.0)
+    spread = 2.0 / (9.0 * freedom)
+    return float(((statistic / freedom) ** (1 / 3) - (1.0 - spread)) / spread**0.5)

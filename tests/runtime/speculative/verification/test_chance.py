@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.support.speculation import Tokens, ToyModels, ToyTarget, propose
+from tests.support.speculation import (
+    CHI_SQUARE_LIMIT,
+    Tokens,
+    ToyModels,
+    ToyTarget,
+    chi_square,
+    propose,
+)
 
 from twinflow.runtime.sampling.noise import mix64, stream_key
 from twinflow.runtime.speculative.draft import Siblings
@@ -37,20 +44,6 @@ def test_decisions_are_not_the_noise_of_the_same_position() -> None:
     assert first != mix64(stream_key(5, 9) + 0x9E3779B97F4A7C15) >> 48
 
 
-def chi_square(observed: dict[Tokens, int], expected: dict[Tokens, float]) -> float:
-    """Normal score of Pearson's statistic (Wilson and Hilferty); rare cells are joined."""
-    trials = sum(observed.values())
-    common = [key for key, odds in expected.items() if odds * trials >= 8]
-    counts = [observed.get(key, 0) for key in common]
-    means = [expected[key] * trials for key in common]
-    counts.append(trials - sum(counts))
-    means.append(trials - sum(means))
-    freedom = len(counts) - 1
-    statistic = sum((o - e) ** 2 / e for o, e in zip(counts, means, strict=True) if e > 0.0)
-    spread = 2.0 / (9.0 * freedom)
-    return float(((statistic / freedom) ** (1 / 3) - (1.0 - spread)) / spread**0.5)
-
-
 @pytest.mark.parametrize(
     ("name", "siblings"),
     [
@@ -71,5 +64,4 @@ def test_rounds_pass_a_chi_square_test(name: str, siblings: Siblings) -> None:
             draft = propose(behind, siblings, (0, 0, 1), chance)
             tokens += rule.verify(draft, ToyTarget(behind, draft), chance).tokens(draft)
         observed[tokens[:length]] = observed.get(tokens[:length], 0) + 1
-    # One in a thousand right rules has a larger score.
-    assert chi_square(observed, models.continuations(length)) < 3.1
+    assert chi_square(observed, models.continuations(length)) < CHI_SQUARE_LIMIT
