@@ -25,7 +25,7 @@ from twinflow.runtime.engine_plan import EngineOptions
 from twinflow.runtime.outputs import CompletionOutput, FinishReason, RequestOutput, TokenLogprobs
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams, completion_seed
-from twinflow.runtime.speculative.account import SpeculationAccount
+from twinflow.runtime.speculative.account import SpeculationAccount, together
 from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.text.chat_template import ChatTemplate, UnlimitedRenderer
 from twinflow.runtime.text.sequence_text import SequenceText, TextDelta
@@ -254,6 +254,7 @@ class LLM:
             prompt_token_ids=tuple(tokens),
             outputs=tuple(completion.output() for completion in completions),
             cached_tokens=completions[0].cached_tokens,
+            speculation=together(completion.speculation for completion in completions),
         )
 
 

@@ -133,6 +133,7 @@ class RequestOutput:
         outputs: n completions, by index.
         cached_tokens: prompt tokens found in the prefix cache.
         phases: where the time went, if that was asked for.
+        speculation: what became of tokens proposed to all completions; None if none were.
     """
 
     request_id: str
@@ -141,3 +142,4 @@ class RequestOutput:
     outputs: tuple[CompletionOutput, ...]
     cached_tokens: int = 0
     phases: tuple[PhaseTime, ...] = ()
+    speculation: SpeculationAccount | None = field(default=None, compare=False)

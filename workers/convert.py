@@ -14,6 +14,7 @@ from twinflow.runtime.lanes.base import LaneFigures
 from twinflow.runtime.outputs import FinishReason, PhaseTime, TokenDelta, TokenLogprobs
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
+from twinflow.runtime.speculative.account import SpeculationAccount
 from twinflow.runtime.speculative.goodput.controller import GoodputFigures
 
 _FINISH_TO_PB = {
@@ -140,6 +141,8 @@ def output_to_pb(request_id: str, attempt: int, delta: TokenDelta) -> pb.Request
     )
     if delta.stop_token_id is not None:
         output.stop_token_id = delta.stop_token_id
+    if delta.speculation is not None:
+        output.speculation.CopyFrom(speculation_to_pb(delta.speculation))
     return output
 
 
@@ -164,6 +167,23 @@ def delta_from_pb(output: pb.RequestOutput) -> TokenDelta:
         stop_token_id=output.stop_token_id if output.HasField("stop_token_id") else None,
         cached_tokens=output.cached_tokens,
         phases=phases_from_pb(output.phases),
+        speculation=_speculation(output.speculation) if output.HasField("speculation") else None,
+    )
+
+
+def speculation_to_pb(account: SpeculationAccount) -> pb.SpeculationStats:
+    """What became of proposed tokens."""
+    return pb.SpeculationStats(
+        drafts=account.drafts,
+        draft_tokens=account.draft_tokens,
+        accepted_tokens=account.accepted_tokens,
+        accepted_at=account.accepted_at,
+    )
+
+
+def _speculation(stats: pb.SpeculationStats) -> SpeculationAccount:
+    return SpeculationAccount(
+        stats.drafts, stats.draft_tokens, stats.accepted_tokens, list(stats.accepted_at)
     )
 
 

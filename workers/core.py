@@ -27,7 +27,7 @@ from twinflow.runtime.layer_traffic import LayerTotals
 from twinflow.runtime.lifecycle import ReceiveOrder
 from twinflow.runtime.request import Request
 from twinflow.workers.config import WorkerConfig
-from twinflow.workers.convert import goodput_to_pb, lane_stats_to_pb
+from twinflow.workers.convert import goodput_to_pb, lane_stats_to_pb, speculation_to_pb
 from twinflow.workers.engine_loop import EngineLoop
 from twinflow.workers.fault_points import FaultPoints, Point
 from twinflow.workers.outputs import OutputRouter, RequestOwner
@@ -171,6 +171,9 @@ class WorkerCore:
     def stats(self) -> pb.WorkerStats:
         """Load and totals, as routers and metrics want them."""
         now, handoffs = self.loop.snapshot, self.state.handoffs
+        speculation = speculation_to_pb(now.speculation)
+        if now.goodput is not None:
+            speculation.goodput.CopyFrom(goodput_to_pb(now.goodput))
         return pb.WorkerStats(
             num_running=now.num_running,
             num_waiting=now.num_waiting,
@@ -194,13 +197,7 @@ class WorkerCore:
             busy_seconds=now.busy_seconds,
             ranks=self.config.tensor_parallel_size,
             expert_layers=self._expert_layers(now.experts),
-            speculation=pb.SpeculationStats(
-                drafts=now.speculation.drafts,
-                draft_tokens=now.speculation.draft_tokens,
-                accepted_tokens=now.speculation.accepted_tokens,
-                accepted_at=now.speculation.accepted_at,
-                goodput=goodput_to_pb(now.goodput) if now.goodput is not None else None,
-            ),
+            speculation=speculation,
             lanes=lane_stats_to_pb(now.lanes) if now.lanes is not None else None,
             quarantined_blocks=now.quarantined_blocks,
         )

@@ -13,6 +13,7 @@ from twinflow.runtime.outputs import (
     RequestOutput,
     TokenLogprobs,
 )
+from twinflow.runtime.speculative.account import SpeculationAccount
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +24,13 @@ class Usage:
         prompt_tokens: tokens of the prompt.
         completion_tokens: tokens of all completions together.
         cached_tokens: those of the prompt that were found in a prefix cache.
+        speculation: what became of tokens proposed to all completions; None if none were.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    speculation: SpeculationAccount | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,7 @@ def request_output(response: pb.GenerateResponse, prompt: str | None) -> Request
         prompt_token_ids=tuple(response.prompt_token_ids),
         outputs=tuple(_completion(completion) for completion in response.completions),
         cached_tokens=response.usage.cached_tokens,
+        speculation=_speculation(response.usage),
         phases=_phases(response.timeline),
     )
 
@@ -192,7 +196,18 @@ def _logprobs(entries: Iterable[pb.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
 
 
 def _usage(usage: pb.Usage) -> Usage:
-    return Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+    return Usage(
+        usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, _speculation(usage)
+    )
+
+
+def _speculation(usage: pb.Usage) -> SpeculationAccount | None:
+    if not usage.HasField("speculation"):
+        return None
+    told = usage.speculation
+    return SpeculationAccount(
+        told.drafts, told.draft_tokens, told.accepted_tokens, list(told.accepted_at)
+    )
 
 
 def _phases(timeline: pb.Timeline) -> tuple[PhaseTime, ...]:

@@ -12,6 +12,7 @@ from twinflow.cluster.gateway.text_protocols import SequenceText
 from twinflow.cluster.gateway.timeline import Milestones, Timeline, prolonged, timeline
 from twinflow.protos.errors import TwinflowError
 from twinflow.runtime.outputs import CompletionOutput, FinishReason, PhaseTime, TokenLogprobs
+from twinflow.runtime.speculative.account import SpeculationAccount, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class CompletionDelta:
         stop_reason: the stop string or stop token that ended it.
         phases: where the time on the workers went so far, if the backend told with this delta.
         cached_tokens: prompt tokens found in a prefix cache.
+        speculation: what became of tokens proposed to it so far; None if none were.
     """
 
     index: int
@@ -37,6 +39,7 @@ class CompletionDelta:
     stop_reason: str | int | None = None
     phases: tuple[PhaseTime, ...] = ()
     cached_tokens: int = 0
+    speculation: SpeculationAccount | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,14 @@ class Usage:
         prompt_tokens: of all prompts.
         completion_tokens: of all completions.
         cached_tokens: prompt tokens found in a prefix cache.
+        speculation: what became of tokens proposed to all completions, on the workers that ended
+            them; None if none were.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    speculation: SpeculationAccount | None = None
 
 
 @dataclass(slots=True)
@@ -67,6 +73,7 @@ class RunningSequence:
         delivered: tokens so far.
         last_token_at: when the latest of them left.
         cached_tokens: prompt tokens found in a prefix cache.
+        speculation: what became of tokens proposed to it, as last told.
         finish_reason: set when it has finished.
         phases: where the time on the workers went, as last told.
         told_at: when that was.
@@ -80,6 +87,7 @@ class RunningSequence:
     delivered: int = 0
     last_token_at: float = 0.0
     cached_tokens: int = 0
+    speculation: SpeculationAccount | None = None
     finish_reason: FinishReason | None = None
     phases: tuple[PhaseTime, ...] = ()
     told_at: float = 0.0
@@ -148,6 +156,7 @@ class Generation:
             prompt_tokens=sum(len(prompt) for prompt in self.prompts),
             completion_tokens=sum(sequence.delivered for sequence in self._sequences),
             cached_tokens=sum(sequence.cached_tokens for sequence in firsts),
+            speculation=together(sequence.speculation for sequence in self._sequences),
         )
 
     @property
@@ -181,6 +190,7 @@ class Generation:
             sequence.delivered += len(delta.token_ids)
             sequence.last_token_at = now
         sequence.cached_tokens = max(sequence.cached_tokens, delta.cached_tokens)
+        sequence.speculation = delta.speculation or sequence.speculation
         if delta.phases:
             sequence.phases, sequence.told_at = delta.phases, now
         if delta.finish_reason is not None:

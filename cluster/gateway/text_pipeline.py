@@ -217,6 +217,7 @@ class TextPipeline:
                     stop_reason=piece.stop_reason,
                     phases=delta.phases,
                     cached_tokens=delta.cached_tokens,
+                    speculation=delta.speculation,
                 )
                 if piece.finish_reason is not None:
                     return

@@ -3,7 +3,9 @@
 Counts only; rates are for whoever shows them.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 
 @dataclass(slots=True)
@@ -35,3 +37,17 @@ class SpeculationAccount:
         self.accepted_at.extend([0] * max(0, missing))
         for place in range(accepted):
             self.accepted_at[place] += 1
+
+
+def together(accounts: Iterable[SpeculationAccount | None]) -> SpeculationAccount | None:
+    """The totals of several; None if there are none."""
+    found = [account for account in accounts if account is not None]
+    if not found:
+        return None
+    places = zip_longest(*(account.accepted_at for account in found), fillvalue=0)
+    return SpeculationAccount(
+        sum(account.drafts for account in found),
+        sum(account.draft_tokens for account in found),
+        sum(account.accepted_tokens for account in found),
+        [sum(place) for place in places],
+    )

@@ -15,6 +15,7 @@ from twinflow import LLM, RequestOutput, SamplingParams
 from twinflow.protos.errors import ConfigError, ContextLengthExceeded, InvalidRequest
 from twinflow.runtime.outputs import FinishReason
 from twinflow.runtime.sampling_params import completion_seed
+from twinflow.runtime.speculative.account import together
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 TEXTS = ["hello world", "12 hello", "x", "The capital of France is"]
@@ -129,6 +130,7 @@ def test_tokens_do_not_depend_on_proposals(model: Path, mix: Mix, method: str) -
     each = [c.speculation for output in outputs for c in output.outputs if c.speculation]
     assert sum(account.draft_tokens for account in each) == total.draft_tokens > 0
     assert sum(account.accepted_tokens for account in each) == total.accepted_tokens
+    assert together(output.speculation for output in outputs) == total
     llm.check_integrity()
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo, Readiness, WorkerInfo
 from twinflow.protos.errors import InvalidRequest, Overloaded, TwinflowError, WorkerLost
 from twinflow.runtime.outputs import FinishReason, PhaseTime, TokenDelta, TokenLogprobs
+from twinflow.runtime.speculative.account import SpeculationAccount
 
 EOS = 257
 VOCAB_SIZE = 258
@@ -54,6 +55,7 @@ class Behaviour:
         fail_after: raise `error` instead of token number `fail_after`.
         error: what `fail_after` raises.
         cached_tokens: prompt tokens reported as found in a prefix cache.
+        speculation: reported with every delta.
     """
 
     reply: Callable[[GenerationSpec], Sequence[int]] = hashed_reply
@@ -63,6 +65,7 @@ class Behaviour:
     fail_after: int | None = None
     error: Exception = field(default_factory=lambda: WorkerLost("worker decode-0 at 10.0.0.7 died"))
     cached_tokens: int = 0
+    speculation: SpeculationAccount | None = None
 
 
 class FakeBackend:
@@ -179,6 +182,7 @@ class FakeBackend:
                 finish_reason=end,
                 stop_token_id=token if end is FinishReason.STOP else None,
                 cached_tokens=behaviour.cached_tokens,
+                speculation=behaviour.speculation,
                 phases=_phases(started, first_token) if end or not produced else (),
             )
             produced += len(chunk)

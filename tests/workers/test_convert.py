@@ -24,6 +24,7 @@ from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.runtime.outputs import FinishReason, PhaseTime, TokenDelta, TokenLogprobs
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
+from twinflow.runtime.speculative.account import SpeculationAccount
 from twinflow.workers.convert import (
     delta_from_pb,
     failure_to_pb,
@@ -130,6 +131,7 @@ class TestRequest:
         assert refused.value.param == param
 
 
+counts = st.integers(0, 2**40)
 floats = st.floats(-100, 0, width=32)
 entries = st.builds(
     TokenLogprobs,
@@ -147,6 +149,14 @@ deltas = st.builds(
     phases=st.lists(
         st.builds(PhaseTime, st.sampled_from(["queue", "prefill"]), st.floats(0, 1e6)), max_size=3
     ).map(tuple),
+    speculation=st.none()
+    | st.builds(
+        SpeculationAccount,
+        counts,
+        counts,
+        counts,
+        st.lists(counts, max_size=3),
+    ),
 )
 
 

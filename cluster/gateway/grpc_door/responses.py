@@ -124,12 +124,18 @@ def model_info(served: ModelInfo) -> pb.GetModelInfoResponse:
 
 
 def _usage(generation: Generation) -> pb.Usage:
-    usage = generation.usage
-    return pb.Usage(
+    usage, account = generation.usage, generation.usage.speculation
+    body = pb.Usage(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
     )
+    if account is not None:
+        body.speculation.drafts = account.drafts
+        body.speculation.draft_tokens = account.draft_tokens
+        body.speculation.accepted_tokens = account.accepted_tokens
+        body.speculation.accepted_at.extend(account.accepted_at)
+    return body
 
 
 def _finish_reason(reason: FinishReason) -> str:

@@ -13,6 +13,7 @@ from twinflow.cluster.gateway.http.schema import (
     ChatChoice,
     ChatChunkChoice,
     CompletionChoice,
+    CompletionTokensDetails,
     PhaseBody,
     PromptTokensDetails,
     TimelineBody,
@@ -22,6 +23,7 @@ from twinflow.cluster.gateway.text_protocols import Tokenizer
 from twinflow.cluster.gateway.timeline import Timeline
 from twinflow.cluster.gateway.validation import RequestOptions
 from twinflow.runtime.outputs import CompletionOutput
+from twinflow.runtime.speculative.account import SpeculationAccount
 
 DONE = b"data: [DONE]\n\n"
 
@@ -159,6 +161,16 @@ def usage_body(usage: Usage) -> UsageBody:
         usage.completion_tokens,
         usage.prompt_tokens + usage.completion_tokens,
         PromptTokensDetails(usage.cached_tokens),
+        UNSET if usage.speculation is None else _completion_details(usage.speculation),
+    )
+
+
+def _completion_details(account: SpeculationAccount) -> CompletionTokensDetails:
+    return CompletionTokensDetails(
+        accepted_prediction_tokens=account.accepted_tokens,
+        rejected_prediction_tokens=account.draft_tokens - account.accepted_tokens,
+        num_drafts=account.drafts,
+        accepted_tokens_per_pos=account.accepted_at,
     )
 
 

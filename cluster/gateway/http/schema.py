@@ -16,6 +16,15 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct, frozen=True):
+    """What became of tokens that were proposed: OpenAI's names, and two of ours."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+    num_drafts: int
+    accepted_tokens_per_pos: list[int]
+
+
 class UsageBody(msgspec.Struct, frozen=True):
     """Tokens of a request."""
 
@@ -23,6 +32,7 @@ class UsageBody(msgspec.Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
 class PhaseBody(msgspec.Struct, frozen=True):

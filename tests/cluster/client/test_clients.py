@@ -31,6 +31,7 @@ from twinflow.protos.errors import (
     WorkerLost,
 )
 from twinflow.runtime.outputs import FinishReason
+from twinflow.runtime.speculative.account import SpeculationAccount
 
 
 @dataclass
@@ -81,7 +82,9 @@ def connect(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 
 async def test_generate(connect: Callable[..., Any]) -> None:
-    backend = FakeBackend(Behaviour(reply=lambda _spec: b"Paris.", cached_tokens=2))
+    account = SpeculationAccount(3, 9, 5, [3, 2])
+    behaviour = Behaviour(reply=lambda _: b"Paris.", cached_tokens=2, speculation=account)
+    backend = FakeBackend(behaviour)
     async with running_door(backend) as door, connect(door) as client:
         output = await client.run("generate", "Capital?", max_tokens=20, stop=["."], logprobs=1)
     [completion] = output.outputs
@@ -91,6 +94,7 @@ async def test_generate(connect: Callable[..., Any]) -> None:
     assert bytes(completion.token_ids) == b"Paris."
     assert [entry.token_id for entry in completion.logprobs] == list(b"Paris.")
     assert output.cached_tokens == 2
+    assert output.speculation == account
     assert output.request_id
     assert output.phases == ()
 

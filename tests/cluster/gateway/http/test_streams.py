@@ -15,6 +15,7 @@ from tests.support.http_gateway import (
 )
 
 from twinflow.protos.errors import DeadlineExceeded, EngineError, TwinflowError
+from twinflow.runtime.speculative.account import SpeculationAccount
 
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
@@ -79,6 +80,20 @@ def test_a51_with_many_completions_each_has_its_role(gateway: HttpGateway) -> No
         mine = [c for e in events.data for c in e["choices"] if c["index"] == index]
         assert mine[0]["delta"] == {"role": "assistant", "content": "a"}
         assert [choice["finish_reason"] for choice in mine] == [None, None, "stop"]
+
+
+@pytest.mark.parametrize(("path", "body"), PATHS)
+def test_usage_tells_what_became_of_proposed_tokens(
+    gateway: HttpGateway, path: str, body: dict[str, object]
+) -> None:
+    saying(gateway, "abc", speculation=SpeculationAccount(2, 7, 4, [2, 1, 1]))
+    usage = gateway.post(path, body | {"n": 2}).json()["usage"]
+    assert usage["completion_tokens_details"] == {
+        "accepted_prediction_tokens": 8,
+        "rejected_prediction_tokens": 6,
+        "num_drafts": 4,
+        "accepted_tokens_per_pos": [4, 2, 2],
+    }
 
 
 @pytest.mark.parametrize(("path", "body"), PATHS, ids=["A52-chat", "A52-completion"])
