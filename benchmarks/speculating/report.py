@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.load.spread import Spread, ratios, spread
-from benchmarks.reporting import markdown_table, new_figure, ranges
+from benchmarks.reporting import error_bars, markdown_table, new_figure
 from benchmarks.speculating.arms import NONE
 from benchmarks.speculating.serving import Served
 from benchmarks.speculating.stages import BASE, Times
@@ -112,8 +113,9 @@ def serving_table(cells: Sequence[Cell]) -> str:
 
 def draw_serving(cells: Sequence[Cell]) -> Figure:
     """Tokens per pass at one sequence, and TPOT by concurrency."""
-    figure = new_figure(13, 5)
-    left, right = figure.subplots(1, 2)
+    several = len({cell.concurrency for cell in cells}) > 1
+    figure = new_figure(13 if several else 7, 5)
+    left, *others = figure.subplots(1, 2 if several else 1, squeeze=False)[0]
     least = min(cell.concurrency for cell in cells)
     arms = list(dict.fromkeys(cell.arm for cell in cells if cell.arm != NONE))
     tasks = list(dict.fromkeys(cell.task for cell in cells))
@@ -126,15 +128,21 @@ def draw_serving(cells: Sequence[Cell]) -> Figure:
     left.set(xlabel="tokens per target pass", title=f"{least} at a time")
     left.axvline(1.0, color="black", linewidth=0.8)
     left.legend(fontsize="small")
-    for arm in arms:
-        line = [c for c in cells if c.arm == arm and c.task == tasks[0]]
-        at, found = [c.concurrency for c in line], [c.tpot_ratio.median for c in line]
-        right.plot(at, found, marker="o", label=arm)
-    right.axhline(1.0, color="black", linewidth=0.8)
-    right.set(xlabel="sequences at a time", ylabel="TPOT to that of none", title=tasks[0])
-    right.set_xscale("log", base=2)
-    right.legend(fontsize="x-small")
+    for right in others:
+        _draw_concurrency(right, [cell for cell in cells if cell.task == tasks[0]], arms)
+        right.set(title=tasks[0])
     return figure
+
+
+def _draw_concurrency(axes: Axes, cells: Sequence[Cell], arms: Sequence[str]) -> None:
+    for arm in arms:
+        line = [cell for cell in cells if cell.arm == arm]
+        at, found = [c.concurrency for c in line], [c.tpot_ratio for c in line]
+        error_bars(axes, at, found, arm)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set(xlabel="sequences at a time", ylabel="TPOT to that of none")
+    axes.set_xscale("log", base=2)
+    axes.legend(fontsize="x-small")
 
 
 def stage_table(times: Times) -> str:
@@ -167,8 +175,7 @@ def draw_stages(times: Times) -> Figure:
             sizes = [size for one, own, size in times if (one, own) == (shape, layout)]
             base = times[(shape, *BASE)]
             found = [ratios(base, times[shape, layout, size]) for size in sizes]
-            medians = [each.median for each in found]
-            axes.errorbar(sizes, medians, yerr=ranges(found), marker="o", capsize=3, label=layout)
+            error_bars(axes, sizes, found, layout)
         axes.axhline(1.0, color="black", linewidth=0.8)
         axes.set(title=shape, xlabel="layers side by side", ylabel="times as quick")
         axes.legend(fontsize="small")
