@@ -28,6 +28,7 @@ class EngineConfig:
         num_speculative_tokens: most tokens proposed to a request at a time; 0 for no speculation.
         watermark: share of the blocks that admission leaves idle, so that running requests can
             grow for a while before one must be preempted.
+        check_steps: check what must hold of proposals before every step; slow, for tests.
         max_step_failures: consecutive failed steps after which the engine gives up.
     """
 
@@ -45,6 +46,7 @@ class EngineConfig:
     ttft_objective: float | None = None
     num_speculative_tokens: int = 0
     watermark: float = 0.01
+    check_steps: bool = False
     max_step_failures: int = 3
 
     def __post_init__(self) -> None:

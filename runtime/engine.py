@@ -34,6 +34,7 @@ from twinflow.runtime.request import Request, RequestStatus, Wave
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerState
 from twinflow.runtime.speculative.draft import NOTHING
 from twinflow.runtime.speculative.goodput.controller import GoodputController, GoodputFigures
+from twinflow.runtime.speculative.invariants import check_step
 from twinflow.runtime.step_plan import RowGroup, StepPlan
 
 
@@ -248,6 +249,8 @@ class Engine:
             branches = self._proposals.reserve(request, draft)
             blocks = self.blocks.blocks(request.request_id)
             work.append(Work(request, group, blocks, draft, branches))
+        if self._config.check_steps:
+            check_step(work, self.blocks)
         return work
 
     def _decoding_next(self) -> tuple[Request, ...]:

@@ -151,6 +151,10 @@ class BlockManager:
         """Length of a sequence's block table."""
         return len(self.blocks(request_id))
 
+    def is_private(self, block: int) -> bool:
+        """Whether one sequence holds a block and no other can find it."""
+        return self._pool.is_private(block)
+
     def num_reclaimable(self, request_id: str) -> int:
         """Blocks that go idle when the sequence is freed: those nobody else holds.
 

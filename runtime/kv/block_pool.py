@@ -47,6 +47,10 @@ class BlockPool:
         """How many holders a block has."""
         return self._references[block]
 
+    def is_private(self, block: int) -> bool:
+        """Whether a block has one holder and cannot be found by others."""
+        return self._references[block] == 1 and block not in self._names
+
     def num_shared(self, blocks: Iterable[int]) -> int:
         """How many of the blocks have more than one holder."""
         references = self._references

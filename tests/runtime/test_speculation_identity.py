@@ -58,7 +58,7 @@ def model(name: str) -> Model:
 def engine_config(**changes: object) -> EngineConfig:
     settings: dict[str, object] = {
         "max_model_len": 96, "num_blocks": 100, "max_num_batched_tokens": 64, "max_num_seqs": 8,
-        "num_speculative_tokens": 4,
+        "num_speculative_tokens": 4, "check_steps": True,
     }  # fmt: skip
     return EngineConfig(**(settings | changes))  # type: ignore[arg-type]
 

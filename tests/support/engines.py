@@ -235,6 +235,7 @@ def create_engine(
         tbt_objective=spec.tbt_objective,
         ttft_objective=spec.ttft_objective,
         num_speculative_tokens=spec.num_speculative_tokens,
+        check_steps=True,
     )
     blocks = BlockManager(
         spec.num_blocks,
