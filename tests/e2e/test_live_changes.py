@@ -104,3 +104,42 @@ async def test_pools_change_under_load(tiny_model: Path) -> None:
         assert metrics.failed == metrics.aborted == 0
         assert metrics.finished == load.answered + 1
         assert metrics.workers == {worker.worker_id for worker in admin.workers.list()}
+
+
+async def test_a_pool_sizes_itself_under_load(tiny_model: Path) -> None:
+    """Open loop: requests come at their times, whoever has answered; a burst, then a trickle."""
+    expected = await asyncio.to_thread(answers, tiny_model)
+    flags = (*FLAGS, "--max-num-seqs", "4")
+    with (
+        serving(tiny_model, *flags) as deployment,
+        Admin(deployment.grpc_target, token=TOKEN, timeout_s=100.0) as admin,
+    ):
+        await asyncio.to_thread(admin.pools.autoscale, "decode", min=1, max=2, tpot_ms=1000)
+        coming: set[asyncio.Task[None]] = set()
+        answered = 0
+        async with CompletionsClient(deployment) as client:
+
+            async def ask(number: int) -> None:
+                nonlocal answered
+                index = number % len(ASKS)
+                assert await client.streamed(ASKS[index]) == expected[index]
+                answered += 1
+
+            async def come(pause_s: float, decode: int) -> None:
+                """Let requests come until so many decode workers serve."""
+                number = 0
+                async with asyncio.timeout(QUIET_S + 150.0):
+                    while sizes(await asyncio.to_thread(admin.cluster)) != (1, decode):
+                        coming.add(asyncio.create_task(ask(number)))
+                        number += 1
+                        await asyncio.sleep(pause_s)
+
+            await come(0.02, 2)
+            await asyncio.gather(*coming)
+            await come(2.0, 1)
+            await asyncio.gather(*coming)
+        told = {pool.role: pool for pool in admin.cluster().pools}["decode"]
+        assert (told.grown, told.shrunk) == (1, 1)
+        metrics = deployment.wait_idle()
+        assert metrics.failed == metrics.aborted == 0
+        assert metrics.finished == answered
