@@ -292,6 +292,17 @@ class ServeConfig(BaseModel):
     )
     """Prompt tokens that may wait for their first token; beyond that the answer is 429."""
 
+    max_key_queued_reqs: Annotated[Count | None, Group.LIMITS] = None
+    """Requests of one API key that may wait for their first token; one more is answered with
+    429."""
+
+    max_key_queued_tokens: Annotated[Count | None, Group.LIMITS] = None
+    """Prompt tokens of one API key that may wait for their first token; beyond that, 429."""
+
+    fair_tokens: Annotated[Count | None, Group.LIMITS] = None
+    """Prompt tokens that workers have without a first token, while the rest waits and API keys take
+    turns that are fair in tokens; without it, every request is sent on at once."""
+
     kv_transfer_timeout: Annotated[Seconds, Field(gt=0), Group.LIMITS] = 10.0
     """Seconds that each wait of a KV hand-off may take before the prompt is computed where it is
     needed."""

@@ -24,12 +24,16 @@ class AdmissionLimits:
         max_requests: sequences without a first token.
         max_tokens: their prompt tokens.
         max_bytes: memory they take in the gateway, as estimated.
+        max_key_requests: sequences of one API key without a first token; None for no such bound.
+        max_key_tokens: their prompt tokens; likewise.
         retry_after_s: what a refused client is told to wait.
     """
 
     max_requests: int = 1024
     max_tokens: int = 4_000_000
     max_bytes: int = 256 * 1024 * 1024
+    max_key_requests: int | None = None
+    max_key_tokens: int | None = None
     retry_after_s: float = 1.0
 
 
@@ -43,6 +47,7 @@ class AdmissionQueue:
     def __init__(self, limits: AdmissionLimits) -> None:
         self._limits = limits
         self.waiting = Backlog()
+        self._keys: dict[str, Backlog] = {}
 
     @property
     def num_requests(self) -> int:
@@ -60,6 +65,7 @@ class AdmissionQueue:
         Raises:
             Overloaded: one of the bounds would be passed; nothing was counted.
         """
+        self._check_key(specs)
         limits = self._limits
         requests = self.num_requests + len(specs)
         tokens = self.num_tokens + sum(len(spec.prompt_token_ids) for spec in specs)
@@ -76,7 +82,28 @@ class AdmissionQueue:
                 )
         for spec in specs:
             self.waiting.add(spec.request_id, len(spec.prompt_token_ids))
+            key = self._keys.setdefault(spec.api_key_id, Backlog())
+            key.add(spec.request_id, len(spec.prompt_token_ids))
+
+    def _check_key(self, specs: Sequence[GenerationSpec]) -> None:
+        """Refuse what one API key would have too much of; all sequences of a request are one's."""
+        own = self._keys.get(specs[0].api_key_id, Backlog()) if specs else Backlog()
+        tokens = own.num_tokens + sum(len(spec.prompt_token_ids) for spec in specs)
+        for name, value, limit in (
+            ("requests", len(own) + len(specs), self._limits.max_key_requests),
+            ("prompt tokens", tokens, self._limits.max_key_tokens),
+        ):
+            if limit is not None and value > limit:
+                raise Overloaded(
+                    f"Too much of this API key waits ({limit} {name}); try again later.",
+                    retry_after_s=self._limits.retry_after_s,
+                )
 
     def leave(self, spec: GenerationSpec) -> None:
         """The sequence has its first token, or is over; leaving twice is fine."""
         self.waiting.remove(spec.request_id)
+        own = self._keys.get(spec.api_key_id)
+        if own is not None:
+            own.remove(spec.request_id)
+            if not len(own):
+                del self._keys[spec.api_key_id]

@@ -1,6 +1,8 @@
 """How patient a gateway is with its workers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from twinflow.cluster.dispatch.turnstile import TurnstileConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +18,7 @@ class DispatchConfig:
             reported of it until it is back.
         rejoin_s: a sequence that finds no worker at all waits so long for one to come (back).
         probe_timeout_s: a probe's tokens come within this time.
+        turnstile: what is let through to workers.
         probe_fresh_s: an answer to whether requests are served holds for so long.
     """
 
@@ -26,3 +29,4 @@ class DispatchConfig:
     rejoin_s: float = 0.0
     probe_timeout_s: float = 4.0
     probe_fresh_s: float = 1.0
+    turnstile: TurnstileConfig = field(default_factory=TurnstileConfig)

@@ -20,6 +20,7 @@ from twinflow.cluster.dispatch.history import History, Story
 from twinflow.cluster.dispatch.probe import Prober
 from twinflow.cluster.dispatch.roster import Duty, Roster
 from twinflow.cluster.dispatch.submission import build_submission
+from twinflow.cluster.dispatch.turnstile import Turnstile
 from twinflow.cluster.dispatch.worker_client import WorkerClient
 from twinflow.cluster.gateway.backend import GenerationSpec, ModelInfo, Readiness, WorkerInfo
 from twinflow.cluster.router.policy import RoutingPolicy
@@ -115,6 +116,7 @@ class Dispatcher:
         self._policy = RoutingPolicy()
         self._index = PrefixIndex(model.block_size)
         self._queue = AdmissionQueue(limits)
+        self._turnstile = Turnstile(config.turnstile)
         self._listener = listener
         self._config = config
         self._duties = duties
@@ -217,6 +219,7 @@ class Dispatcher:
         story = self._history.begin(spec.request_id, len(spec.prompt_token_ids))
         journey = _Journey(spec, self._clock() + spec.deadline_s, story)
         try:
+            await self._turnstile.enter(spec, spec.deadline_s)
             while True:
                 route = await self._find_route(journey)
                 self._history.attempt(story, route)
@@ -224,6 +227,8 @@ class Dispatcher:
                     async with aclosing(self._attempt(journey, route)) as deltas:
                         async for delta in deltas:
                             self._queue.leave(spec)
+                            self._turnstile.leave(spec)
+                            self._turnstile.generated(spec, len(delta.token_ids))
                             self._history.deliver(story, delta)
                             yield delta
                     return
@@ -235,6 +240,7 @@ class Dispatcher:
             raise
         finally:
             self._history.close(story)
+            self._turnstile.leave(spec)
             self.release(spec)
 
     def _go_on(self, journey: _Journey, route: Route, error: WorkerLost | Unavailable) -> None:
@@ -345,6 +351,7 @@ class Dispatcher:
         Raises:
             AssertionError: a count or a worker is left with a sequence that is over.
         """
+        self._turnstile.check_integrity(self._admitted.keys())
         workers = self._roster.clients.values()
         backlogs = [b for worker in workers for b in (worker.computing, worker.promised)]
         for backlog in (self._queue.waiting, *backlogs):

@@ -13,6 +13,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     Attributes:
         model: directory of the checkpoint, for tokenizer and chat template.
         names: names that requests may use, the one that answers carry first.
+        max_key_queued_requests: sequences of one API key that wait; None for no such bound.
+        max_key_queued_tokens: their prompt tokens; likewise.
+        fair_tokens: prompt tokens with workers before keys take turns; None for no turns.
         host: address that HTTP and gRPC listen on.
         port: HTTP port; 0 takes a free one.
         grpc_port: gRPC port; 0 takes a free one.
@@ -32,6 +35,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     token: str
     max_queued_requests: int
     max_queued_tokens: int
+    max_key_queued_requests: int | None = None
+    max_key_queued_tokens: int | None = None
+    fair_tokens: int | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     grpc_port: int = 50051

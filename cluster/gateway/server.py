@@ -18,6 +18,7 @@ from twinflow.cluster.dispatch.config import DispatchConfig
 from twinflow.cluster.dispatch.dispatcher import Dispatcher
 from twinflow.cluster.dispatch.history import History
 from twinflow.cluster.dispatch.roster import Duty
+from twinflow.cluster.dispatch.turnstile import TurnstileConfig
 from twinflow.cluster.dispatch.worker_client import WorkerClient
 from twinflow.cluster.gateway.admin_desk import AdminDesk
 from twinflow.cluster.gateway.auth import Authenticator
@@ -139,10 +140,15 @@ class GatewayServer:
             duties,
             config.token,
             limits=AdmissionLimits(
-                max_requests=config.max_queued_requests, max_tokens=config.max_queued_tokens
+                max_requests=config.max_queued_requests,
+                max_tokens=config.max_queued_tokens,
+                max_key_requests=config.max_key_queued_requests,
+                max_key_tokens=config.max_key_queued_tokens,
             ),
             listener=self._metrics,
-            config=DispatchConfig(rejoin_s=_REJOIN_S),
+            config=DispatchConfig(
+                rejoin_s=_REJOIN_S, turnstile=TurnstileConfig(config.fair_tokens)
+            ),
             reference=census.reference,
         )
 

@@ -223,6 +223,9 @@ def plan_gateway(
         max_model_len=config.max_model_len,
         max_queued_requests=config.max_num_queued_reqs,
         max_queued_tokens=config.max_num_queued_tokens,
+        max_key_queued_requests=config.max_key_queued_reqs,
+        max_key_queued_tokens=config.max_key_queued_tokens,
+        fair_tokens=config.fair_tokens,
         loss=latents.quality,
         seed=config.seed,
     )

@@ -57,3 +57,19 @@ def test_a_sequence_is_counted_once() -> None:
     with pytest.raises(ValueError, match="sequence a is counted already"):
         backlog.add("a", 2)
     assert backlog.num_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "bound"),
+    [({"max_key_requests": 2}, "2 requests"), ({"max_key_tokens": 29}, "29 prompt tokens")],
+)
+def test_a_key_has_bounds_of_its_own(limits: dict[str, Any], bound: str) -> None:
+    queue = AdmissionQueue(AdmissionLimits(**limits))
+    own = [create_spec(prompt=10, api_key_id="a") for _ in range(3)]
+    queue.admit(own[:2])
+    with pytest.raises(Overloaded, match=f"Too much of this API key waits \\({bound}\\)"):
+        queue.admit(own[2:])
+    queue.admit([create_spec(prompt=10, api_key_id="b")])
+    queue.leave(own[0])
+    queue.admit(own[2:])
+    assert queue.num_requests == 3

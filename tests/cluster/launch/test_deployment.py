@@ -228,6 +228,9 @@ def test_the_gateway() -> None:
         api_key=(SecretStr("key"),),
         max_num_queued_reqs=3,
         max_num_queued_tokens=4,
+        max_key_queued_reqs=6,
+        max_key_queued_tokens=7,
+        fair_tokens=8,
         seed=5,
     )
     spec = plan_gateway(config, "t")
@@ -243,6 +246,9 @@ def test_the_gateway() -> None:
         grpc_port=2,
         api_keys=("key",),
         max_queued_requests=3,
+        max_key_queued_requests=6,
+        max_key_queued_tokens=7,
+        fair_tokens=8,
         max_queued_tokens=4,
         seed=5,
     )
