@@ -196,10 +196,9 @@ class ServeConfig(BaseModel):
     max_num_seqs: Annotated[Count, Group.ENGINE] = default_of(EngineConfig, "max_num_seqs")
     """Requests that one worker runs at the same time."""
 
-    max_num_batched_tokens: Annotated[Count, Group.ENGINE] = default_of(
-        EngineConfig, "max_num_batched_tokens"
-    )
-    """Tokens that one worker computes in a step; longer prompts are computed in chunks."""
+    max_num_batched_tokens: Annotated[Count | None, Group.ENGINE] = None
+    """Tokens that one worker computes in a step (longer prompts are computed in chunks); by default
+    1024, or a whole prompt of up to 8192 with layered prefill."""
 
     enable_prefix_caching: Annotated[bool, Group.ENGINE] = True
     """Reuse the KV cache of prompts that begin alike."""
@@ -465,11 +464,11 @@ class ServeConfig(BaseModel):
 
     @field_validator("max_num_batched_tokens")
     @classmethod
-    def _every_sequence_decodes(cls, tokens: int, info: ValidationInfo) -> int:
+    def _every_sequence_decodes(cls, tokens: int | None, info: ValidationInfo) -> int | None:
         sequences = info.data.get("max_num_seqs", 0)
         speculation = info.data.get("speculative_config")
         proposed = speculation.num_speculative_tokens if speculation else 0
-        if tokens < sequences * (1 + proposed):
+        if tokens is not None and tokens < sequences * (1 + proposed):
             times = f" times 1 + num_speculative_tokens ({proposed})" if proposed else ""
             raise ValueError(
                 f"must be at least --max-num-seqs ({sequences}){times}: every running request "

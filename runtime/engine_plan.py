@@ -35,7 +35,12 @@ from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.models.decoder import unused_tensors
 from twinflow.runtime.models.owners import LayerOwners
 from twinflow.runtime.models.registry import checkpoint_shapes
-from twinflow.runtime.schedulers import AUTO, check_policies, resolve_scheduler
+from twinflow.runtime.schedulers import (
+    AUTO,
+    check_policies,
+    default_batched_tokens,
+    resolve_scheduler,
+)
 from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.weight_memory import weight_bytes
 
@@ -54,7 +59,7 @@ class EngineOptions:
         cpu_kernels: what computes on a CPU: `auto`, `native` or `torch`.
         max_model_len: longest sequence; None for all that model and KV memory allow.
         max_num_seqs: requests that hold blocks at the same time.
-        max_num_batched_tokens: rows of a step.
+        max_num_batched_tokens: rows of a step; None for what suits the scheduler.
         block_size: token slots of a KV block.
         num_kv_blocks: KV blocks; None derives them from `kv_cache_memory`.
         kv_cache_memory: bytes for KV blocks.
@@ -79,7 +84,7 @@ class EngineOptions:
     cpu_kernels: str = AUTO_KERNELS
     max_model_len: int | None = None
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 1024
+    max_num_batched_tokens: int | None = None
     block_size: int = 16
     num_kv_blocks: int | None = None
     kv_cache_memory: int = 1 << 30
@@ -245,13 +250,17 @@ def _engine_config(
                 "KV memory bounds the context", max_model_len=capacity, model=max_model_len
             )
             max_model_len = capacity
+        rows = options.max_num_batched_tokens
+        if rows is None:
+            decoding = options.max_num_seqs * (1 + options.num_speculative_tokens)
+            rows = default_batched_tokens(scheduler, max_model_len, decoding)
         return EngineConfig(
             max_model_len=max_model_len,
             num_blocks=num_blocks,
             block_size=options.block_size,
             block_shards=share.size,
             max_num_seqs=options.max_num_seqs,
-            max_num_batched_tokens=options.max_num_batched_tokens,
+            max_num_batched_tokens=rows,
             enable_prefix_caching=options.enable_prefix_caching,
             scheduler=scheduler,
             prefill_order=options.prefill_order,

@@ -29,7 +29,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         cpu_kernels: what computes on a CPU: `auto`, `native` or `torch`.
         max_model_len: longest sequence; None for the model's own limit.
         max_num_seqs: requests that hold blocks at the same time.
-        max_num_batched_tokens: rows of a step.
+        max_num_batched_tokens: rows of a step; None for what suits the scheduler.
         block_size: token slots of a KV block.
         num_kv_blocks: KV blocks; None derives them from `kv_cache_memory`.
         kv_cache_memory: bytes for KV blocks.
@@ -78,7 +78,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cpu_kernels: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 1024
+    max_num_batched_tokens: int | None = None
     block_size: int = 16
     num_kv_blocks: int | None = None
     kv_cache_memory: int = 1 << 30

@@ -136,7 +136,7 @@ def _check_context(config: ServeConfig, num_blocks: int, block_shards: int) -> N
             block_size=config.block_size,
             block_shards=block_shards,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_batched_tokens=config.max_num_batched_tokens or config.max_num_seqs,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -27,7 +27,7 @@ class Hardware:
         kv_bytes: for KV.
         link_bytes_per_s: to other workers.
         contention: of two lanes.
-        grid: layouts for two lanes; None if it cannot be divided.
+        grid: layouts for two lanes; None if it cannot be divided, or was not measured divided.
     """
 
     times: CostModel
@@ -40,7 +40,7 @@ class Hardware:
     def profiled(cls, profile: Profile) -> "Hardware":
         """The device that a profile was measured on; its processors are the threads."""
         threads = profile.key.threads
-        grid = Grid.of(threads) if threads > 1 else None
+        grid = Grid.of(threads) if threads > 1 and profile.times.curves else None
         link = _PROFILED_LINK_BYTES_PER_S
         return cls(profile.times, _PROFILED_KV_BYTES, link, CONTENTION, grid)
 

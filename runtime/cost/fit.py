@@ -79,7 +79,8 @@ def fit_model(shape: ModelShape, measurements: Sequence[Measurement]) -> CostMod
 
     Args:
         shape: of the model that was measured.
-        measurements: of steps of all kinds on the whole device, and of some on smaller shares.
+        measurements: of steps of all kinds on the whole device, and of some on smaller shares, if
+            there are to be curves.
 
     Raises:
         ValueError: no step was measured on the whole device.
@@ -89,6 +90,8 @@ def fit_model(shape: ModelShape, measurements: Sequence[Measurement]) -> CostMod
         raise ValueError("a fit needs steps that were measured on the whole device")
     prices = _fit_prices(shape, whole)
     shares = sorted({each.share for each in measurements} - {1.0})
+    if not shares:
+        return CostModel(shape, prices)
     speeds = [
         _fit_speeds(shape, prices, [each for each in measurements if each.share == share])
         for share in shares

@@ -74,20 +74,26 @@ class CostModel:
     Attributes:
         shape: the model's arithmetic.
         prices: what it costs on the whole device.
-        curves: what it costs on a share.
+        curves: what it costs on a share; None if no share was measured.
     """
 
     shape: ModelShape
     prices: Prices
-    curves: Curves = field(default_factory=Curves)
+    curves: Curves | None = None
 
     def seconds(self, load: StepLoad, share: float = 1.0) -> float:
-        """See `StepTimes.seconds`; an empty step takes no time."""
+        """See `StepTimes.seconds`; an empty step takes no time.
+
+        Raises:
+            ValueError: nobody knows what a share is worth.
+        """
         if not load.segments:
             return 0.0
-        curves = self.curves
         slow = (1.0, 1.0)
         if share != 1.0:
+            curves = self.curves
+            if curves is None:
+                raise ValueError("no share of the device was measured")
             slow = (1.0 / curves.compute.speed(share), 1.0 / curves.memory.speed(share))
         total = self.prices.step + self._head(load.sampled, *slow)
         for segment in load.segments:

@@ -69,7 +69,9 @@ def make_lanes(options: LaneOptions, parts: LaneParts) -> tuple[Lanes, LaneRepor
         return OneLane(parts.executor), report
     lanes = _two(options, parts, backend, backend.grid, parts.second())
     rule = "the split stays: step times are not known (twinflow profile)"
-    if isinstance(parts.times, CostModel):
+    if isinstance(parts.times, CostModel) and parts.times.curves is None:
+        rule = "the split stays: the profile was measured on the whole device only"
+    elif isinstance(parts.times, CostModel):
         rule = (
             f"slacks {options.prefill_slack:g} for prefill, {options.decode_slack:g} for decoding"
         )
@@ -86,7 +88,9 @@ def _two(
     if options.decisions is not None:
         record = DecisionLog(options.decisions, Setup(control, grid))
     controller = Controller(control, grid, record.write if record else None)
-    times = LaneTimes(parts.times) if isinstance(parts.times, CostModel) else None
+    times: LaneTimes | None = None
+    if isinstance(parts.times, CostModel) and parts.times.curves is not None:
+        times = LaneTimes(parts.times)
     division = ControlledDivision(
         controller, times, parts.blocks.use, record.close if record else lambda: None
     )

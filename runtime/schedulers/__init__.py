@@ -11,6 +11,9 @@ from twinflow.runtime.schedulers.layered import LayeredScheduler
 from twinflow.runtime.schedulers.setup import SchedulerSetup
 
 AUTO = "auto"
+# Rows of a step by default; see `default_batched_tokens`.
+_CHUNK_ROWS = 1024
+_WAVE_ROWS = 8192
 
 _POLICIES: dict[str, Callable[[SchedulerSetup], Scheduler]] = {}
 
@@ -59,6 +62,24 @@ def resolve_scheduler(name: str, *, has_experts: bool) -> tuple[str, str]:
         "the model has no experts: every chunk loads the same weights, which costs little, and "
         "layered prefill would only delay first tokens"
     )
+
+
+def default_batched_tokens(scheduler: str, max_model_len: int, decoding: int) -> int:
+    """Rows of a step where nobody has said how many.
+
+    Chunks are what a decode step is prolonged by, and stay short. A wave of layered prefill takes
+    as many steps as its rows ask for, whatever its size, and saves the more the longer it is: it
+    gets room for a whole prompt, up to what workspaces should cost.
+
+    Args:
+        scheduler: name of a policy.
+        max_model_len: longest sequence.
+        decoding: rows that a step must have at least: one, and proposals, for every seat.
+    """
+    wanted = _CHUNK_ROWS
+    if scheduler == "layered":
+        wanted = max(wanted, min(_WAVE_ROWS, max_model_len + decoding))
+    return max(wanted, decoding)
 
 
 register_scheduler("chunked", ChunkedScheduler)

@@ -56,7 +56,7 @@ def test_engine_numbers_default_to_the_engines_own() -> None:
     engine, config = EngineConfig(max_model_len=64, num_blocks=64), serve()
     assert config.block_size == engine.block_size
     assert config.max_num_seqs == engine.max_num_seqs
-    assert config.max_num_batched_tokens == engine.max_num_batched_tokens
+    assert config.max_num_batched_tokens is None  # what suits the scheduler
 
 
 def test_queue_bounds_default_to_the_queues_own() -> None:
@@ -159,7 +159,9 @@ def test_http_and_grpc_need_a_port_each() -> None:
 
 
 def test_a_step_holds_a_token_of_every_sequence() -> None:
-    assert rejected({"max_num_seqs": "9k"}) == {"max_num_batched_tokens"}
+    given = {"max_num_seqs": "9k", "max_num_batched_tokens": 1024}
+    assert rejected(given) == {"max_num_batched_tokens"}
+    assert serve(max_num_seqs="9k").max_num_batched_tokens is None
 
 
 def test_kv_memory_is_given_in_blocks_or_bytes() -> None:

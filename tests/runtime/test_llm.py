@@ -359,7 +359,7 @@ class TestOptions:
     )
     def test_proposals_that_cannot_be(self, model: Path, given: object, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
-            load(model, speculative_config=given)
+            load(model, speculative_config=given, max_num_batched_tokens=1024)
 
     def test_max_model_len(self, model: Path) -> None:
         assert load(model, max_model_len=40).max_model_len == 40

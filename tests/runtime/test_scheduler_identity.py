@@ -58,6 +58,7 @@ POLICIES: dict[str, dict[str, object]] = {
     "chunked": {"scheduler": "chunked"},
     "chunked, deadlines": {"scheduler": "chunked", "tbt_objective": 8.0},
     "chunked, shortest first": {"scheduler": "chunked", "prefill_order": "spf"},
+    "laps": {"scheduler": "laps"},
     "layered": {"scheduler": "layered", "tbt_objective": 8.0},
     "layered, layer by layer": {"scheduler": "layered", "tbt_objective": 0.1},
     "layered, shortest first": {

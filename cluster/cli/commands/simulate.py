@@ -27,6 +27,7 @@ from twinflow.runtime.cost.device import load_device, shipped_devices
 from twinflow.runtime.cost.lanes import LaneTimes
 from twinflow.runtime.cost.profile import load_profile
 from twinflow.runtime.cost.shape import ModelShape
+from twinflow.runtime.schedulers import default_batched_tokens
 
 _BLOCK_SIZE = 16
 # Flags that are fields of the engine's configuration.
@@ -254,13 +255,18 @@ def _engine(arguments: _Arguments, kv_tokens: int, caching: bool) -> EngineConfi
     given |= {name: arguments.seconds(f"{name}_ms") for name in _OBJECTIVES}
     given |= {name: arguments.whole(name, 0) or None for name in _LIMITS}
     changes = {name: value for name, value in given.items() if value is not None}
+    longest = arguments.whole("max_model_len", (num_blocks - 1) * block_size)
     plain = EngineConfig(
-        max_model_len=arguments.whole("max_model_len", (num_blocks - 1) * block_size),
+        max_model_len=longest,
         num_blocks=num_blocks,
         block_size=block_size,
         enable_prefix_caching=caching,
     )
-    return replace(plain, **changes)  # type: ignore[arg-type]  # by name, each of its own type
+    scheduler = str(changes.get("scheduler", plain.scheduler))
+    seats = arguments.whole("max_num_seqs", plain.max_num_seqs)
+    rows = default_batched_tokens(scheduler, longest, seats)
+    # Each field is replaced by name, with a value of its own type.
+    return replace(plain, **{"max_num_batched_tokens": rows, **changes})  # type: ignore[arg-type]
 
 
 def _partition(arguments: _Arguments, grid: Grid | None) -> Partition | None:
@@ -268,7 +274,10 @@ def _partition(arguments: _Arguments, grid: Grid | None) -> Partition | None:
     if lanes == "none":
         return None
     if grid is None:
-        raise ConfigError("--lanes: one core cannot be divided")
+        raise ConfigError(
+            "--lanes: one core cannot be divided, and neither can a device of which only the whole "
+            "was measured"
+        )
     if lanes == "dynamic":
         return Partition(grid, ControlConfig(), grid.middle)
     if not lanes.isdecimal() or int(lanes) not in grid.splits:

@@ -79,7 +79,7 @@ def test_complaints_name_the_place_of_the_value(file: Path) -> None:
 
 
 def test_a_default_at_fault_says_that_it_is_one() -> None:
-    assert refused({"max_num_seqs": "9k"})[0].startswith("--max-num-batched-tokens (its default):")
+    assert refused({"port": "50051"})[0].startswith("--grpc-port (its default):")
 
 
 @pytest.mark.parametrize(

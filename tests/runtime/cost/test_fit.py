@@ -47,9 +47,13 @@ def test_noise_comes_through_and_no_more(truth: CostModel) -> None:
     assert Accuracy.of(found, measured(truth)).p95 < 0.05
 
 
-def test_steps_on_the_whole_device_alone_give_a_straight_line() -> None:
+def test_steps_on_the_whole_device_alone_say_nothing_of_shares() -> None:
     whole = [each for each in measured(DENSE) if each.share == 1.0]
-    assert fit_model(LLAMA_8B, whole).curves.compute == SpeedCurve()
+    found = fit_model(LLAMA_8B, whole)
+    assert found.curves is None
+    assert found.seconds(whole[0].load) > 0
+    with pytest.raises(ValueError, match="no share of the device was measured"):
+        found.seconds(whole[0].load, 0.5)
     with pytest.raises(ValueError, match="whole device"):
         fit_model(LLAMA_8B, [replace(each, share=0.5) for each in whole])
 

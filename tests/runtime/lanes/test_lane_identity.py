@@ -115,13 +115,19 @@ def test_tokens_survive_preemptions_and_aborts(name: str, scheduler: str) -> Non
     assert preemptions > 0
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids="-".join)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_tokens_on_core_sets(name: str) -> None:
+def test_tokens_on_core_sets(name: str, policy: tuple[str, str]) -> None:
+    """Real threads that really move, with preemptions and aborts."""
     cores = tuple(sorted(os.sched_getaffinity(0)))[:4]
     if len(cores) < 2:
         pytest.skip("core sets need two processor cores")
-    with laned(name, engine_config(), CoreSets(Place("cpu", cores))) as made:
-        assert made.play(ASKS, seed=1) == expected(name)
+    scheduler, order = policy
+    config = engine_config(scheduler=scheduler, prefill_order=order, num_blocks=33, block_size=4)
+    with laned(name, config, CoreSets(Place("cpu", cores))) as made:
+        found = made.play(ASKS, seed=1, abort=0.02)
+    assert found == {number: expected(name)[number] for number in found}
+    assert len(found) >= len(ASKS) // 2
     with ThreadPoolExecutor() as later:
         assert later.submit(torch.get_num_threads).result() == torch.get_num_threads()
 

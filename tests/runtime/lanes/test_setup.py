@@ -1,6 +1,7 @@
 """Which lanes an engine gets, and what is said when it gets one instead of two."""
 
 import os
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
@@ -9,6 +10,7 @@ from tests.support.runners import make_model, make_runner
 from tests.support.tiny_models import tiny_config
 
 from twinflow.parallel.partition.layout import Grid
+from twinflow.runtime.cost.model import CostModel
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.lanes.one import OneLane
 from twinflow.runtime.lanes.options import LaneOptions, LaneReport
@@ -18,7 +20,7 @@ from twinflow.runtime.model_executor import ModelExecutor
 from twinflow.runtime.sampling import Sampler
 
 
-def parts(*, alone: bool = True, profiled: bool = False) -> LaneParts:
+def parts(*, alone: bool = True, times: CostModel | None = None) -> LaneParts:
     runner = make_runner(make_model(tiny_config(num_layers=1)), num_blocks=4)
     executor = ModelExecutor(runner, Sampler(131), vocab_size=131, layers_per_unit=1)
 
@@ -30,7 +32,7 @@ def parts(*, alone: bool = True, profiled: bool = False) -> LaneParts:
         second=second if alone else None,
         obstacle="" if alone else "a worker of several ranks computes one step at a time",
         blocks=BlockManager(4, 16, model_fingerprint="", layout_digest=""),
-        times=h100() if profiled else None,
+        times=times,
         num_layers=1,
         device="cpu",
     )
@@ -55,15 +57,22 @@ def test_one_lane_and_why(options: LaneOptions, alone: bool, reason: str) -> Non
     assert warned == ([report.reason] if reason else [])
 
 
-@pytest.mark.parametrize("profiled", [False, True])
-def test_two_lanes_and_by_which_rule(profiled: bool) -> None:
+@pytest.mark.parametrize(
+    ("times", "rule"),
+    [
+        (None, "the split stays: step times are not known"),
+        (h100(), "slacks 1.5 for prefill"),
+        (replace(h100(), curves=None), "the split stays: the profile was measured on the whole"),
+    ],
+    ids=["unknown", "known", "no shares"],
+)
+def test_two_lanes_and_by_which_rule(times: CostModel | None, rule: str) -> None:
     cores = tuple(sorted(os.sched_getaffinity(0)))[:2]
     if len(cores) < 2:
         pytest.skip("core sets need two processor cores")
-    lanes, report = make_lanes(LaneOptions(backend="auto", cores=cores), parts(profiled=profiled))
+    lanes, report = make_lanes(LaneOptions(backend="auto", cores=cores), parts(times=times))
     assert isinstance(lanes, TwoLanes)
     lanes.close()
-    rule = "slacks 1.5 for prefill" if profiled else "the split stays"
     assert report == LaneReport("auto", "cores", report.description)
     assert report.description.startswith(f"2 processor cores; {rule}")
 

@@ -11,7 +11,7 @@ from tests.support.histories import History
 from tests.support.schedulers import LinearTimes, SchedulerBench
 
 from twinflow.runtime.request import Wave
-from twinflow.runtime.schedulers import resolve_scheduler
+from twinflow.runtime.schedulers import default_batched_tokens, resolve_scheduler
 from twinflow.runtime.schedulers.layer_groups import fewest_groups, group_end, paper_groups
 from twinflow.runtime.step_plan import RowGroup, RowKind, StepPlan
 
@@ -162,6 +162,15 @@ class TestWaves:
         bench.waiting(600)
         assert bench.plan().layer_groups == 2
 
+    def test_a_wave_of_default_size_takes_a_long_prompt_whole(self) -> None:
+        """With the rows of chunks it would be cut, and each piece would load the experts again."""
+        seats, prompt = 4, 5000
+        rows = default_batched_tokens("layered", prompt + 100, seats)
+        bench = self.bench(times=None, budget=rows, num_blocks=3000, max_num_seqs=seats)
+        decoding, arriving = bench.running(4), bench.waiting(prompt)
+        plan = bench.plan()
+        assert layers(plan) == [(decoding, 4, 1, 0, 4), (arriving, 0, prompt, 0, 1)]
+
 
 class TestAuto:
     """Which policy suits a model."""
@@ -178,6 +187,27 @@ class TestAuto:
 
     def test_what_was_asked_for(self) -> None:
         assert resolve_scheduler("layered", has_experts=False) == ("layered", "")
+
+
+class TestDefaultRows:
+    """Rows of a step where nobody has said how many."""
+
+    @pytest.mark.parametrize(
+        ("scheduler", "longest", "decoding", "rows"),
+        [
+            ("chunked", 32_768, 64, 1024),
+            ("laps", 32_768, 64, 1024),
+            ("chunked", 32_768, 3000, 3000),
+            ("layered", 32_768, 64, 8192),
+            ("layered", 4096, 64, 4160),
+            ("layered", 512, 64, 1024),
+            ("layered", 32_768, 9000, 9000),
+        ],
+    )
+    def test_waves_get_room_for_prompts(
+        self, scheduler: str, longest: int, decoding: int, rows: int
+    ) -> None:
+        assert default_batched_tokens(scheduler, longest, decoding) == rows
 
 
 def test_a_long_prompt_crosses_the_layers_chunk_by_chunk() -> None:
