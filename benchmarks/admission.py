@@ -244,7 +244,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-register_admission("oracle", lambda _: Oracle())
+def register_oracle() -> None:
+    """Make the oracle available under its name; once in a process."""
+    register_admission("oracle", lambda _: Oracle())
+
 
 if __name__ == "__main__":
+    register_oracle()
     raise SystemExit(main())

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks.admission import POLICIES, Oracle, main
+from benchmarks.admission import POLICIES, Oracle, main, register_oracle
 from tests.support.schedulers import SchedulerBench
 
 from twinflow.runtime.sampling_params import SamplingParams
+from twinflow.runtime.schedulers import admission
 
 
 def test_the_oracle_reserves_what_will_be_needed() -> None:
@@ -24,7 +25,15 @@ def test_the_oracle_reserves_what_will_be_needed() -> None:
     assert Oracle().reserve(bench.state(), [], lone) == 1
 
 
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle can be chosen, in this test only."""
+    monkeypatch.setattr(admission, "_POLICIES", dict(admission._POLICIES))
+    register_oracle()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("oracle")
 def test_policies_differ_as_they_should(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "long_outputs.csv"
     rows = "".join(f"{50 + i},{100 + 37 * i % 200}\n" for i in range(40))

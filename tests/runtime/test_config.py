@@ -51,8 +51,8 @@ def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "max_num_seqs", "max_num_batched_tokens", "block_size", "enable_prefix_caching",
-        "prefill_order", "admission", "tbt_objective", "ttft_objective",
+        "max_num_seqs", "block_size", "enable_prefix_caching", "prefill_order",
+        "admission", "tbt_objective", "ttft_objective",
     ],
 )  # fmt: skip
 def test_options_and_workers_have_the_engines_defaults(name: str) -> None:
@@ -62,6 +62,10 @@ def test_options_and_workers_have_the_engines_defaults(name: str) -> None:
     assert engine == options == worker
 
 
-def test_options_and_workers_leave_the_scheduler_to_the_model() -> None:
-    worker = WorkerConfig(worker_id="w", epoch=1, role="mixed", model=Path("m"))
-    assert EngineOptions(model=Path("m")).scheduler == worker.scheduler == "auto"
+def test_options_and_workers_leave_the_scheduler_and_its_rows_to_the_model() -> None:
+    worker, options = (
+        WorkerConfig(worker_id="w", epoch=1, role="mixed", model=Path("m")),
+        EngineOptions(model=Path("m")),
+    )
+    assert options.scheduler == worker.scheduler == "auto"
+    assert options.max_num_batched_tokens is worker.max_num_batched_tokens is None
