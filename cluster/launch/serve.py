@@ -46,7 +46,7 @@ START_TIMEOUT_S = 600.0
 READY_TIMEOUT_S = 60.0
 # What a service gets, beyond the grace of its requests, to end; and what it gets in a hurry.
 _STOP_EXTRA_S = 15.0
-_HURRIED_STOP_S = 2.0
+_HURRIED_STOP_S = 5.0
 # Orders to stop that mean a hurry, and that mean the end.
 _HURRY = 2
 _KILL = 3
