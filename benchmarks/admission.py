@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.lanes.simulated import LLAMA_8B
 from benchmarks.reporting import Report, markdown_table, new_figure
 from twinflow.cluster.simulator.config import Deployment, Link, SimulationConfig
 from twinflow.cluster.simulator.fleet import Fleet
@@ -33,7 +34,6 @@ from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.cost.device import load_device
 from twinflow.runtime.cost.lanes import LaneTimes
 from twinflow.runtime.cost.shape import ModelShape
-from twinflow.runtime.models.config import ModelConfig
 from twinflow.runtime.request import Request
 from twinflow.runtime.schedulers.admission import register_admission
 from twinflow.runtime.schedulers.admission.past_future import peak_tokens
@@ -41,18 +41,6 @@ from twinflow.runtime.schedulers.base import SchedulerState
 
 POLICIES = ("past-future", "aggressive", "conservative", "oracle")
 _BLOCK_SIZE = 16
-_LLAMA_8B = ModelConfig(
-    architecture="LlamaForCausalLM",
-    vocab_size=128256,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    max_position=131072,
-    eos_token_ids=(128001,),
-)
 
 
 class Oracle:
@@ -125,7 +113,7 @@ def outcome(name: str, workload: Workload, fleet: Fleet, policy: str) -> Outcome
 
 def deployment(kv_bytes: float) -> SimulationConfig:
     """One H100 with Llama-3.1-8B, and so much memory for KV."""
-    shape = ModelShape.of(_LLAMA_8B, element_bytes=2)
+    shape = ModelShape.of(LLAMA_8B, element_bytes=2)
     hardware = Hardware.described(load_device("h100"), shape)
     token_bytes = shape.kv_bytes * shape.num_layers
     num_blocks = int(kv_bytes / token_bytes) // _BLOCK_SIZE

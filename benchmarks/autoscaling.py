@@ -15,7 +15,6 @@ Writes report.md (the table), report.json and report.png. Checks nothing: tests 
 """
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,10 +23,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.lanes.simulated import LLAMA_8B
+from benchmarks.reporting import Report, markdown_table, new_figure
 from twinflow.cluster.autoscale.policy import PoolPolicy
 from twinflow.cluster.simulator.config import Deployment, Link, SimulationConfig
 from twinflow.cluster.simulator.elastic import Elasticity, Staff, make_elastic
@@ -201,29 +200,48 @@ def questions(args: argparse.Namespace) -> list[Question]:
 
 def as_markdown(found: Sequence[Outcome]) -> str:
     """The table: per trace the arm that sizes itself, then the others, best first."""
-    lines = [
-        "| trace | pools | device-hours | good requests | attained | good per device-hour "
-        "| next to auto | TTFT p90, ms | TPOT p90, ms | changes | flips |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    heads = (
+        "trace",
+        "pools",
+        "device-hours",
+        "good requests",
+        "attained",
+        "good per device-hour",
+        "next to auto",
+        "TTFT p90, ms",
+        "TPOT p90, ms",
+        "changes",
+        "flips",
+    )
+    rows = []
     for trace in dict.fromkeys(one.trace for one in found):
         own = [one for one in found if one.trace == trace]
         auto = next(one for one in own if one.arm == _AUTO)
-        for one in sorted(own, key=lambda one: (one is not auto, -one.per_device_hour)):
-            lines.append(
-                f"| {one.trace} | {one.arm} | {one.device_hours:.2f} | {one.good} "
-                f"| {one.attainment:.1%} | {one.per_device_hour:.0f} "
-                f"| {one.per_device_hour / auto.per_device_hour:.2f} | {one.ttft_p90_ms:.0f} "
-                f"| {one.tpot_p90_ms:.1f} | {one.changes} | {one.flips} |"
-            )
-    return "\n".join(lines) + "\n"
+        ordered = sorted(own, key=lambda one: (one is not auto, -one.per_device_hour))
+        rows += [_row(one, auto) for one in ordered]
+    return markdown_table(heads, rows)
+
+
+def _row(one: Outcome, auto: Outcome) -> list[str]:
+    return [
+        one.trace,
+        one.arm,
+        f"{one.device_hours:.2f}",
+        str(one.good),
+        f"{one.attainment:.1%}",
+        f"{one.per_device_hour:.0f}",
+        f"{one.per_device_hour / auto.per_device_hour:.2f}",
+        f"{one.ttft_p90_ms:.0f}",
+        f"{one.tpot_p90_ms:.1f}",
+        str(one.changes),
+        str(one.flips),
+    ]
 
 
 def draw(found: Sequence[Outcome]) -> Figure:
     """A row for each trace: what arms cost and attain, and the sizes of pools over time."""
     traces = list(dict.fromkeys(one.trace for one in found))
-    figure = Figure(figsize=(12, 3.6 * len(traces)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 3.6 * len(traces))
     rows = figure.subplots(len(traces), 2, squeeze=False)
     for trace, (costs, sizes) in zip(traces, rows, strict=True):
         own = [one for one in found if one.trace == trace]
@@ -274,14 +292,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     with ProcessPoolExecutor(args.jobs) as pool:
         found = list(pool.map(answer, questions(args)))
-    text = f"`python -m benchmarks.autoscaling {shlex.join(arguments)}`\n\n{as_markdown(found)}"
-    sys.stdout.write(text)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "report.md").write_text(text, "utf-8")
-        outcomes = json.dumps([asdict(one) for one in found], indent=1)
-        (args.out / "report.json").write_text(outcomes + "\n", "utf-8")
-        draw(found).savefig(args.out / "report.png", dpi=120)
+    heading = f"`python -m benchmarks.autoscaling {shlex.join(arguments)}`\n"
+    figures = {"outcomes": [asdict(one) for one in found]}
+    Report(heading, as_markdown(found), figures, lambda: draw(found)).publish(args.out)
     return 0
 
 

@@ -16,10 +16,8 @@ from benchmarks.load.calibrate import CASES, calibrate
 from benchmarks.load.checks import render
 from benchmarks.load.cli import parse
 from benchmarks.load.config import BenchConfig
-from benchmarks.load.machine import machine_facts
 from benchmarks.load.plot import draw
-from benchmarks.load.report import Report
-from benchmarks.load.session import Session
+from benchmarks.load.session import report_session
 from twinflow.protos.errors import ConfigError, TwinflowError
 
 EXIT_CALIBRATION = 1
@@ -53,11 +51,7 @@ async def _calibrate() -> int:
 
 
 async def _serve(config: BenchConfig, command: str) -> int:
-    report = Report(config, command, machine_facts())
-    async for result in Session(config, sys.stderr).results():
-        report.add(result)
-        if config.out is not None:
-            report.write(config.out)
+    report = await report_session(config, command, sys.stderr)
     if config.out is not None:
         draw(report, config.out / "report.png")
     sys.stdout.write(report.as_markdown())

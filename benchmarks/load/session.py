@@ -11,10 +11,11 @@ from typing import TextIO
 from benchmarks.load.client import LoadClient, first_model
 from benchmarks.load.config import BenchConfig
 from benchmarks.load.http1 import ConnectionPool, Endpoint
-from benchmarks.load.machine import CpuMeter
+from benchmarks.load.machine import CpuMeter, machine_facts
 from benchmarks.load.progress import Progress
 from benchmarks.load.prompts import PromptBuilder, PromptConfig
 from benchmarks.load.records import Outcome, PreparedRequest
+from benchmarks.load.report import Report
 from benchmarks.load.runs import MonotonicClock, RunResult, RunSpec, list_runs, run_open_loop
 from benchmarks.load.workload import make_plan
 from twinflow.cluster.simulator.arrivals import Arrivals
@@ -138,3 +139,13 @@ def _settled_heap() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+async def report_session(config: BenchConfig, command: str, progress: TextIO) -> Report:
+    """Run a session; what was complete is written after each run, if it is to be written."""
+    report = Report(config, command, machine_facts())
+    async for result in Session(config, progress).results():
+        report.add(result)
+        if config.out is not None:
+            report.write(config.out)
+    return report

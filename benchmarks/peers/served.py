@@ -23,11 +23,9 @@ import psutil
 import uvloop
 
 from benchmarks.load.config import BenchConfig
-from benchmarks.load.machine import machine_facts
 from benchmarks.load.plot import draw
-from benchmarks.load.report import Report
 from benchmarks.load.runs import Arm
-from benchmarks.load.session import Session
+from benchmarks.load.session import report_session
 from benchmarks.load.slo import Objective
 from benchmarks.load.workload import Workload
 from benchmarks.peers.child import PeerError, peak_bytes
@@ -159,22 +157,13 @@ def main(args: argparse.Namespace, command: str, say: Callable[[str], None]) -> 
             server_pids=tuple(server.process.pid for server in running),
             out=args.out,
         )
-        report = uvloop.run(_load(config, command))
+        report = uvloop.run(report_session(config, command, sys.stderr))
         text = report.as_markdown() + _starts(running, missing)
     sys.stdout.write(text)
     if args.out is not None:
         (args.out / "report.md").write_text(text, "utf-8")
         draw(report, args.out / "report.png")
     return 0
-
-
-async def _load(config: BenchConfig, command: str) -> Report:
-    report = Report(config, command, machine_facts())
-    async for result in Session(config, sys.stderr).results():
-        report.add(result)
-        if config.out is not None:
-            report.write(config.out)
-    return report
 
 
 def _starts(running: Sequence[Running], missing: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ from typing import Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from twinflow.cluster.config import Group, ServeConfig
+from twinflow.protos.errors import ConfigError
 from twinflow.runtime.nearest import nearest
 
 POSITIONAL = "model"
@@ -39,6 +40,32 @@ PEER_FLAGS = {
 def flag_name(field: str) -> str:
     """What a field is called on the command line: `max_model_len` is `--max-model-len`."""
     return "MODEL" if field == POSITIONAL else "--" + field.replace("_", "-")
+
+
+def number_above_0(field: str, text: str) -> float:
+    """The value of a flag.
+
+    Raises:
+        ConfigError: it is no finite number, or not above 0.
+    """
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0.0 < found < float("inf"):
+        raise ConfigError(f"{flag_name(field)} {text!r}: must be a number above 0")
+    return found
+
+
+def whole_number(field: str, text: str) -> int:
+    """The value of a flag, at least 0.
+
+    Raises:
+        ConfigError: it is no whole number.
+    """
+    if not text.isdecimal():
+        raise ConfigError(f"{flag_name(field)} {text!r}: must be a whole number")
+    return int(text)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

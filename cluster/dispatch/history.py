@@ -60,6 +60,11 @@ class Story:
     attempts: list[AttemptStory] = field(default_factory=list)
     phases: tuple[PhaseTime, ...] = ()
 
+    @property
+    def output_tokens(self) -> int:
+        """Tokens that all its stays have brought."""
+        return sum(attempt.tokens for attempt in self.attempts)
+
 
 class History:
     """The stories of the latest sequences.

@@ -67,30 +67,36 @@ def make_lanes(options: LaneOptions, parts: LaneParts) -> tuple[Lanes, LaneRepor
     if backend.grid is None or parts.second is None:
         report = LaneReport(choice.wanted, backend.name, backend.describe(), choice.reason)
         return OneLane(parts.executor), report
-    lanes = _two(options, parts, backend, backend.grid, parts.second())
-    rule = "the split stays: step times are not known (twinflow profile)"
-    if isinstance(parts.times, CostModel) and parts.times.curves is None:
-        rule = "the split stays: the profile was measured on the whole device only"
-    elif isinstance(parts.times, CostModel):
-        rule = (
-            f"slacks {options.prefill_slack:g} for prefill, {options.decode_slack:g} for decoding"
-        )
+    times, rule = _rule(options, parts.times)
+    lanes = _two(options, parts, times, backend, backend.grid, parts.second())
     description = f"{backend.describe()}; {rule}"
     log.info("two lanes", wanted=choice.wanted, backend=backend.name, description=description)
     return lanes, LaneReport(choice.wanted, backend.name, description)
 
 
+def _rule(options: LaneOptions, times: StepTimes | None) -> tuple[LaneTimes | None, str]:
+    """What decides who gets which part of the device, if anything does, and that in words."""
+    if not isinstance(times, CostModel):
+        return None, "the split stays: step times are not known (twinflow profile)"
+    if times.curves is None:
+        return None, "the split stays: the profile was measured on the whole device only"
+    slacks = f"{options.prefill_slack:g} for prefill, {options.decode_slack:g} for decoding"
+    return LaneTimes(times), f"slacks {slacks}"
+
+
 def _two(
-    options: LaneOptions, parts: LaneParts, backend: Backend, grid: Grid, second: ModelExecutor
+    options: LaneOptions,
+    parts: LaneParts,
+    times: LaneTimes | None,
+    backend: Backend,
+    grid: Grid,
+    second: ModelExecutor,
 ) -> TwoLanes:
     control = options.control(grid)
     record: DecisionLog | None = None
     if options.decisions is not None:
         record = DecisionLog(options.decisions, Setup(control, grid))
     controller = Controller(control, grid, record.write if record else None)
-    times: LaneTimes | None = None
-    if isinstance(parts.times, CostModel) and parts.times.curves is not None:
-        times = LaneTimes(parts.times)
     division = ControlledDivision(
         controller, times, parts.blocks.use, record.close if record else lambda: None
     )

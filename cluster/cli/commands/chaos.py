@@ -20,7 +20,8 @@ from twinflow.cluster.chaos.network import OwnNetwork, is_own
 from twinflow.cluster.chaos.plan import Scope, plan_faults
 from twinflow.cluster.chaos.runner import Outcome, Runner, RunSettings, totals
 from twinflow.cluster.chaos.soak import Soak, SoakPlan, soak_json, soak_lines
-from twinflow.cluster.cli.flags import add_flags, flag_name
+from twinflow.cluster.cli.files import write_text
+from twinflow.cluster.cli.flags import add_flags, flag_name, number_above_0, whole_number
 from twinflow.cluster.cli.parser import Commands, Invocation
 from twinflow.cluster.cli.sources import resolve
 from twinflow.cluster.config import ServeConfig
@@ -169,7 +170,7 @@ def _soak(stdout: TextIO, arguments: "_Arguments", given: Mapping[str, object]) 
             left = runner.close()
     stdout.write("\n" + "\n".join(soak_lines(outcome)) + "\n")
     if name:
-        _write(Path(f"{name}.json"), soak_json(outcome))
+        write_text(Path(f"{name}.json"), soak_json(outcome))
     enough = outcome.num_as_meant >= _LEAST_SUCCESS * len(outcome.requests)
     return 0 if enough and not outcome.violations and not left else 1
 
@@ -221,15 +222,8 @@ def _break(
 
 
 def _report(name: str, outcomes: Sequence[Outcome]) -> None:
-    _write(Path(f"{name}.json"), json.dumps(report.as_dict(outcomes), indent=1) + "\n")
-    _write(Path(f"{name}.md"), report.markdown(outcomes, "twinflow chaos"))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
+    write_text(Path(f"{name}.json"), json.dumps(report.as_dict(outcomes), indent=1) + "\n")
+    write_text(Path(f"{name}.md"), report.markdown(outcomes, "twinflow chaos"))
 
 
 def _status(outcomes: Sequence[Outcome]) -> int:
@@ -250,21 +244,11 @@ class _Arguments:
 
     def whole(self, name: str, default: int) -> int:
         """A whole number, at least 0."""
-        value = self.text(name, str(default))
-        if not value.isdecimal():
-            raise ConfigError(f"{flag_name(name)} {value!r}: must be a whole number")
-        return int(value)
+        return whole_number(name, self.text(name, str(default)))
 
     def number(self, name: str, default: float) -> float:
         """A number above 0."""
-        value = self.text(name, str(default))
-        try:
-            found = float(value)
-        except ValueError:
-            found = -1.0
-        if not 0.0 < found < float("inf"):
-            raise ConfigError(f"{flag_name(name)} {value!r}: must be a number above 0")
-        return found
+        return number_above_0(name, self.text(name, str(default)))
 
     def choices(self, name: str, kinds: type[E]) -> list[E]:
         """Some of the members of an enumeration, by their values; all if none are named."""

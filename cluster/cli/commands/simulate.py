@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from twinflow.cluster.cli.files import write_text
+from twinflow.cluster.cli.flags import flag_name, number_above_0, whole_number
 from twinflow.cluster.cli.parser import Commands, Invocation, Parser
 from twinflow.cluster.cli.sources import report as complain
 from twinflow.cluster.quantities import memory
@@ -134,7 +136,7 @@ def run(invocation: Invocation) -> int:
     report = fleet.report()
     invocation.stdout.write("\n".join(report.lines()) + "\n")
     if path := arguments.path("json"):
-        _write(path, json.dumps(report.as_dict(), indent=1) + "\n")
+        write_text(path, json.dumps(report.as_dict(), indent=1) + "\n")
     if path := arguments.path("plot"):
         _draw(fleet, path)
     return 0
@@ -157,15 +159,7 @@ class _Arguments:
     def number(self, name: str) -> float | None:
         """A number above 0."""
         value = self.text(name)
-        if value is None:
-            return None
-        try:
-            found = float(value)
-        except ValueError:
-            found = -1.0
-        if not 0.0 < found < float("inf"):
-            raise ConfigError(f"{_flag(name)} {value!r}: must be a number above 0")
-        return found
+        return None if value is None else number_above_0(name, value)
 
     def seconds(self, name: str) -> float | None:
         """A number of milliseconds above 0, in seconds."""
@@ -175,11 +169,7 @@ class _Arguments:
     def whole(self, name: str, default: int) -> int:
         """A whole number, at least 0."""
         value = self.text(name)
-        if value is None:
-            return default
-        if not value.isdecimal():
-            raise ConfigError(f"{_flag(name)} {value!r}: must be a whole number")
-        return int(value)
+        return default if value is None else whole_number(name, value)
 
     def memory(self, name: str) -> float | None:
         """Bytes, with a unit."""
@@ -187,11 +177,7 @@ class _Arguments:
         try:
             return None if value is None else float(memory(value))
         except ValueError as error:
-            raise ConfigError(f"{_flag(name)} {value!r}: {error}") from error
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag_name(name)} {value!r}: {error}") from error
 
 
 def _workload(arguments: _Arguments) -> Workload:
@@ -285,13 +271,6 @@ def _partition(arguments: _Arguments, grid: Grid | None) -> Partition | None:
             f"--lanes {lanes}: use none, dynamic, or one of {', '.join(map(str, grid.splits))}"
         )
     return Partition(grid, None, grid.splits.index(int(lanes)))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _draw(fleet: Fleet, path: Path) -> None:

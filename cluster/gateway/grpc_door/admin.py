@@ -168,7 +168,7 @@ def _story(story: Story, now: float) -> pb.SequenceStory:
     told = pb.SequenceStory(
         sequence_id=story.sequence_id,
         prompt_tokens=story.prompt_tokens,
-        output_tokens=sum(attempt.tokens for attempt in story.attempts),
+        output_tokens=story.output_tokens,
         state=story.state,
     )
     if story.first_token is not None:

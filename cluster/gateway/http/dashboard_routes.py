@@ -89,7 +89,7 @@ class RequestStory:
             state=story.state,
             age_s=now - began,
             prompt_tokens=story.prompt_tokens,
-            output_tokens=sum(attempt.tokens for attempt in story.attempts),
+            output_tokens=story.output_tokens,
             first_token_s=None if story.first_token is None else story.first_token - began,
             attempts=tuple(
                 Stay(
