@@ -7,10 +7,8 @@ unset memory or thread count comes down to on a machine is the launcher's. Nothi
 file, opens a socket or looks at the machine.
 """
 
-import ipaddress
 import math
 import os
-import socket
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -21,7 +19,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    SecretStr,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -31,17 +28,28 @@ from pydantic_core import PydanticCustomError
 from twinflow.cluster.dispatch.admission import AdmissionLimits
 from twinflow.cluster.flag_values import (
     LOCAL,
+    AdmissionName,
+    Count,
+    Keys,
+    Memory,
+    Milliseconds,
+    Names,
+    OrderName,
+    PoolSize,
+    Port,
+    Ranks,
+    SchedulerName,
+    Seconds,
+    Slack,
+    Whole,
     host_name,
+    is_wildcard,
     lower,
-    model_name,
-    one_or_more,
     power_of_two,
-    printable_key,
     ray_address,
     speculation,
     transform_name,
 )
-from twinflow.cluster.quantities import count, memory, whole
 from twinflow.parallel.latent.kind import LatentKind
 from twinflow.parallel.partition.backends.names import NONE
 from twinflow.parallel.partition.control import DECODE_SLACK, PREFILL_SLACK
@@ -71,41 +79,6 @@ def default_of(owner: type[EngineConfig | AdmissionLimits], name: str) -> int:
     if not isinstance(default, int):
         raise TypeError(f"{owner.__name__}.{name} has no default number")
     return default
-
-
-def is_wildcard(host: str) -> bool:
-    """Whether binding to `host` accepts connections on every interface of the machine."""
-    try:
-        return not any(socket.inet_aton(host))  # also reads the short forms of 0.0.0.0
-    except OSError:
-        pass
-    try:
-        address = ipaddress.IPv6Address(host)
-    except ValueError:
-        return False
-    return address.is_unspecified or bool(
-        address.ipv4_mapped and address.ipv4_mapped.is_unspecified
-    )
-
-
-Whole = Annotated[int, BeforeValidator(whole)]
-Count = Annotated[int, BeforeValidator(count), Field(ge=1, le=2**40)]
-Memory = Annotated[int, BeforeValidator(memory), Field(ge=1)]
-PoolSize = Annotated[Whole, Field(ge=0, le=1024)]
-Ranks = Annotated[Whole, Field(ge=1, le=64)]
-Port = Annotated[Whole, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)]
-Milliseconds = Annotated[float, Field(gt=0, le=86400_000, allow_inf_nan=False)]
-Slack = Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)]
-SchedulerName = Literal["auto", "chunked", "layered", "laps"]
-OrderName = Literal["fcfs", "spf"]
-AdmissionName = Literal["aggressive", "conservative", "past-future"]
-Names = Annotated[
-    tuple[Annotated[str, AfterValidator(model_name)], ...], BeforeValidator(one_or_more)
-]
-Keys = Annotated[
-    tuple[Annotated[SecretStr, AfterValidator(printable_key)], ...], BeforeValidator(one_or_more)
-]
 
 
 class ServeConfig(BaseModel):
@@ -218,9 +191,22 @@ class ServeConfig(BaseModel):
     """Who is prefilled first within a priority: fcfs, whoever came first; spf, the shortest prompt,
     which may overtake those that came up to the TTFT objective (5 s if there is none) before it."""
 
+    prefill_prefill_order: Annotated[OrderName | None, Group.SCHEDULING] = None
+    """Prefill order of prefill workers; by default --prefill-order."""
+
+    decode_prefill_order: Annotated[OrderName | None, Group.SCHEDULING] = None
+    """Prefill order of decode workers, for prompts that they compute themselves; by default
+    --prefill-order."""
+
     admission: Annotated[AdmissionName, Group.SCHEDULING] = "aggressive"
     """When a request may come in: aggressive, if its prompt fits; conservative, if all outputs fit
     at their longest; past-future, if outputs as long as the latest ones fit."""
+
+    prefill_admission: Annotated[AdmissionName | None, Group.SCHEDULING] = None
+    """Admission policy of prefill workers; by default --admission."""
+
+    decode_admission: Annotated[AdmissionName | None, Group.SCHEDULING] = None
+    """Admission policy of decode workers; by default --admission."""
 
     tbt_objective_ms: Annotated[Milliseconds | None, Group.SCHEDULING] = None
     """Longest wanted time between two tokens of a request; sizes chunks and layer groups once step
@@ -367,6 +353,16 @@ class ServeConfig(BaseModel):
         own = {"prefill": self.prefill_scheduler, "decode": self.decode_scheduler}
         return own.get(role) or self.scheduler
 
+    def prefill_order_of(self, role: Role) -> str:
+        """In which order the workers of a pool compute prompts."""
+        own = {"prefill": self.prefill_prefill_order, "decode": self.decode_prefill_order}
+        return own.get(role) or self.prefill_order
+
+    def admission_of(self, role: Role) -> str:
+        """The admission policy of the workers of a pool."""
+        own = {"prefill": self.prefill_admission, "decode": self.decode_admission}
+        return own.get(role) or self.admission
+
     @property
     def api_keys(self) -> tuple[str, ...]:
         """The keys in clear, for the two front doors only; empty when no key is needed."""
@@ -397,6 +393,10 @@ class ServeConfig(BaseModel):
         "decode_tensor_parallel_size",
         "prefill_scheduler",
         "decode_scheduler",
+        "prefill_prefill_order",
+        "decode_prefill_order",
+        "prefill_admission",
+        "decode_admission",
     )
     @classmethod
     def _settings_of_a_pool_that_is_there(cls, value: object, info: ValidationInfo) -> object:

@@ -1,10 +1,14 @@
-"""What the value of a flag may be, where no type says it; errors are for operators to read."""
+"""What the value of a flag may be: readers, for what no type says, and the types of flags, which
+are made of them. Errors are for operators to read."""
 
 import ipaddress
 import re
+import socket
+from typing import Annotated, Literal
 
-from pydantic import SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from twinflow.cluster.quantities import count, memory, whole
 from twinflow.parallel.latent.transforms.name import SUFFIX, TransformName
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.speculative.config import SpeculativeConfig
@@ -40,6 +44,21 @@ def host_name(value: str) -> str:
         if not _HOST_NAME.fullmatch(value):
             raise ValueError("must be an address or a host name, without a port") from None
     return value
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether binding to `host` accepts connections on every interface of the machine."""
+    try:
+        return not any(socket.inet_aton(host))  # also reads the short forms of 0.0.0.0
+    except OSError:
+        pass
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return address.is_unspecified or bool(
+        address.ipv4_mapped and address.ipv4_mapped.is_unspecified
+    )
 
 
 def ray_address(value: str) -> str:
@@ -85,3 +104,23 @@ def model_name(value: str) -> str:
     if not 0 < len(value) <= 256 or not value.isprintable():
         raise ValueError("a name has 1 to 256 printable characters")
     return value
+
+
+Whole = Annotated[int, BeforeValidator(whole)]
+Count = Annotated[int, BeforeValidator(count), Field(ge=1, le=2**40)]
+Memory = Annotated[int, BeforeValidator(memory), Field(ge=1)]
+PoolSize = Annotated[Whole, Field(ge=0, le=1024)]
+Ranks = Annotated[Whole, Field(ge=1, le=64)]
+Port = Annotated[Whole, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(gt=0, le=86400_000, allow_inf_nan=False)]
+Slack = Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)]
+SchedulerName = Literal["auto", "chunked", "layered", "laps"]
+OrderName = Literal["fcfs", "spf"]
+AdmissionName = Literal["aggressive", "conservative", "past-future"]
+Names = Annotated[
+    tuple[Annotated[str, AfterValidator(model_name)], ...], BeforeValidator(one_or_more)
+]
+Keys = Annotated[
+    tuple[Annotated[SecretStr, AfterValidator(printable_key)], ...], BeforeValidator(one_or_more)
+]

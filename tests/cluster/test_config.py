@@ -2,26 +2,21 @@
 
 import json
 from collections.abc import Callable, Mapping
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 from pydantic import ValidationError
 
-from twinflow.cluster.config import (
-    AdmissionName,
-    Group,
-    OrderName,
-    SchedulerName,
-    ServeConfig,
-    is_wildcard,
-)
+from twinflow.cluster.config import Group, ServeConfig
 from twinflow.cluster.dispatch.admission import AdmissionLimits
+from twinflow.cluster.flag_values import AdmissionName, OrderName, SchedulerName, is_wildcard
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.schedulers import create_scheduler
 from twinflow.runtime.schedulers.admission import create_admission
 from twinflow.runtime.schedulers.orders import create_order
 from twinflow.runtime.schedulers.setup import SchedulerSetup
+from twinflow.workers.role import ROLES
 
 SETUP = SchedulerSetup.of(EngineConfig(max_model_len=64, num_blocks=64), num_layers=2)
 
@@ -225,6 +220,16 @@ def test_every_policy_can_be_named_and_no_other(
         assert name == "auto" or create(name)
 
 
-def test_a_scheduler_for_a_pool_that_is_not_there() -> None:
-    assert rejected({"mixed": 1, "prefill_scheduler": "laps"}) == {"prefill_scheduler"}
-    assert serve(mixed=1, decode=1, decode_scheduler="layered").scheduler_of("decode") == "layered"
+POLICIES = {"scheduler": "layered", "prefill_order": "spf", "admission": "conservative"}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("pool", ["prefill", "decode"])
+def test_policies_of_one_pool(pool: Literal["prefill", "decode"], policy: str) -> None:
+    own, name = f"{pool}_{policy}", POLICIES[policy]
+    config, common = serve(mixed=1, prefill=1, decode=1, **{own: name}), serve()
+    for role in ROLES:
+        found = getattr(config, f"{policy}_of")(role)
+        assert found == (name if role == pool else getattr(common, policy))
+    assert rejected({"mixed": 1, own: name}) == {own}
+    assert rejected({own: "magic"}) == {own}

@@ -184,10 +184,20 @@ class TestRanks:
         assert {w.expert_parallel for w in workers()} == {False}
 
 
-def test_every_pool_may_have_a_scheduler_of_its_own() -> None:
+def test_every_pool_may_have_policies_of_its_own() -> None:
     assert {w.scheduler for w in workers()} == {"auto"}
-    found = workers(prefill=1, decode=1, mixed=1, prefill_scheduler="laps", scheduler="chunked")
+    found = workers(
+        prefill=1,
+        decode=1,
+        mixed=1,
+        prefill_scheduler="laps",
+        scheduler="chunked",
+        prefill_prefill_order="spf",
+        decode_admission="past-future",
+    )
     assert [w.scheduler for w in found] == ["laps", "chunked", "chunked"]
+    assert [w.prefill_order for w in found] == ["spf", "fcfs", "fcfs"]
+    assert [w.admission for w in found] == ["aggressive", "past-future", "aggressive"]
 
 
 def test_what_the_operator_chose_reaches_every_worker() -> None:
