@@ -35,6 +35,7 @@ from twinflow.runtime.runner_loading import LoadProgress, load_runner
 from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.schedulers import create_scheduler
 from twinflow.runtime.schedulers.setup import SchedulerSetup
+from twinflow.runtime.speculative.drafters.draft_kv import DraftKV
 from twinflow.runtime.speculative.goodput.setup import create_goodput
 from twinflow.runtime.speculative.speculation import create_speculation
 from twinflow.runtime.step_times import engine_key, measured_times
@@ -55,6 +56,7 @@ class BuiltEngine:
         fingerprint: see `EnginePlan.fingerprint`.
         dtype: name of the dtype of weights and KV.
         lanes: which lanes the engine has.
+        draft_kv: KV of the model that drafts; None if none does.
     """
 
     engine: Engine
@@ -67,6 +69,7 @@ class BuiltEngine:
     fingerprint: str
     dtype: str
     lanes: LaneReport
+    draft_kv: DraftKV | None = None
 
 
 def build_engine(
@@ -118,16 +121,17 @@ def assemble_engine(
     """
     setup = SchedulerSetup.of(plan.config, plan.model.num_layers, times)
     layers_per_unit = choose_layers_per_unit(plan.layout)
+    speculation = create_speculation(
+        plan.options.speculative_config,
+        plan.model.vocab_size,
+        lambda config: load_drafter(config, Target(plan, runner, team or Alone())),
+    )
     executor = ModelExecutor(
         runner,
         _sampler(plan),
         vocab_size=plan.model.vocab_size,
         layers_per_unit=layers_per_unit,
-        speculation=create_speculation(
-            plan.options.speculative_config,
-            plan.model.vocab_size,
-            lambda config: load_drafter(config, Target(plan, runner, team or Alone())),
-        ),
+        speculation=speculation,
     )
     fingerprint = plan.fingerprint
     blocks = _block_manager(plan, fingerprint)
@@ -155,6 +159,7 @@ def assemble_engine(
         fingerprint=fingerprint,
         dtype=plan.layout.dtype,
         lanes=report,
+        draft_kv=None if speculation is None else speculation.draft_kv,
     )
 
 

@@ -58,6 +58,7 @@ class _Loaded:
     share: DraftShare
     model: ModelConfig
     runner: DraftRunner
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +93,28 @@ def load_drafter(config: SpeculativeConfig, target: Target) -> DraftModelDrafter
     else:
         loaded, plan = _choose(config, target, shares)
     sampler = Sampler(loaded.model.vocab_size, target.plan.options.device)
-    sizes = {
-        "vocab_size": loaded.model.vocab_size,
-        "max_rows": target.plan.config.max_num_batched_tokens,
-    }
+    vocab_size = loaded.model.vocab_size
+    max_rows = target.plan.config.max_num_batched_tokens
+    # Blocks that are spread over ranks stay where they are.
+    fingerprint = loaded.fingerprint if loaded.share.ranks == 1 else ""
     if config.tree is not None:
-        return TreeModelDrafter(loaded.runner, sampler, config.tree, plan=plan, **sizes)
+        return TreeModelDrafter(
+            loaded.runner,
+            sampler,
+            config.tree,
+            vocab_size=vocab_size,
+            max_rows=max_rows,
+            plan=plan,
+            fingerprint=fingerprint,
+        )
     return DraftModelDrafter(
-        loaded.runner, sampler, plan=plan, calibrate=config.layer_parallel.calibrate, **sizes
+        loaded.runner,
+        sampler,
+        vocab_size=vocab_size,
+        max_rows=max_rows,
+        plan=plan,
+        calibrate=config.layer_parallel.calibrate,
+        fingerprint=fingerprint,
     )
 
 
@@ -167,7 +182,7 @@ def _load(config: SpeculativeConfig, target: Target, share: DraftShare) -> _Load
     plan = plan_share(config, target.plan, share, Seat(0, share.ranks))
     with target.team.loading(share) as ranks:
         own = load_share(config, target.plan, share, ranks)
-    return _Loaded(share, plan.model, target.team.runner(own, share))
+    return _Loaded(share, plan.model, target.team.runner(own, share), plan.fingerprint)
 
 
 def _plan(config: SpeculativeConfig, target: Target, loaded: _Loaded) -> LayerPlan:

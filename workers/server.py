@@ -18,9 +18,12 @@ from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
 from twinflow.runtime.build import BuiltEngine, build_engine
 from twinflow.runtime.kv_progress import KVProgress
 from twinflow.runtime.runner_loading import LoadProgress
+from twinflow.runtime.speculative.draft_arrival import ArrivalChoice
+from twinflow.runtime.speculative.drafters.draft_kv import DraftKV
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.core import WorkerCore
 from twinflow.workers.fault_points import FaultPoints, Point
+from twinflow.workers.handoff.drafts import DraftHalves
 from twinflow.workers.handoff.end import HandoffEnd
 from twinflow.workers.handoff.links import PeerLinks
 from twinflow.workers.handoff.others import OtherRanks
@@ -146,10 +149,17 @@ class WorkerServer:
             faults=core.faults,
         )
         others = OtherRanks(self._leader, end.patience_s)
-        receiver = KVReceiver(end, core, others)
-        sender = KVSender(end, HeldPrompts(core, others))
+        drafts = self._draft_halves(end, core, built.draft_kv)
+        receiver = KVReceiver(end, core, others, drafts.receiver)
+        sender = KVSender(end, HeldPrompts(core, others), drafts.sender)
         service = WorkerService(core, sender, store_calls, self.description)
         return WorkerParts(core, built, links, store_calls, others, receiver, sender, service)
+
+    def _draft_halves(self, end: HandoffEnd, core: WorkerCore, kv: DraftKV | None) -> DraftHalves:
+        speculation = self.config.speculative_config
+        if kv is None or speculation is None or not kv.fingerprint:
+            return DraftHalves()
+        return DraftHalves.make(end, core, kv, ArrivalChoice(speculation.draft_kv))
 
     def _describe(self, built: BuiltEngine, address: str) -> pb.DescribeResponse:
         return pb.DescribeResponse(

@@ -6,6 +6,7 @@ Knows names and bounds; what drafters there are is the registry's.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 import msgspec
 
@@ -25,6 +26,7 @@ _OWN_KEYS = {
     "model": WITH_MODEL,
     "draft_tensor_parallel_size": WITH_MODEL,
     "layer_parallel": (EASYSPEC,),
+    "draft_kv": WITH_MODEL,
 }
 _MOST_TOKENS = 64
 
@@ -39,6 +41,8 @@ class SpeculativeConfig:
         draft_tensor_parallel_size: ranks that draft together, of those of the worker; None for one,
             or for `easyspec` as many as its layout takes.
         layer_parallel: how `easyspec` computes the layers of the model.
+        draft_kv: where a prompt comes from another worker, the drafter's KV of it is computed again
+            (`rebuild`), handed over too (`transfer`), or what is predicted to be cheaper (`auto`).
         num_speculative_tokens: most tokens proposed to a request at a time.
         tree: shape of proposals that branch, of `num_speculative_tokens` nodes; None for chains.
         adaptive: propose fewer tokens, or none, where that is predicted to be faster.
@@ -55,6 +59,7 @@ class SpeculativeConfig:
     model: str | None = None
     draft_tensor_parallel_size: int | None = None
     layer_parallel: LayerParallelConfig = field(default_factory=LayerParallelConfig)
+    draft_kv: Literal["auto", "rebuild", "transfer"] = "auto"
     num_speculative_tokens: int = 5
     tree: TreeConfig | None = None
     adaptive: bool = True

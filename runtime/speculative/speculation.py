@@ -20,6 +20,8 @@ from twinflow.runtime.request import Request
 from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.speculative.draft import NOTHING, Draft
 from twinflow.runtime.speculative.drafters.base import Drafter, DraftQuery, LikelyNext
+from twinflow.runtime.speculative.drafters.draft_kv import DraftKV
+from twinflow.runtime.speculative.drafters.draft_model import DraftModelDrafter
 from twinflow.runtime.speculative.drafters.registry import DrafterSetup, create_drafter
 from twinflow.runtime.speculative.verification.matching import follow
 
@@ -42,6 +44,11 @@ class Speculation:
         self._drafter = drafter
         self._lock = threading.Lock()
         self.failure: Exception | None = None
+
+    @property
+    def draft_kv(self) -> DraftKV | None:
+        """KV of the drafter; None if it has none. For the thread that asks for proposals."""
+        return self._drafter.kv if isinstance(self._drafter, DraftModelDrafter) else None
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> Sequence[Draft]:
         """See `Executor.propose`."""

@@ -35,6 +35,7 @@ token; the others join it. A hand-off is complete when all are, and fails when o
     orders        what rank 0 and the other ranks of a worker tell each other about all this
     others        the other ranks, as rank 0 sees them
     follower      hand-offs on one of these
+    drafts        the same for KV of the model that drafts
     end           what every half of a hand-off works with, on one rank
     ending        what is left behind only when it is done
 """

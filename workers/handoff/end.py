@@ -21,6 +21,7 @@ class HandoffEnd:
         links: to the ranks of other workers.
         share: which blocks of every sequence are in the cache.
         faults: where the rank fails if a test wants it.
+        draft: what is handed over is KV of the model that drafts.
     """
 
     config: WorkerConfig
@@ -30,6 +31,7 @@ class HandoffEnd:
     links: PeerLinks
     share: BlockShare
     faults: FaultPoints
+    draft: bool = False
 
     @property
     def patience_s(self) -> float:

@@ -266,4 +266,5 @@ def _opening(
         new_link=not route.lease.reused,
         parts=route.parts,
         block_step=manifest.block_step,
+        draft=end.draft,
     )

@@ -14,8 +14,10 @@ import structlog
 
 from twinflow.protos.errors import HandoffError, StaleLink, TwinflowError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
+from twinflow.runtime.engine import Engine
 from twinflow.runtime.lifecycle import ReceiveOrder
 from twinflow.workers.core import WorkerCore
+from twinflow.workers.handoff.drafts import DraftReceiver
 from twinflow.workers.handoff.end import HandoffEnd
 from twinflow.workers.handoff.ending import all_or_none
 from twinflow.workers.handoff.fetching import RankReceiver, Tally
@@ -31,31 +33,45 @@ class KVReceiver:
         end: rank 0.
         core: its engine, which hears how every hand-off ends.
         others: the other ranks.
+        drafts: fetches KV for the model that drafts; None if there is none to be handed over.
+
+    Attributes:
+        drafts: likewise.
     """
 
-    def __init__(self, end: HandoffEnd, core: WorkerCore, others: OtherRanks) -> None:
+    def __init__(
+        self,
+        end: HandoffEnd,
+        core: WorkerCore,
+        others: OtherRanks,
+        drafts: DraftReceiver | None = None,
+    ) -> None:
         self._end = end
         self._core = core
         self._others = others
         self._own = RankReceiver(end)
         self._counters = core.state.handoffs
         self._fetches: dict[str, asyncio.Task[None]] = {}
+        self.drafts = drafts
 
     def __len__(self) -> int:
-        return len(self._fetches) + len(self._own)
+        own = len(self._fetches) + len(self._own)
+        return own if self.drafts is None else own + len(self.drafts)
 
     def start(self, order: ReceiveOrder) -> None:
         """See `KVFetcher.start`."""
         engine_id = order.request.request_id
         fetch = asyncio.create_task(self._fetch(order), name=f"fetch-{engine_id}")
         self._fetches[engine_id] = fetch
-        fetch.add_done_callback(partial(self._report, engine_id))
+        fetch.add_done_callback(partial(self._report, order))
 
     def cancel(self, engine_id: str) -> None:
         """See `KVFetcher.cancel`."""
         fetch = self._fetches.get(engine_id)
         if fetch is not None:
             fetch.cancel()
+        if self.drafts is not None:
+            self.drafts.cancel(engine_id)
 
     async def close(self) -> None:
         """Cancel every hand-off and wait until their links are quiet."""
@@ -63,6 +79,8 @@ class KVReceiver:
             fetch.cancel()
         await asyncio.gather(*self._fetches.values(), return_exceptions=True)
         await self._own.close()
+        if self.drafts is not None:
+            await self.drafts.close()
 
     async def _fetch(self, order: ReceiveOrder) -> None:
         """One hand-off; a link that was kept too long costs a second try, not the hand-off.
@@ -108,8 +126,9 @@ class KVReceiver:
             fresh=fresh,
         )
 
-    def _report(self, engine_id: str, fetch: "asyncio.Task[None]") -> None:
+    def _report(self, order: ReceiveOrder, fetch: "asyncio.Task[None]") -> None:
         """Tell the engine how a hand-off ended, also one that was cancelled before it began."""
+        engine_id = order.request.request_id
         del self._fetches[engine_id]
         if fetch.cancelled():
             error: TwinflowError = HandoffError("the hand-off was cancelled")
@@ -123,9 +142,15 @@ class KVReceiver:
                 exc_info=None if error is problem else problem,
             )
         else:
-            self._core.loop.post(lambda engine: engine.receive_done(engine_id))
+            self._core.loop.post(partial(self._received, order))
             return
         self._core.loop.post(lambda engine: engine.receive_failed(engine_id, error))
+
+    def _received(self, order: ReceiveOrder, engine: Engine) -> None:
+        """Let the request decode; on the engine's thread."""
+        if self.drafts is not None:
+            self.drafts.settle(engine, order)
+        engine.receive_done(order.request.request_id)
 
 
 def _known(problem: BaseException) -> TwinflowError:

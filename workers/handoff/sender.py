@@ -19,7 +19,7 @@ from twinflow.workers.handoff.end import HandoffEnd
 from twinflow.workers.handoff.ending import look_away, to_the_end
 from twinflow.workers.handoff.held import HeldPrompt, held_id
 from twinflow.workers.handoff.outgoing import OutgoingTransfer
-from twinflow.workers.handoff.prompts import HeldPrompts
+from twinflow.workers.handoff.prompts import Prompts
 
 # Signs of life are given this many times as often as the receiver needs them.
 _SIGNS_OF_LIFE = 4
@@ -31,17 +31,25 @@ class KVSender:
     Args:
         end: this rank.
         prompts: has them computed; None on every rank but rank 0.
+        drafts: serves those that ask for KV of the model that drafts; None if there is none.
     """
 
-    def __init__(self, end: HandoffEnd, prompts: HeldPrompts | None = None) -> None:
+    def __init__(
+        self,
+        end: HandoffEnd,
+        prompts: Prompts | None = None,
+        drafts: "KVSender | None" = None,
+    ) -> None:
         self._end = end
         self._prompts = prompts
+        self._drafts = drafts
         self._events = asyncio.get_running_loop()
         self._held: dict[str, HeldPrompt] = {}
         self._news = asyncio.Event()
 
     def __len__(self) -> int:
-        return sum(1 + len(held.conversations) for held in list(self._held.values()))
+        own = sum(1 + len(held.conversations) for held in list(self._held.values()))
+        return own if self._drafts is None else own + len(self._drafts)
 
     def on_kv(self, progress: KVProgress) -> None:
         """A step has finished layers of a held request; called on its thread."""
@@ -85,10 +93,12 @@ class KVSender:
             TwinflowError: it was refused or failed; every block is given back.
         """
         opening = await self._first(requests)
+        sender = self._of(opening)
         if opening.HasField("submission"):
-            conversation, transfer = self._begin(requests, opening)
+            conversation, transfer = sender._begin(requests, opening)
         else:
-            conversation, transfer = self._join(requests, opening, await self._find(opening))
+            held = await sender._find(opening)
+            conversation, transfer = sender._join(requests, opening, held)
         conversation.add_done_callback(transfer.ended)
         patience_s = self._end.patience_s / _SIGNS_OF_LIFE
         try:
@@ -108,6 +118,17 @@ class KVSender:
         if first.WhichOneof("message") != "open":
             raise HandoffError("a hand-off begins with `open`")
         return first.open
+
+    def _of(self, opening: pb.TransferOpen) -> "KVSender":
+        """Whoever has the KV that is asked for."""
+        if not opening.draft:
+            return self
+        if self._drafts is None:
+            raise HandoffError(
+                f"hand-off to {opening.receiver_id}: no model drafts on {self._end.links.me} whose "
+                f"KV could be handed over"
+            )
+        return self._drafts
 
     def _begin(
         self, requests: AsyncIterator[pb.TransferRequest], opening: pb.TransferOpen
@@ -208,7 +229,7 @@ class KVSender:
         self,
         requests: AsyncIterator[pb.TransferRequest],
         transfer: OutgoingTransfer,
-        prompts: HeldPrompts,
+        prompts: Prompts,
     ) -> None:
         """The conversation that the prompt is computed for; its end is that of the others."""
         transfer_id, complete = transfer.held.transfer_id, False
@@ -218,7 +239,7 @@ class KVSender:
         finally:
             await to_the_end(self._free(transfer_id, prompts, complete=complete))
 
-    async def _free(self, transfer_id: str, prompts: HeldPrompts, *, complete: bool) -> None:
+    async def _free(self, transfer_id: str, prompts: Prompts, *, complete: bool) -> None:
         """Give the blocks back, once no rank of this worker reads them."""
         await asyncio.gather(
             self.drop(transfer_id, complete=complete), prompts.drop(transfer_id, complete=complete)

@@ -18,18 +18,21 @@ what they write is scratch: it is never counted as written.
                      accepted  bonus │ proposed
     exact pass       c  d      x     │              proposes y
     approximate                      │ y            proposes z
+
+KV of a prompt may come from another worker (`draft_kv`); a sequence whose KV is on its way goes
+without proposals until it is here, or has failed to come.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from twinflow.runtime.kv.block_pool import BlockPool
 from twinflow.runtime.model_runner import SequenceRows
 from twinflow.runtime.outputs import SampledToken
 from twinflow.runtime.runner import DraftRunner
 from twinflow.runtime.sampling import Sampler, SamplingState
 from twinflow.runtime.speculative.draft import NOTHING, Draft
 from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, LikelyNext
+from twinflow.runtime.speculative.drafters.draft_kv import DraftKV
 from twinflow.runtime.speculative.layer_parallel.plan import LayerPlan
 
 
@@ -75,6 +78,11 @@ class Round:
     proposed: list[int] = field(default_factory=list)
 
 
+def prompt_rows(rounds: Sequence[Round]) -> int:
+    """Rows of sequences whose prompt is still to be computed."""
+    return sum(len(one.tokens) for one in rounds if one.start < one.drafted.prompt)
+
+
 class DraftModelDrafter:
     """See the module.
 
@@ -86,6 +94,10 @@ class DraftModelDrafter:
         plan: how passes behind the first one of a proposal cross the layers.
         calibrate: make the first pass exact; without it, all passes behind the prompt follow the
             plan, and what they write is kept.
+        fingerprint: see `DraftKV`.
+
+    Attributes:
+        kv: its blocks, and prompts that come from elsewhere.
     """
 
     likely_tokens = 0
@@ -99,6 +111,7 @@ class DraftModelDrafter:
         max_rows: int,
         plan: LayerPlan | None = None,
         calibrate: bool = True,
+        fingerprint: str = "",
     ) -> None:
         self._groups = None if plan is None or plan.is_serial else plan.groups
         self._calibrate = calibrate
@@ -106,8 +119,9 @@ class DraftModelDrafter:
         self._sampler = sampler
         self._vocab_size = vocab_size
         self._max_rows = max_rows
-        self._block_size = runner.kv_cache.layout.block_size
-        self._pool = BlockPool(runner.kv_cache.num_blocks)
+        self.kv = DraftKV(runner, max_rows, fingerprint)
+        self._block_size = self.kv.block_size
+        self._pool = self.kv.pool
         self._sequences: dict[str, _Drafted] = {}
 
     @property
@@ -119,10 +133,13 @@ class DraftModelDrafter:
         """See `Drafter.propose`."""
         rounds = [self._begin(query) for query in queries]
         live = [one for one in rounds if one is not None]
+        began, rows = self.kv.begin_pass(), prompt_rows(live)
         self._catch_up(live)
         exact = self._calibrate or any(one.start < one.drafted.prompt for one in live)
         while live:
             self._advance(live, exact=exact or self._groups is None)
+            if exact:
+                self.kv.end_pass(began, rows)
             exact = False
             live = [one for one in live if len(one.proposed) < one.limit]
         return [NOTHING if one is None else Draft.chain(one.proposed) for one in rounds]
@@ -130,6 +147,8 @@ class DraftModelDrafter:
     def _begin(self, query: DraftQuery) -> Round | None:
         """Take note of what a sequence has gained, and of blocks for what is to be computed."""
         sequence = query.sequence
+        if self.kv.awaits(sequence.request_id):
+            return None
         drafted = self._sequences.get(sequence.request_id)
         if drafted is None:
             drafted = self._sequences[sequence.request_id] = self._meet(sequence)
@@ -154,7 +173,12 @@ class DraftModelDrafter:
         prompt, seed = sequence.prompt_token_ids, sequence.params.seed or 0
         ending = sequence.ending_token_ids
         state = SamplingState(params, seed, prompt, self._vocab_size, ending)
-        return _Drafted(state, known=len(prompt), prompt=len(prompt))
+        drafted = _Drafted(state, known=len(prompt), prompt=len(prompt))
+        brought = self.kv.take(sequence.request_id)
+        if brought is not None:
+            drafted.written, drafted.blocks = list(brought.tokens), list(brought.blocks)
+            drafted.exact = len(brought.tokens)
+        return drafted
 
     def _catch_up(self, rounds: Sequence[Round]) -> None:
         """Compute all rows that do not fit into one pass with the last row of every sequence."""
@@ -204,6 +228,7 @@ class DraftModelDrafter:
         drafted = self._sequences.pop(sequence.request_id, None)
         if drafted is not None:
             self._pool.release(drafted.blocks)
+        self.kv.forget(sequence.request_id)
 
     def check_integrity(self) -> None:
         """Between proposals, what counts as written is exact; raises AssertionError otherwise.
@@ -222,5 +247,6 @@ class DraftModelDrafter:
             if len(drafted.written) > len(drafted.blocks) * self._block_size:
                 raise AssertionError(f"request {name} has written more than its blocks hold")
         held = [block for drafted in self._sequences.values() for block in drafted.blocks]
+        held += self.kv.held_blocks
         if len(set(held)) < len(held) or len(held) + self._pool.num_idle != self._pool.num_blocks:
             raise AssertionError("blocks of the drafter are lost, or belong to several sequences")

@@ -18,7 +18,11 @@ from twinflow.runtime.runner import DraftRunner
 from twinflow.runtime.sampling import Sampler, SamplingState
 from twinflow.runtime.speculative.draft import NOTHING, Draft, FloatArray
 from twinflow.runtime.speculative.drafters.base import DraftQuery
-from twinflow.runtime.speculative.drafters.draft_model import DraftModelDrafter, Round
+from twinflow.runtime.speculative.drafters.draft_model import (
+    DraftModelDrafter,
+    Round,
+    prompt_rows,
+)
 from twinflow.runtime.speculative.layer_parallel.plan import LayerPlan
 from twinflow.runtime.speculative.trees.base import Path, grow_together
 from twinflow.runtime.speculative.trees.config import TreeConfig
@@ -51,6 +55,7 @@ class TreeModelDrafter(DraftModelDrafter):
         max_rows: likewise.
         plan: likewise; the first pass is always exact, because no other one's keys and values are
             kept.
+        fingerprint: likewise.
     """
 
     def __init__(
@@ -62,8 +67,16 @@ class TreeModelDrafter(DraftModelDrafter):
         vocab_size: int,
         max_rows: int,
         plan: LayerPlan | None = None,
+        fingerprint: str = "",
     ) -> None:
-        super().__init__(runner, sampler, vocab_size=vocab_size, max_rows=max_rows, plan=plan)
+        super().__init__(
+            runner,
+            sampler,
+            vocab_size=vocab_size,
+            max_rows=max_rows,
+            plan=plan,
+            fingerprint=fingerprint,
+        )
         self._tree = tree
         self._build = tree_builder(tree.type)
 
@@ -73,9 +86,11 @@ class TreeModelDrafter(DraftModelDrafter):
         live = [one for one in rounds if one is not None]
         if not live:
             return [NOTHING] * len(rounds)
+        began, gained = self.kv.begin_pass(), prompt_rows(live)
         self._catch_up(live)
         rows = [self._rows(one, len(one.tokens), samples=True) for one in live]
         roots = self._likely(rows, [one.state for one in live], exact=True)
+        self.kv.end_pass(began, gained)
         for one in live:
             self._written(one, len(one.tokens), exact=True)
         growths = [self._build(self._tree, one.limit) for one in live]

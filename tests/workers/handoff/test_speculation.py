@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.speculative.account import SpeculationAccount
 from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.speculative.layer_parallel.config import LayerParallelConfig
+from twinflow.workers.handoff.drafts import DraftArrivals
 
 SPECULATION = SpeculativeConfig(method="token_recycling", num_speculative_tokens=3, adaptive=False)
 PARAMS = [
@@ -53,34 +55,86 @@ async def test_guessing_changes_no_token_of_a_prompt_that_came_from_elsewhere(
         await idle(prefill, decode)
 
 
+async def drafted(
+    model: Path, oracle: Oracle, names: tuple[str, ...], config: SpeculativeConfig
+) -> tuple[SpeculationAccount, DraftArrivals | None]:
+    """Serve prompts that the last of the workers decodes; what it guessed, and what came to it."""
+    rng = random.Random(5)
+    asks = [(random_prompt(rng, length), p) for length in (9, 40, 75) for p in PARAMS]
+    settings = {"speculative_config": config, "max_num_seqs": 8}
+    configs = (worker_config(model, name, **settings) for name in names)
+    async with running(*configs) as workers, attached(workers[-1]) as gateway:
+        peer = peer_of(workers[0]) if len(workers) > 1 else None
+        for prompt, params in asks:
+            answer = await gateway.complete(submission(prompt, params, peer))
+            assert tuple(answer.tokens) == oracle(prompt, params).token_ids
+        parts = workers[-1].parts
+        account = await parts.core.loop.call(lambda engine: engine.counters.speculation)
+        await idle(*workers)
+        for worker in workers:
+            kv = worker.parts.built.draft_kv
+            assert kv is not None
+            assert (kv.under_way, kv.pool.num_idle) == (0, kv.pool.num_blocks)
+        drafts = parts.receiver.drafts
+        return account, None if drafts is None else drafts.arrivals
+
+
 @pytest.mark.asyncio
 async def test_a_model_drafts_as_well_for_prompts_from_elsewhere(
     model: Path, oracle: Oracle
 ) -> None:
-    """Its KV is not handed over but computed on arrival, exactly: the same proposals come true."""
+    """Its KV is computed on arrival, exactly: the same proposals come true."""
     easyspec = SpeculativeConfig(
         method="easyspec",
         model=str(model),
         num_speculative_tokens=3,
         adaptive=False,
         layer_parallel=LayerParallelConfig(size=2, first=0, last=0),
+        draft_kv="rebuild",
     )
-    rng = random.Random(5)
-    asks = [(random_prompt(rng, length), p) for length in (9, 40, 75) for p in PARAMS]
-    accounts: list[SpeculationAccount] = []
-    for names in (("prefill-0", "decode-0"), ("mixed-0",)):
-        settings = {"speculative_config": easyspec, "max_num_seqs": 8}
-        configs = (worker_config(model, name, **settings) for name in names)
-        async with running(*configs) as workers, attached(workers[-1]) as gateway:
-            peer = peer_of(workers[0]) if len(workers) > 1 else None
-            for prompt, params in asks:
-                answer = await gateway.complete(submission(prompt, params, peer))
-                assert tuple(answer.tokens) == oracle(prompt, params).token_ids
-            account = await workers[-1].parts.core.loop.call(
-                lambda engine: engine.counters.speculation
-            )
-            accounts.append(account)
-            await idle(*workers)
-    handed_over, whole = accounts
+    handed_over, arrivals = await drafted(model, oracle, ("prefill-0", "decode-0"), easyspec)
+    whole, _ = await drafted(model, oracle, ("mixed-0",), easyspec)
     assert handed_over == whole
     assert whole.draft_tokens > whole.accepted_tokens > 0
+    assert arrivals == DraftArrivals(rebuilt=6)
+
+
+@pytest.mark.asyncio
+async def test_a_model_drafts_as_well_from_kv_that_was_handed_over(
+    model: Path, oracle: Oracle
+) -> None:
+    """A drafter with the target's weights is right wherever its KV is: one wrong slot shows."""
+    config = SpeculativeConfig(
+        method="draft_model",
+        model=str(model),
+        num_speculative_tokens=3,
+        adaptive=False,
+        draft_kv="transfer",
+    )
+    handed_over, arrivals = await drafted(model, oracle, ("prefill-0", "decode-0"), config)
+    assert arrivals == DraftArrivals(handed_over=6)
+    assert handed_over.draft_tokens == handed_over.accepted_tokens > 0
+
+
+@pytest.mark.asyncio
+async def test_kv_that_does_not_come_is_computed(model: Path, oracle: Oracle) -> None:
+    config = SpeculativeConfig(
+        method="draft_model",
+        model=str(model),
+        num_speculative_tokens=1,
+        adaptive=False,
+        draft_kv="transfer",
+    )
+    other = replace(config, method="ngram", model=None, draft_kv="auto")
+    workers = (
+        worker_config(model, "prefill-0", speculative_config=other),
+        worker_config(model, "decode-0", speculative_config=config),
+    )
+    prompt = random_prompt(random.Random(8), 40)
+    async with running(*workers) as (prefill, decode), attached(decode) as gateway:
+        answer = await gateway.complete(submission(prompt, PARAMS[0], peer_of(prefill)))
+        assert tuple(answer.tokens) == oracle(prompt, PARAMS[0]).token_ids
+        await idle(prefill, decode)
+        assert decode.parts.receiver.drafts is not None
+        assert decode.parts.receiver.drafts.arrivals == DraftArrivals(failed=1)
+        assert decode.parts.core.state.handoffs.failed == 0

@@ -318,7 +318,7 @@ class AttachResponse(_message.Message):
     def __init__(self, outputs: _Optional[_Iterable[_Union[RequestOutput, _Mapping]]] = ..., stats: _Optional[_Union[WorkerStats, _Mapping]] = ...) -> None: ...
 
 class TransferOpen(_message.Message):
-    __slots__ = ("transfer_id", "submission", "receiver_id", "receiver_epoch", "sender_epoch", "model_fingerprint", "kv_layout", "first_block", "num_blocks", "layers_per_unit", "link_id", "new_link", "parts", "block_step")
+    __slots__ = ("transfer_id", "submission", "receiver_id", "receiver_epoch", "sender_epoch", "model_fingerprint", "kv_layout", "first_block", "num_blocks", "layers_per_unit", "link_id", "new_link", "parts", "block_step", "draft")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     SUBMISSION_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -333,6 +333,7 @@ class TransferOpen(_message.Message):
     NEW_LINK_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_STEP_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     submission: Submission
     receiver_id: str
@@ -347,7 +348,8 @@ class TransferOpen(_message.Message):
     new_link: bool
     parts: _containers.RepeatedScalarFieldContainer[str]
     block_step: int
-    def __init__(self, transfer_id: _Optional[str] = ..., submission: _Optional[_Union[Submission, _Mapping]] = ..., receiver_id: _Optional[str] = ..., receiver_epoch: _Optional[int] = ..., sender_epoch: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., kv_layout: _Optional[str] = ..., first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., layers_per_unit: _Optional[int] = ..., link_id: _Optional[str] = ..., new_link: _Optional[bool] = ..., parts: _Optional[_Iterable[str]] = ..., block_step: _Optional[int] = ...) -> None: ...
+    draft: bool
+    def __init__(self, transfer_id: _Optional[str] = ..., submission: _Optional[_Union[Submission, _Mapping]] = ..., receiver_id: _Optional[str] = ..., receiver_epoch: _Optional[int] = ..., sender_epoch: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., kv_layout: _Optional[str] = ..., first_block: _Optional[int] = ..., num_blocks: _Optional[int] = ..., layers_per_unit: _Optional[int] = ..., link_id: _Optional[str] = ..., new_link: _Optional[bool] = ..., parts: _Optional[_Iterable[str]] = ..., block_step: _Optional[int] = ..., draft: _Optional[bool] = ...) -> None: ...
 
 class UnitPosted(_message.Message):
     __slots__ = ("unit",)
