@@ -35,7 +35,7 @@ class EngineSnapshot:
         experts: what experts did since the start, by index of their layer.
         quarantined_blocks: blocks of requests that were aborted while their rows are being
             computed.
-        lanes: what two lanes have done since the start; None if there is one.
+        lanes: what two lanes have done since the start; None if there never were two.
         goodput: how often proposing was worth it; None if that is not asked.
     """
 

@@ -209,4 +209,5 @@ def lane_stats_to_pb(figures: LaneFigures) -> pb.LaneStats:
         prefill_seconds=figures.seconds[Mode.PREFILL],
         decode_seconds=figures.seconds[Mode.DECODE],
         both_seconds=figures.both_seconds,
+        failure=figures.failure,
     )

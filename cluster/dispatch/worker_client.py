@@ -17,6 +17,7 @@ from twinflow.cluster.dispatch.census import difference
 from twinflow.cluster.dispatch.config import DispatchConfig
 from twinflow.cluster.gateway.backend import LaneInfo, WorkerInfo
 from twinflow.cluster.router.snapshot import RankView, WorkerView
+from twinflow.parallel.partition.backends.names import NONE
 from twinflow.protos.errors import DeadlineExceeded, TwinflowError, Unavailable, WorkerLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
@@ -154,7 +155,6 @@ class WorkerClient:
     def info(self) -> WorkerInfo:
         """What the worker has said about itself."""
         found = self.description or pb.DescribeResponse()
-        lanes = found.lanes
         return WorkerInfo(
             worker_id=self.where.worker_id,
             role=self.role,
@@ -162,7 +162,7 @@ class WorkerClient:
             ranks=len(found.ranks),
             num_blocks=found.num_blocks,
             max_num_seqs=found.max_num_seqs,
-            lanes=LaneInfo(lanes.wanted, lanes.backend, lanes.description, lanes.reason),
+            lanes=_lanes(found.lanes, self._stats.lanes.failure),
         )
 
     def start(self) -> None:
@@ -351,6 +351,13 @@ def _delta_or_error(output: pb.RequestOutput) -> TokenDelta | TwinflowError:
         return delta_from_pb(output)
     except TwinflowError as error:
         return error
+
+
+def _lanes(found: pb.LaneInfo, failure: str) -> LaneInfo:
+    """How a worker divides its device now; `failure` says why it does not any more."""
+    if failure:
+        return LaneInfo(found.wanted, NONE, reason=failure)
+    return LaneInfo(found.wanted, found.backend, found.description, found.reason)
 
 
 def _describe(error: Exception) -> str:

@@ -54,6 +54,10 @@ class _Worker:
         return self.up or family is CounterMetricFamily
 
 
+def _divided(stats: WorkerStats) -> bool:
+    return stats.HasField("lanes") and not stats.lanes.failure
+
+
 def _kv_usage(stats: WorkerStats) -> float:
     return 1.0 - stats.free_blocks / stats.total_blocks if stats.total_blocks else 0.0
 
@@ -114,6 +118,11 @@ _METRICS = (
     ),
     _counter(
         "twinflow:lane_switches", "Changes of the layout of lanes.", lambda s: s.lanes.switches
+    ),
+    _gauge(
+        "twinflow:lanes_failed",
+        "1 if two lanes have become one since the worker's start.",
+        lambda s: bool(s.lanes.failure),
     ),
     _counter(
         "twinflow:lanes_both_seconds",
@@ -205,7 +214,7 @@ _LABELLED_METRICS = (
         "twinflow:lanes",
         "Lanes that compute at the same time; 1 where nothing divides the device.",
         "backend",
-        lambda s: [(s.lanes.backend, 2)] if s.HasField("lanes") else [(NONE, 1)],
+        lambda s: [(s.lanes.backend, 2)] if _divided(s) else [(NONE, 1)],
     ),
     _by_lane(
         GaugeMetricFamily,

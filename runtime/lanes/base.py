@@ -53,12 +53,15 @@ class StepOutcome:
         results: see `Executor.execute`; nothing if it failed.
         traffic: what experts did in it, by layer.
         error: why it failed, if it did.
+        stranded: the division of the device has failed, and not the computing: nothing has come of
+            the step, and it can be computed elsewhere.
     """
 
     step: Step
     results: Sequence[SampledRun] = ()
     traffic: Sequence[LayerTraffic] = ()
     error: Exception | None = None
+    stranded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +69,13 @@ class LaneFigures:
     """What two lanes have done since their start.
 
     Attributes:
-        backend: name of what divides the device.
+        backend: name of what divides the device; `none` if that has failed meanwhile.
         layout: that was chosen last; None before the first step.
         switches: how often another one was chosen.
         steps: of each lane.
         seconds: that each lane has computed.
         both_seconds: in which both did at the same time.
+        failure: why there is one lane now; empty while there are two.
     """
 
     backend: str
@@ -80,6 +84,7 @@ class LaneFigures:
     steps: Mapping[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
     seconds: Mapping[Mode, float] = field(default_factory=lambda: dict.fromkeys(Mode, 0.0))
     both_seconds: float = 0.0
+    failure: str = ""
 
 
 class Lanes(Protocol):
@@ -87,7 +92,7 @@ class Lanes(Protocol):
 
     @property
     def figures(self) -> LaneFigures | None:
-        """What the lanes have done; None if there is only one."""
+        """What the lanes have done; None if there never was more than one."""
         ...
 
     def idle(self) -> Sequence[Mode | None]:

@@ -21,6 +21,7 @@ from twinflow.runtime.cost.model import CostModel
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.lanes.base import Lanes
 from twinflow.runtime.lanes.division import ControlledDivision
+from twinflow.runtime.lanes.fallback import FallbackLanes
 from twinflow.runtime.lanes.one import OneLane
 from twinflow.runtime.lanes.options import LaneOptions, LaneReport
 from twinflow.runtime.lanes.two import TwoLanes
@@ -68,9 +69,10 @@ def make_lanes(options: LaneOptions, parts: LaneParts) -> tuple[Lanes, LaneRepor
         report = LaneReport(choice.wanted, backend.name, backend.describe(), choice.reason)
         return OneLane(parts.executor), report
     times, rule = _rule(options, parts.times)
-    lanes = _two(options, parts, times, backend, backend.grid, parts.second())
+    two = _two(options, parts, times, backend, backend.grid, parts.second())
     description = f"{backend.describe()}; {rule}"
     log.info("two lanes", wanted=choice.wanted, backend=backend.name, description=description)
+    lanes = FallbackLanes(two, OneLane(parts.executor))
     return lanes, LaneReport(choice.wanted, backend.name, description)
 
 

@@ -75,8 +75,11 @@ class LaneThread:
     def _compute(self, step: Step, layout: Layout) -> StepOutcome:
         try:
             self._backend.enter(self._lane, layout)
-            outcome = compute(self._executor, step)
+        except Exception as error:  # noqa: BLE001 - the backend's failure, whatever it was
+            return StepOutcome(step, error=error, stranded=True)
+        outcome = compute(self._executor, step)
+        try:
             self._backend.settle(self._lane)
-        except Exception as error:  # noqa: BLE001 - the step's failure, as any other
-            return StepOutcome(step, error=error)
+        except Exception as error:  # noqa: BLE001 - likewise, unless computing has failed before
+            return outcome if outcome.error else StepOutcome(step, error=error, stranded=True)
         return outcome

@@ -96,11 +96,14 @@ class CountedThreads(Backend):
 
     Attributes:
         moves: where each lane has been, and on which thread.
+        on_enter: called whenever a lane moves.
+        on_settle: called whenever a lane has computed.
     """
 
     grid: Grid
     moves: list[tuple[Mode, Layout, int]] = field(default_factory=list)
     on_enter: Callable[[Mode, Layout], None] = lambda lane, layout: None
+    on_settle: Callable[[Mode], None] = lambda lane: None
     closed: bool = False
     threads: int = field(default_factory=torch.get_num_threads)
 
@@ -112,7 +115,7 @@ class CountedThreads(Backend):
         self.on_enter(lane, layout)
 
     def settle(self, lane: Mode) -> None:
-        pass
+        self.on_settle(lane)
 
     def describe(self) -> str:
         return f"{self.grid.processors} imagined processors"

@@ -15,6 +15,8 @@ from twinflow.runtime.cost.base import StepTimes
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.lanes.division import Division
+from twinflow.runtime.lanes.fallback import FallbackLanes
+from twinflow.runtime.lanes.one import OneLane
 from twinflow.runtime.lanes.two import TwoLanes
 from twinflow.runtime.model_executor import ModelExecutor
 from twinflow.runtime.model_runner import ModelRunner
@@ -78,7 +80,8 @@ class ModelEngine:
         if divided is not None:
             other = executor.beside(runner.beside(), Sampler(vocab_size, "cpu"))
             executors = {Mode.PREFILL: executor, Mode.DECODE: other}
-            lanes = TwoLanes(executors, *divided, num_layers=num_layers)
+            two = TwoLanes(executors, *divided, num_layers=num_layers)
+            lanes = FallbackLanes(two, OneLane(executor))
         engine = Engine(
             config, executor, blocks, scheduler, num_layers=num_layers, clock=clock, lanes=lanes
         )

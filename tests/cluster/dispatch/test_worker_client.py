@@ -13,6 +13,7 @@ from twinflow.cluster.dispatch.address import WorkerAddress
 from twinflow.cluster.dispatch.config import DispatchConfig
 from twinflow.cluster.dispatch.submission import build_submission
 from twinflow.cluster.dispatch.worker_client import WorkerClient
+from twinflow.cluster.gateway.backend import LaneInfo
 from twinflow.cluster.router.snapshot import Route, WorkerView
 from twinflow.protos.errors import Unavailable, WorkerLost
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
@@ -84,6 +85,14 @@ class TestConnecting:
             )
         assert listener.changes == [True]
         assert listener.stats[0] == ("decode-3", "decode", 9)
+
+    async def test_lanes_that_fail_while_it_serves(self) -> None:
+        worker = FakeWorker("mixed-0")
+        worker.description.lanes.CopyFrom(pb.LaneInfo(wanted="auto", backend="cores"))
+        worker.behaviour.load = pb.WorkerStats(lanes=pb.LaneStats(failure="cores 0,1: gone"))
+        async with running(worker) as (where,), connected(where, Listener()) as client:
+            await until(lambda: client.up)
+            assert client.info().lanes == LaneInfo("auto", "none", reason="cores 0,1: gone")
 
     async def test_nobody(self) -> None:
         listener = Listener()

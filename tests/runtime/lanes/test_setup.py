@@ -12,10 +12,10 @@ from tests.support.tiny_models import tiny_config
 from twinflow.parallel.partition.layout import Grid
 from twinflow.runtime.cost.model import CostModel
 from twinflow.runtime.kv.block_manager import BlockManager
+from twinflow.runtime.lanes.fallback import FallbackLanes
 from twinflow.runtime.lanes.one import OneLane
 from twinflow.runtime.lanes.options import LaneOptions, LaneReport
 from twinflow.runtime.lanes.setup import LaneParts, make_lanes
-from twinflow.runtime.lanes.two import TwoLanes
 from twinflow.runtime.model_executor import ModelExecutor
 from twinflow.runtime.sampling import Sampler
 
@@ -71,7 +71,7 @@ def test_two_lanes_and_by_which_rule(times: CostModel | None, rule: str) -> None
     if len(cores) < 2:
         pytest.skip("core sets need two processor cores")
     lanes, report = make_lanes(LaneOptions(backend="auto", cores=cores), parts(times=times))
-    assert isinstance(lanes, TwoLanes)
+    assert isinstance(lanes, FallbackLanes)
     lanes.close()
     assert report == LaneReport("auto", "cores", report.description)
     assert report.description.startswith(f"2 processor cores; {rule}")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from tests.support.cost import h100
 from tests.support.engines import (
     Collected,
@@ -24,6 +25,8 @@ from twinflow.runtime.cost.lanes import LaneTimes
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.lanes.division import ControlledDivision
+from twinflow.runtime.lanes.fallback import FallbackLanes
+from twinflow.runtime.lanes.one import OneLane
 from twinflow.runtime.lanes.options import LaneOptions
 from twinflow.runtime.lanes.two import TwoLanes
 from twinflow.runtime.outputs import SampledRun
@@ -57,7 +60,8 @@ class Bench:
         self.executor = GatedExecutor(4)
         self.backend = CountedThreads(GRID)
         executors = dict.fromkeys(Mode, self.executor)
-        self.lanes = TwoLanes(executors, self.backend, EveryLayout(GRID), num_layers=4)
+        self.two = TwoLanes(executors, self.backend, EveryLayout(GRID), num_layers=4)
+        self.lanes = FallbackLanes(self.two, OneLane(self.executor))
         spec = EngineSpec(max_num_batched_tokens=16)
         self.engine, _ = create_engine(
             spec, executor=self.executor, lanes=lambda executor: self.lanes
@@ -130,24 +134,54 @@ def test_a_dying_lane_ends_the_engine(bench: Bench) -> None:
 
 def test_a_thread_that_vanishes_is_noticed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twinflow.runtime.lanes.two._LOOK_S", 0.01)
-    bench.lanes._threads[Mode.PREFILL].close(20)
+    bench.two._threads[Mode.PREFILL].close(20)
     bench.engine.add_request(create_request(12))
     with pytest.raises(EngineError, match="the prefill lane has vanished"):
         bench.engine.step()
 
 
-def test_a_layout_that_is_refused_fails_the_step_and_nothing_else(bench: Bench) -> None:
-    def refuse(lane: Mode, layout: Layout) -> None:
-        raise ConfigError("cores 0,1: Invalid argument")
+def test_the_other_lane_ends_its_step_before_there_is_one(bench: Bench) -> None:
+    """Meanwhile nothing begins, and an abort of a stranded request is an abort as any other."""
+    engine, executor = bench.engine, bench.executor
+    short = create_request(4, max_tokens=8)
+    engine.add_request(short)
+    while not short.output_token_ids:
+        engine.step()
+    executor.gate.clear()
+    long = create_request(12, max_tokens=2)
+    engine.add_request(long)
 
-    refused, served = create_request(12), create_request(12)
+    def refuse(lane: Mode, layout: Layout) -> None:
+        if lane is Mode.DECODE:
+            raise ConfigError("cores 0,1: Invalid argument")
+
     bench.backend.on_enter = refuse
-    bench.engine.add_request(refused)
+    engine.step()
+    assert engine.lane_figures is not None and engine.lane_figures.failure
+    assert bench.lanes.idle() == () and not bench.backend.closed
+    engine.abort(short.request_id)
+    executor.gate.set()
+    with capture_logs() as logs:
+        done = finish(engine)
+    assert done.tokens[long.request_id] == expected_output(long.prompt_token_ids, 2)
+    assert done.last[short.request_id].finish_reason is None and not done.failures
+    assert bench.lanes.idle() == (None,) and bench.backend.closed
+    assert ["cores 0,1" in line["reason"] for line in logs] == [True]
+
+
+def test_a_backend_that_cannot_give_back_either(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("the driver is gone")
+
+    bench.backend.on_enter = refuse
+    monkeypatch.setattr(CountedThreads, "close", refuse)
+    request = create_request(12)
+    bench.engine.add_request(request)
     done = finish(bench.engine)
-    assert "cores 0,1" in str(done.failures[refused.request_id])
-    bench.backend.on_enter = lambda lane, layout: None
-    bench.engine.add_request(served)
-    assert finish(bench.engine).tokens[served.request_id]
+    assert done.tokens[request.request_id] == expected_output(request.prompt_token_ids, 4)
+    bench.backend.closed = True
 
 
 def test_decisions_of_an_engine_are_made_again(tmp_path: Path) -> None:

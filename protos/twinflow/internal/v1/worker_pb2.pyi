@@ -252,7 +252,7 @@ class WorkerStats(_message.Message):
     def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_receiving: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., handoff_bytes: _Optional[int] = ..., handoff_seconds: _Optional[float] = ..., handoffs_completed: _Optional[int] = ..., handoffs_failed: _Optional[int] = ..., digests_refused: _Optional[int] = ..., draining: _Optional[bool] = ..., steps: _Optional[int] = ..., ranks: _Optional[int] = ..., expert_layers: _Optional[_Iterable[_Union[ExpertLayerStats, _Mapping]]] = ..., speculation: _Optional[_Union[SpeculationStats, _Mapping]] = ..., lanes: _Optional[_Union[LaneStats, _Mapping]] = ..., quarantined_blocks: _Optional[int] = ..., busy_seconds: _Optional[float] = ...) -> None: ...
 
 class LaneStats(_message.Message):
-    __slots__ = ("backend", "prefill_processors", "decode_processors", "switches", "prefill_steps", "decode_steps", "prefill_seconds", "decode_seconds", "both_seconds")
+    __slots__ = ("backend", "prefill_processors", "decode_processors", "switches", "prefill_steps", "decode_steps", "prefill_seconds", "decode_seconds", "both_seconds", "failure")
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     PREFILL_PROCESSORS_FIELD_NUMBER: _ClassVar[int]
     DECODE_PROCESSORS_FIELD_NUMBER: _ClassVar[int]
@@ -262,6 +262,7 @@ class LaneStats(_message.Message):
     PREFILL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DECODE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     BOTH_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     backend: str
     prefill_processors: int
     decode_processors: int
@@ -271,7 +272,8 @@ class LaneStats(_message.Message):
     prefill_seconds: float
     decode_seconds: float
     both_seconds: float
-    def __init__(self, backend: _Optional[str] = ..., prefill_processors: _Optional[int] = ..., decode_processors: _Optional[int] = ..., switches: _Optional[int] = ..., prefill_steps: _Optional[int] = ..., decode_steps: _Optional[int] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., both_seconds: _Optional[float] = ...) -> None: ...
+    failure: str
+    def __init__(self, backend: _Optional[str] = ..., prefill_processors: _Optional[int] = ..., decode_processors: _Optional[int] = ..., switches: _Optional[int] = ..., prefill_steps: _Optional[int] = ..., decode_steps: _Optional[int] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., both_seconds: _Optional[float] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class SpeculationStats(_message.Message):
     __slots__ = ("drafts", "draft_tokens", "accepted_tokens", "accepted_at", "goodput")
