@@ -25,6 +25,9 @@ from twinflow.cluster.launch.silence import SIGN_OF_LIFE_S
 
 _REPORT_INTERVAL_S = 0.1
 _DEFAULT_GRACE_S = 5.0
+# What workers wait for once the launcher is gone: the gateway, which has noticed too, ends its
+# streams with an error that says why, and they have nothing more to do.
+_ORPHANED_WORKER_GRACE_S = 2.0
 
 
 def main() -> int:
@@ -43,7 +46,8 @@ async def _serve(kind: ServiceKind, orders: RawIOBase, channel: BinaryIO) -> int
     stops: asyncio.Queue[float] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stops.put_nowait, _DEFAULT_GRACE_S)
-    threading.Thread(target=_listen, args=(orders, loop, stops), daemon=True).start()
+    orphaned_s = 0.0 if kind == "gateway" else _ORPHANED_WORKER_GRACE_S
+    threading.Thread(target=_listen, args=(orders, loop, stops, orphaned_s), daemon=True).start()
     told = asyncio.create_task(stops.get())
     starting = asyncio.create_task(_start(kind, config, channel, stops))
     await asyncio.wait({starting, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -103,13 +107,14 @@ def _listen(
     orders: RawIOBase,
     loop: asyncio.AbstractEventLoop,
     stops: "asyncio.Queue[float]",
+    orphaned_s: float,
 ) -> None:
-    """Pass orders on; the end of input is an order to stop."""
+    """Pass orders on; the end of input is an order to stop within `orphaned_s`."""
     with suppress(RuntimeError):  # the loop has closed: it has stopped already
         while line := orders.readline():
             order = msgspec.json.decode(line, type=Order)
             loop.call_soon_threadsafe(stops.put_nowait, order.stop)
-        loop.call_soon_threadsafe(stops.put_nowait, 0.0)
+        loop.call_soon_threadsafe(stops.put_nowait, orphaned_s)
 
 
 async def _hurry_when_told(runner: ServiceRunner, stops: "asyncio.Queue[float]") -> None:

@@ -39,7 +39,7 @@ from twinflow.workers.server import WorkerServer
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 # Long enough that no request of this file ends by itself.
-ENDLESS = SamplingParams(temperature=0, max_tokens=150, seed=0, ignore_eos=True)
+ENDLESS = SamplingParams(temperature=0, max_tokens=430, seed=0, ignore_eos=True)
 SEATS = 4
 SHORT = SamplingParams(temperature=0, max_tokens=4, seed=0, ignore_eos=True)
 
@@ -53,7 +53,14 @@ class Pair:
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def workers(model: Path) -> AsyncIterator[Pair]:
     configs = [
-        worker_config(model, name, kv_transfer_timeout_s=60.0, max_num_seqs=SEATS)
+        worker_config(
+            model,
+            name,
+            kv_transfer_timeout_s=60.0,
+            max_num_seqs=SEATS,
+            max_model_len=512,
+            num_kv_blocks=400,
+        )
         for name in ("prefill-0", "decode-0")
     ]
     async with running(*configs) as (prefill, decode):
@@ -226,7 +233,7 @@ async def test_deadlines_end_requests_in_every_phase(pair: Pair, phase: Phase) -
             random_prompt(random.Random(), 70),
             ENDLESS,
             peer_of(pair.prefill),
-            deadline_ms=500 if phase is not decoding else 1,
+            deadline_ms=250 if phase is not decoding else 1,
         )
         if phase is decoding:
             answer = await gateway.submit(request)
@@ -284,7 +291,7 @@ async def test_one_gateway_that_vanishes_takes_only_its_own_requests_along(pair:
         await vanishing.close()
 
         await asyncio.gather(*(within(answer.done.wait(), "the end") for answer in stay))
-        assert all(len(answer.tokens) == 150 for answer in stay)
+        assert all(len(answer.tokens) == ENDLESS.max_tokens for answer in stay)
         assert all(answer.lost for answer in gone)
 
 
