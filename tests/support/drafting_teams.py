@@ -11,7 +11,6 @@ from tests.support.rank_workers import rank_configs
 
 from twinflow.runtime.build import build_engine
 from twinflow.runtime.engine import Engine
-from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.options import engine_options
@@ -53,7 +52,3 @@ def _follow(config: WorkerConfig) -> None:
 def _await(ends: Sequence["Future[None]"]) -> None:
     for end in ends:
         end.result(PATIENCE_S)
-
-
-GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=0)
-SEEDED = SamplingParams(temperature=0.8, seed=11, max_tokens=20, ignore_eos=True, logprobs=0)

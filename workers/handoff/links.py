@@ -101,8 +101,9 @@ class PeerLinks:
         self._events = asyncio.get_running_loop()
         self._evictor = self._events.create_task(self._evict())
         self.metadata = call_metadata(config.token)
-        # A hand-off has at most so many links on one rank.
+        # A request has at most so many links on one rank; one may bring the KV of a drafter.
         fan = max(config.kv_parts, config.tensor_parallel_size)
+        fan += config.speculative_config is not None
         # A link outlives its request for the moment that the two ends need to part.
         max_receiving = 2 * config.max_num_seqs * fan
         # Every decode worker may have as many requests as we have.
