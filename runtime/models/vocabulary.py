@@ -51,6 +51,6 @@ class Head:
         self._vocab_size = vocab_size
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """[rows, hidden] to float32 [rows, vocab_size], the same on all ranks."""
+        """[rows, hidden] to contiguous float32 [rows, vocab_size], the same on all ranks."""
         logits = self._ranks.all_gather(self._linear(rows))
-        return logits[:, : self._vocab_size].float()
+        return logits[:, : self._vocab_size].float().contiguous()

@@ -1,7 +1,7 @@
 """Engines over tiny models, fed with random requests, with preemptions and aborts."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tests.support.engines import Collected, ManualClock
@@ -22,6 +22,7 @@ from twinflow.runtime.model_executor import ModelExecutor
 from twinflow.runtime.model_runner import ModelRunner
 from twinflow.runtime.models.base import Model
 from twinflow.runtime.request import Request
+from twinflow.runtime.runner import Runner
 from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.schedulers import create_scheduler
 from twinflow.runtime.schedulers.setup import SchedulerSetup
@@ -51,15 +52,16 @@ class ModelEngine:
         times: StepTimes | None = None,
         drafter: Drafter | None = None,
         divided: tuple[Backend, Division] | None = None,
+        together: Callable[[ModelRunner], Runner] = lambda runner: runner,
     ) -> "ModelEngine":
         """An engine over a model, which may be shared with others; on two lanes if its device is
-        divided."""
+        divided, or on the runner that `together` makes of its own and those of other ranks."""
         runner = make_runner(
             model, config.num_blocks, config.block_size, config.max_num_batched_tokens
         )
         vocab_size, num_layers = model.config.vocab_size, model.config.num_layers
         executor = ModelExecutor(
-            runner,
+            together(runner),
             Sampler(vocab_size, "cpu"),
             vocab_size=vocab_size,
             layers_per_unit=2,
