@@ -24,8 +24,8 @@ from twinflow.runtime.engine import Engine
 from twinflow.runtime.engine_plan import EngineOptions, EnginePlan, plan_engine
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.model_executor import ModelExecutor
-from twinflow.runtime.model_runner import ModelRunner
 from twinflow.runtime.request import Request
+from twinflow.runtime.runner import Runner
 from twinflow.runtime.runner_loading import load_runner
 from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.sampling_params import SamplingParams
@@ -59,6 +59,23 @@ class Measured:
     shape: ModelShape
     fitting: Sequence[Measurement]
     checking: Sequence[Measurement]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured.
+
+    Attributes:
+        plan: of the engine.
+        runner: of the model, on all ranks.
+        row_tile: rows are padded to a multiple of this.
+        ranks: that compute the model together.
+    """
+
+    plan: EnginePlan
+    runner: Runner
+    row_tile: int
+    ranks: int = 1
 
 
 class _Script:
@@ -106,7 +123,7 @@ class StepTimer:
     def __init__(
         self,
         plan: EnginePlan,
-        runner: ModelRunner,
+        runner: Runner,
         *,
         seed: int = 0,
         clock: Callable[[], float] = time.perf_counter,
@@ -234,24 +251,50 @@ def measure(
     """
     ranks = OneRank()
     plan = plan_engine(options, ranks)
-    _use_threads(threads, 1.0)
+    use_threads(threads)
     runner = load_runner(plan, ranks)
-    timer = StepTimer(plan, runner, clock=clock)
+    subject = Subject(plan, runner, runner.row_tile)
+    return measure_subject(
+        subject, threads=threads, seconds=seconds, progress=progress, clock=clock
+    )
+
+
+def measure_subject(
+    subject: Subject,
+    *,
+    threads: int = 0,
+    seconds: float,
+    progress: Progress,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Measured:
+    """Measure the steps of a model that is loaded; arguments and errors as of `measure`.
+
+    Args:
+        subject: the model.
+        threads: of which fewer are measured as shares; 0 to measure the whole device only.
+        seconds: see `measure`.
+        progress: likewise.
+        clock: seconds.
+    """
+    plan = subject.plan
+    timer = StepTimer(plan, subject.runner, clock=clock)
     cases = _cases(plan, threads)
     for case in cases[:: max(1, len(cases) // 4)]:
         timer.run(case.steps)  # allocations and code that is loaded at first use
     end = clock() + seconds
     for done in range(_MOST_ROUNDS):
         for index, case in enumerate(cases):
-            _use_threads(threads, case.share)
+            use_threads(round(threads * case.share))
             case.note(timer.run(case.steps))
             progress((done + index / len(cases)) / _MOST_ROUNDS)
         if done + 1 >= LEAST_ROUNDS and clock() >= end:
             break
-    _use_threads(threads, 1.0)
+    use_threads(threads)
     progress(1.0)
     element = plan.layout.torch_dtype.itemsize
-    shape = ModelShape.of(plan.model, element_bytes=element, row_tile=runner.row_tile)
+    shape = ModelShape.of(
+        plan.model, element_bytes=element, ranks=subject.ranks, row_tile=subject.row_tile
+    )
     return Measured(
         plan.fingerprint,
         plan.layout.dtype,
@@ -283,6 +326,7 @@ def _fewer(threads: int) -> list[int]:
     return [threads >> power for power in range(1, threads.bit_length()) if threads >> power]
 
 
-def _use_threads(threads: int, share: float) -> None:
+def use_threads(threads: int) -> None:
+    """Compute with so many threads; 0 where nobody computes with threads of a CPU."""
     if threads:
-        torch.set_num_threads(max(1, round(threads * share)))
+        torch.set_num_threads(threads)

@@ -27,6 +27,21 @@ from twinflow.workers.ranks.together import LeaderDraftTeam, LeaderRunner, Toget
 
 
 @dataclass(frozen=True, slots=True)
+class LoadedLeader:
+    """Rank 0 of a worker whose ranks have all loaded.
+
+    Attributes:
+        plan: of this rank, with as many KV blocks as all have.
+        runner: of this rank's share.
+        leader: the other ranks.
+    """
+
+    plan: EnginePlan
+    runner: ModelRunner
+    leader: Leader
+
+
+@dataclass(frozen=True, slots=True)
 class BuiltLeader:
     """Rank 0 of a worker.
 
@@ -98,6 +113,24 @@ def build_leader(
         ConfigError: an option does not fit the model, the machine or the other ranks.
         RankLost: another rank did not come, or is gone.
     """
+    loaded = load_leader(options, config, progress)
+    with _failing_together(loaded.leader, config):
+        together = Together(loaded.leader)
+        built = assemble_engine(
+            loaded.plan,
+            LeaderRunner(loaded.runner, together),
+            clock=clock,
+            on_kv=on_kv,
+            times=find_times(loaded.plan, config.size),
+            team=LeaderDraftTeam(together, config.load_s),
+        )
+    return BuiltLeader(built, loaded.leader)
+
+
+def load_leader(
+    options: EngineOptions, config: TeamConfig, progress: LoadProgress | None = None
+) -> LoadedLeader:
+    """What comes before the engine of rank 0; arguments and errors as of `build_leader`."""
     plan = plan_engine(options, Seat(config.rank, config.size))
     if progress is not None:
         progress("waiting for the other ranks", 0, 0)
@@ -106,16 +139,7 @@ def build_leader(
         plan = plan.with_blocks(leader.num_blocks)
         runner = _load(plan, config, leader.ranks, progress)
         leader.await_ready(plan.fingerprint)
-        together = Together(leader)
-        built = assemble_engine(
-            plan,
-            LeaderRunner(runner, together),
-            clock=clock,
-            on_kv=on_kv,
-            times=find_times(plan, config.size),
-            team=LeaderDraftTeam(together, config.load_s),
-        )
-    return BuiltLeader(built, leader)
+    return LoadedLeader(plan, runner, leader)
 
 
 def build_follower(

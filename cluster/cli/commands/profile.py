@@ -7,6 +7,7 @@ Measuring and fitting are twinflow.runtime.cost; the file lies beside the model,
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,6 +28,7 @@ The machine should do nothing else meanwhile: what is measured is what is predic
 examples:
   twinflow profile ./smollm2-135m
   twinflow profile ./smollm2-135m --threads 4 --seconds 30 --output profile.json
+  twinflow profile ./smollm2-135m --tensor-parallel-size 3    for serve --tensor-parallel-size 3
 """
 
 
@@ -38,7 +40,8 @@ class ProfileOptions:
         model: directory of the model.
         device: `cpu` or `cuda`.
         dtype: as for `twinflow serve`.
-        threads: that compute on a CPU; 0 elsewhere.
+        ranks: that compute the model together.
+        threads: with which each of them computes on a CPU; 0 elsewhere.
         seconds: to go on measuring.
         limits: of the engine, by name: rows of a step, sequences, their length, bytes of KV.
     """
@@ -46,6 +49,7 @@ class ProfileOptions:
     model: Path
     device: str
     dtype: str
+    ranks: int
     threads: int
     seconds: float
     limits: dict[str, int]
@@ -84,10 +88,16 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--device", metavar="{cpu,cuda}", help="where to compute [default: cpu]")
     parser.add_argument("--dtype", metavar="NAME", help="as for serve [default: auto]")
     parser.add_argument(
+        "--tensor-parallel-size",
+        metavar="N",
+        help="ranks that compute the model together, as for serve: their profile is one of its own "
+        "[default: 1]",
+    )
+    parser.add_argument(
         "--threads",
         metavar="N",
-        help="on a CPU; half of them, a quarter and so on are measured "
-        "as well [default: all cores]",
+        help="of each rank on a CPU; of a single one half of them, a quarter and so on are "
+        "measured as well [default: all cores, shared by the ranks]",
     )
     parser.add_argument(
         "--seconds",
@@ -110,6 +120,7 @@ def measure_steps(options: ProfileOptions, progress: Callable[[float], None]) ->
     from twinflow.runtime.cost.device_name import device_name  # noqa: PLC0415
     from twinflow.runtime.cost.measure import measure  # noqa: PLC0415
     from twinflow.runtime.engine_plan import EngineOptions  # noqa: PLC0415
+    from twinflow.workers.ranks.profiling import measure_ranks  # noqa: PLC0415
 
     engine = EngineOptions(
         model=options.model,
@@ -118,12 +129,16 @@ def measure_steps(options: ProfileOptions, progress: Callable[[float], None]) ->
         enable_prefix_caching=False,
         **options.limits,  # type: ignore[arg-type]  # by name, all of them int
     )
-    measured = measure(engine, threads=options.threads, seconds=options.seconds, progress=progress)
+    several = partial(measure_ranks, ranks=options.ranks)
+    measured = (several if options.ranks > 1 else measure)(
+        engine, threads=options.threads, seconds=options.seconds, progress=progress
+    )
     key = ProfileKey(
         model=measured.fingerprint,
         device=device_name(options.device),
         dtype=measured.dtype,
         threads=options.threads,
+        ranks=options.ranks,
     )
     return Steps(key, measured.shape, list(measured.fitting), list(measured.checking))
 
@@ -159,7 +174,8 @@ def run(invocation: Invocation, measure: Measure = measure_steps) -> int:
     save_profile(profile, path)
     lines = [
         f"profile    {path}",
-        f"device     {steps.key.device}, {steps.key.dtype}, {steps.key.threads} threads",
+        f"device     {steps.key.device}, {steps.key.dtype}, {steps.key.threads} threads, "
+        f"{steps.key.ranks} ranks",
         _accuracy("fitted to", profile.fitted),
         _accuracy("held out", profile.held_out),
         _draw(invocation, profile, steps, path),
@@ -180,7 +196,8 @@ def _options(invocation: Invocation) -> ProfileOptions:
     ):
         if name in invocation.given:
             limits[name] = int(_number(invocation, name, read, complaints))
-    cores = os.cpu_count() or 1
+    ranks = int(_number(invocation, "tensor_parallel_size", int, complaints, 1))
+    cores = max(1, (os.cpu_count() or 1) // max(1, ranks))
     threads = int(_number(invocation, "threads", int, complaints, cores))
     seconds = _number(invocation, "seconds", float, complaints, DEFAULT_SECONDS)
     if complaints:
@@ -189,6 +206,7 @@ def _options(invocation: Invocation) -> ProfileOptions:
         model=Path(invocation.text("model", "")),
         device=device,
         dtype=invocation.text("dtype", "auto"),
+        ranks=ranks,
         threads=threads if device == "cpu" else 0,
         seconds=seconds,
         limits=limits,
@@ -200,7 +218,7 @@ def _number(
     name: str,
     read: Callable[[str], float],
     complaints: list[str],
-    default: float = 1.0,
+    default: float = 1,
 ) -> float:
     """A number above 0; complains otherwise."""
     text = invocation.text(name, str(default))

@@ -5,16 +5,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from tests.support.command_line import run_command
 from tests.support.cost import CURVES, LLAMA_8B, PRICES, loads
 from tests.support.served_models import write_tiny_model
 
 from twinflow.cluster.cli.commands.profile import ProfileOptions, Steps, run
 from twinflow.cluster.cli.parser import Invocation
+from twinflow.parallel.ranks.base import Seat
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.cost.fit import Measurement
 from twinflow.runtime.cost.model import CostModel
-from twinflow.runtime.cost.profile import ProfileKey, load_profile
+from twinflow.runtime.cost.profile import ProfileKey, load_profile, profile_path
+from twinflow.runtime.engine_plan import EngineOptions, plan_engine
+from twinflow.runtime.step_times import engine_key
 
 LIMITS = ("--max-num-batched-tokens", "32", "--max-num-seqs", "4", "--max-model-len", "256")
 
@@ -37,6 +41,25 @@ def test_a_model_is_measured_and_the_profile_predicts(tmp_path: Path) -> None:
         *("--input-tokens", "fixed:20", "--output-tokens", "fixed:5"),
     )
     assert "3 finished" in simulated.out
+
+
+@pytest.mark.slow
+def test_a_profile_of_ranks_is_found_by_their_engine(tmp_path: Path) -> None:
+    """It is measured on two processes, and names them."""
+    model = write_tiny_model(tmp_path / "model")
+    words = ("profile", str(model), "--threads", "1", "--seconds", "0.1", *LIMITS)
+    sizes = ("--tensor-parallel-size", "2", "--kv-cache-memory", "16MiB")
+    ran = run_command(*words, *sizes)
+    assert (ran.status, ran.err) == (0, "")
+    (path,) = model.glob("twinflow-profile-*-t1-tp2.json")
+    profile = load_profile(path)
+    assert (profile.key.ranks, profile.key.threads) == (2, 1)
+    assert profile.times.curves is None
+    assert profile.held_out.steps > 5
+    plan = plan_engine(EngineOptions(model=model, kv_cache_memory=1 << 24), Seat(0, 2))
+    served = replace(engine_key(plan.fingerprint, "cpu", "float32", ranks=2), threads=1)
+    assert profile_path(model, served) == path
+    assert load_profile(path, served) == profile
 
 
 def planted(options: ProfileOptions, progress: Callable[[float], None]) -> Steps:
@@ -68,6 +91,7 @@ def invocation_of(given: Mapping[str, object]) -> Invocation:
     [
         (("--threads", "0"), "--threads '0'"),
         (("--seconds", "soon"), "--seconds 'soon'"),
+        (("--tensor-parallel-size", "0"), "--tensor-parallel-size '0'"),
         (("--kv-cache-memory", "lots"), "--kv-cache-memory 'lots'"),
         (("--outptu", "x"), "did you mean --output"),
         (("--output", "/none/p.json"), "--output"),
