@@ -1,9 +1,10 @@
-"""Decode attention to latents in the three layouts: `python -m benchmarks.latent --out DIR`.
+"""Decode attention to latents in the layouts there are: `python -m benchmarks.latent --out DIR`.
 
 Two ranks attend as in a decode step of one layer, once in each round and layout, one layout after
 the other. A step is what lies between a rank's absorbed queries and its weighted means of latents:
 attention to what the rank holds, and for `dcp` the exchange of queries and of partial results. What
-all layouts do alike, the projections and the sum over ranks behind them, is left out.
+all layouts do alike, the projections and the sum over ranks behind them, is left out. `tpla exact`
+is one of the layers that a transform may make exact: its step has the exchange of scores.
 
     CPU, or two CUDA devices or more    two processes over gloo or NCCL
     one CUDA device                     the kernel of rank 0 alone; exchanges are not measured
@@ -27,13 +28,12 @@ from benchmarks.latents.arms import Sizes, Timing, fence, make_steps, time_arms
 from benchmarks.latents.report import Cell, as_json, as_markdown, cells, draw
 from benchmarks.rank_processes import connect, run_ranks
 from benchmarks.reporting import Report, machine_line
-from twinflow.parallel.latent.kind import LatentKind
 from twinflow.parallel.ranks.base import RankGroup, Seat
 
 RANKS = 2
 
 # Cached bytes of each arm, and timings of each arm.
-Found = tuple[dict[LatentKind, int], dict[LatentKind, list[Timing]]]
+Found = tuple[dict[str, int], dict[str, list[Timing]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Decode attention to latents in three layouts.")
+    parser = argparse.ArgumentParser(description="Decode attention to latents by layout.")
     parser.add_argument(
         "--heads", type=int, nargs="+", default=[16], help="of all ranks together (16)"
     )

@@ -247,8 +247,8 @@ class ServeConfig(BaseModel):
         Annotated[str, AfterValidator(transform_name)] | None, Group.LATENTS
     ] = None
     """Basis in which tpla slices latents: what twinflow calibrate tpla has measured, such as none,
-    hadamard, pca, joint or joint+64, or the file of a transform; by default joint, and unused
-    by a single shard, which slices nothing."""
+    hadamard, pca, joint, joint+64 or joint-exact1, or the file of a transform; by default
+    joint-exact1, and unused by a single shard, which slices nothing."""
 
     force: Annotated[bool, Group.LATENTS] = False
     """Serve with tpla although nobody has measured what it costs on this model: with none or

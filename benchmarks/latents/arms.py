@@ -1,4 +1,4 @@
-"""One rank's decode attention to latents, in each of the three layouts, over random bytes.
+"""One rank's decode attention to latents, in each layout, over random bytes.
 
 Nothing is compared and no model is computed: what is timed is what a layer does between its
 absorbed queries and its weighted means of latents.
@@ -7,7 +7,6 @@ absorbed queries and its weighted means of latents.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import torch
@@ -25,7 +24,10 @@ from twinflow.runtime.attention.rows import FlatRows
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.model_runner import SequenceRows
 
-ARMS: tuple[LatentKind, ...] = get_args(LatentKind)
+BASE = "replicated"
+# `tpla exact` is a layer in which the ranks of tpla add up their scores.
+EXCHANGES_SCORES = "tpla exact"
+ARMS = (BASE, "dcp", "tpla", EXCHANGES_SCORES)
 # Of the expanded form, which is not used.
 _HEAD_DIM = 128
 
@@ -71,7 +73,7 @@ class Arm:
     """One rank of one layout.
 
     Args:
-        kind: the layout.
+        name: of the layout.
         sizes: of everything.
         ranks: all ranks; they share one cache unless it is replicated.
         device: of the cache.
@@ -80,17 +82,15 @@ class Arm:
         cached_bytes: of this rank, in one layer, for all sequences.
     """
 
-    def __init__(
-        self, kind: LatentKind, sizes: Sizes, ranks: RankGroup, device: torch.device
-    ) -> None:
-        shards = OneRank() if kind == "replicated" else ranks
-        self._sharing = create_sharing(LatentScheme(kind=kind, shards=shards.size), ranks, shards)
+    def __init__(self, name: str, sizes: Sizes, ranks: RankGroup, device: torch.device) -> None:
+        shards = OneRank() if name == BASE else ranks
+        self._sharing = create_sharing(_scheme(name, shards.size), ranks, shards)
         self._device = device
         heads = LatentHeads(sizes.heads, sizes.kv_rank, _HEAD_DIM, sizes.rope_dim, _HEAD_DIM)
         cache = _cache(sizes, self._sharing, device)
         self.cached_bytes = (cache.num_blocks - 1) * cache.layout.block_bytes
-        name = latent_attention_for(device)
-        self._kernel = create_latent_attention(name, cache, heads, self._sharing)
+        kernel = latent_attention_for(device)
+        self._kernel = create_latent_attention(kernel, cache, heads, self._sharing)
         entry = self._sharing.block_share(sizes.block_size).tokens_per_entry
         self._kernel.prepare(_rows(sizes, entry))
         width = sum(map(len, self._sharing.columns(sizes.kv_rank))) + sizes.rope_dim
@@ -127,12 +127,19 @@ class Arm:
         return time.perf_counter()
 
 
+def _scheme(name: str, shards: int) -> LatentScheme:
+    if name == EXCHANGES_SCORES:
+        return LatentScheme(kind="tpla", shards=shards, exact_layers=(0,))
+    kinds: dict[str, LatentKind] = {BASE: "replicated", "dcp": "dcp", "tpla": "tpla"}
+    return LatentScheme(kind=kinds[name], shards=shards)
+
+
 def time_arms(
-    arms: Mapping[LatentKind, Callable[[], Timing]],
+    arms: Mapping[str, Callable[[], Timing]],
     rounds: int,
     wait: Callable[[], object],
     warm_up: int = 2,
-) -> dict[LatentKind, list[Timing]]:
+) -> dict[str, list[Timing]]:
     """Time every arm once in each round, one after the other.
 
     So whatever else the machine does hits all of them alike.
@@ -143,13 +150,13 @@ def time_arms(
         wait: called before each, so that ranks begin together.
         warm_up: rounds before that are not counted.
     """
-    found: dict[LatentKind, list[Timing]] = {kind: [] for kind in arms}
+    found: dict[str, list[Timing]] = {name: [] for name in arms}
     for number in range(warm_up + rounds):
-        for kind, step in arms.items():
+        for name, step in arms.items():
             wait()
             timing = step()
             if number >= warm_up:
-                found[kind].append(timing)
+                found[name].append(timing)
     return found
 
 
@@ -181,11 +188,15 @@ def _rows(sizes: Sizes, tokens_per_entry: int) -> FlatRows:
 
 def make_steps(
     sizes: Sizes, ranks: RankGroup, device: torch.device, *, alone: bool
-) -> tuple[dict[LatentKind, Callable[[], Timing]], dict[LatentKind, int]]:
-    """The steps of all arms, to be timed, and the cached bytes of each."""
-    arms = {kind: Arm(kind, sizes, ranks, device) for kind in ARMS}
-    steps = {kind: arm.alone if alone else arm.step for kind, arm in arms.items()}
-    return steps, {kind: arm.cached_bytes for kind, arm in arms.items()}
+) -> tuple[dict[str, Callable[[], Timing]], dict[str, int]]:
+    """The steps of all arms, to be timed, and the cached bytes of each.
+
+    Alone, nobody is there to exchange scores with in the middle of the kernel.
+    """
+    names = [name for name in ARMS if not (alone and name == EXCHANGES_SCORES)]
+    arms = {name: Arm(name, sizes, ranks, device) for name in names}
+    steps = {name: arm.alone if alone else arm.step for name, arm in arms.items()}
+    return steps, {name: arm.cached_bytes for name, arm in arms.items()}
 
 
 def fence(ranks: RankGroup, device: torch.device) -> Callable[[], Tensor]:

@@ -6,12 +6,9 @@ from dataclasses import asdict, dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.latents.arms import ARMS, Sizes, Timing
+from benchmarks.latents.arms import ARMS, BASE, Sizes, Timing
 from benchmarks.load.spread import Spread, ratios, spread
 from benchmarks.reporting import error_bars, markdown_table, new_figure
-from twinflow.parallel.latent.kind import LatentKind
-
-BASE: LatentKind = "replicated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +26,7 @@ class Cell:
         kernel_ratio: the same against `replicated`, round by round.
     """
 
-    arm: LatentKind
+    arm: str
     sizes: Sizes
     cached_bytes: int
     bytes_ratio: float
@@ -41,8 +38,8 @@ class Cell:
 
 def cells(
     sizes: Sizes,
-    cached_bytes: dict[LatentKind, int],
-    timings: Sequence[dict[LatentKind, list[Timing]]],
+    cached_bytes: dict[str, int],
+    timings: Sequence[dict[str, list[Timing]]],
 ) -> list[Cell]:
     """A cell for each arm.
 
@@ -52,12 +49,12 @@ def cells(
         timings: of each rank; the time of a round is that of the slowest one.
     """
 
-    def slowest(arm: LatentKind, part: Callable[[Timing], float]) -> list[float]:
+    def slowest(arm: str, part: Callable[[Timing], float]) -> list[float]:
         rounds = zip(*(rank[arm] for rank in timings), strict=True)
         return [1000 * max(map(part, ranks)) for ranks in rounds]
 
-    totals = {arm: slowest(arm, lambda timing: timing.total) for arm in ARMS}
-    kernels = {arm: slowest(arm, lambda timing: timing.kernel) for arm in ARMS}
+    totals = {arm: slowest(arm, lambda timing: timing.total) for arm in cached_bytes}
+    kernels = {arm: slowest(arm, lambda timing: timing.kernel) for arm in cached_bytes}
     return [
         Cell(
             arm=arm,
@@ -69,7 +66,7 @@ def cells(
             kernel_ms=spread(kernels[arm]),
             kernel_ratio=ratios(kernels[arm], kernels[BASE]),
         )
-        for arm in ARMS
+        for arm in cached_bytes
     ]
 
 
@@ -119,7 +116,7 @@ def draw(found: Sequence[Cell]) -> Figure:
         _draw(times, some, lambda cell: cell.kernel_ms)
         times.set(title=f"attention of a rank, {number} heads in all", ylabel="ms", yscale="log")
         _draw(relative, some, lambda cell: cell.kernel_ratio)
-        for cell in some[-len(ARMS) :]:
+        for cell in {cell.arm: cell for cell in some}.values():
             relative.axhline(cell.bytes_ratio, color=_colour(cell.arm), linestyle=":")
         relative.set(title="of replicated; dotted: cache bytes of a rank", ylim=(0, None))
         for axes in (times, relative):
@@ -133,9 +130,11 @@ def draw(found: Sequence[Cell]) -> Figure:
 def _draw(axes: Axes, some: Sequence[Cell], figure: Callable[[Cell], Spread]) -> None:
     for arm in ARMS:
         own = [cell for cell in some if cell.arm == arm]
+        if not own:
+            continue
         contexts = [cell.sizes.context for cell in own]
         error_bars(axes, contexts, list(map(figure, own)), label=arm, color=_colour(arm))
 
 
-def _colour(arm: LatentKind) -> str:
+def _colour(arm: str) -> str:
     return f"C{ARMS.index(arm)}"

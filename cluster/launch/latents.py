@@ -26,7 +26,7 @@ from twinflow.runtime.calibration.measured import (
 from twinflow.runtime.calibration.report import QualityRow
 from twinflow.runtime.checkpoint.config import load_model_config
 
-_DEFAULT_TRANSFORM = "joint"
+_DEFAULT_TRANSFORM = "joint-exact1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

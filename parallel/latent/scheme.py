@@ -22,18 +22,24 @@ class LatentScheme:
         shards: ranks that share one cache.
         common: tpla only: leading columns that all shards hold.
         basis: id of the basis of the latents.
+        exact_layers: tpla only: layers in which the shards add up their scores, in rising order;
+            generated tokens attend exactly there.
     """
 
     kind: LatentKind = "replicated"
     shards: int = 1
     common: int = 0
     basis: str = "none"
+    exact_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.shards < 1 or (self.kind == "replicated" and self.shards > 1):
             raise ConfigError(f"latents cannot be {self.kind} over {self.shards} shards")
         if self.common < 0 or (self.common and self.kind != "tpla"):
             raise ConfigError(f"{self.common} common columns of {self.kind} latents")
+        layers = self.exact_layers
+        if layers and (self.kind != "tpla" or layers[0] < 0 or sorted({*layers}) != [*layers]):
+            raise ConfigError(f"exact layers {layers} of {self.kind} latents")
 
     @property
     def slices(self) -> int:
@@ -48,7 +54,8 @@ class LatentScheme:
     @property
     def meaning(self) -> str:
         """What a KV layout says of it. Rotary pairs lie half a head apart."""
-        return f"latents/{self.kind}/{self.shards}/{self.common}/{self.basis}"
+        exact = ",".join(map(str, self.exact_layers)) or "-"
+        return f"latents/{self.kind}/{self.shards}/{self.common}/{self.basis}/{exact}"
 
     def slice_width(self, kv_rank: int) -> int:
         """Columns of one slice.

@@ -47,11 +47,12 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One transform at one number of shards.
 
     Attributes:
-        transform: as operators write it, such as `joint+64`.
+        transform: as operators write it, such as `joint+64` or `joint-exact2`.
         shards: ranks that share the columns.
         file: of the transform, beside the report.
         id: of the transform.
         elements: of a token and layer that a rank caches.
+        exact_layers: in which shards add up their scores.
         delta_nll_per_token: nats by which the held-out text is less likely.
         delta_nll_per_byte: likewise, per byte of text.
         error_per_byte: standard error of the latter, over windows.
@@ -70,6 +71,7 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error_per_byte: float
     agreement: float
     kl_per_token: float
+    exact_layers: tuple[int, ...] = ()
     earlier: Measurement | None = None
 
 
@@ -141,9 +143,9 @@ class QualityReport(msgspec.Struct, frozen=True, kw_only=True):
             f"{measured.nll_per_byte:.4f} per byte, {self.elements} elements cached per token, "
             f"layer and rank.",
             "",
-            "| g | transform | elements | share | ΔNLL/token | ΔNLL/byte | ± | top-1 agreement "
-            "| KL/token |",
-            "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
+            "| g | transform | exact layers | elements | share | ΔNLL/token | ΔNLL/byte | ± "
+            "| top-1 agreement | KL/token |",
+            "|--:|---|---|--:|--:|--:|--:|--:|--:|--:|",
         ]
         lines += [self._line(row) for row in self.rows if self.measurement_of(row) == measured]
         return "\n".join(lines) + "\n"
@@ -152,6 +154,7 @@ class QualityReport(msgspec.Struct, frozen=True, kw_only=True):
         cells = (
             str(row.shards),
             row.transform,
+            ", ".join(map(str, row.exact_layers)) or "-",
             str(row.elements),
             f"{row.elements / self.elements:.3f}",
             f"{row.delta_nll_per_token:+.4f}",

@@ -78,7 +78,7 @@ class WindowDifference:
 def score_exact(subject: Subject, corpus: Corpus, loading: Progress, scored: Scored) -> ExactScores:
     """Every scored token with exact attention, on one rank."""
     runner = subject.runner(LatentPlan.plain(OneRank()), loading)
-    found = tuple(_log_probs(runner, subject, corpus, scored))
+    found = tuple(log_probs(runner, subject, corpus.held_out, corpus.prompt, scored))
     targets = tuple(torch.tensor(window[corpus.prompt + 1 :]) for window in corpus.held_out)
     return ExactScores(found, targets)
 
@@ -108,7 +108,8 @@ def score_against(
     def work(ranks: RankGroup) -> list[WindowDifference]:
         sharing = create_sharing(scheme, ranks, ranks.neighbours(scheme.shards))
         runner = subject.runner(LatentPlan(sharing, transform))
-        windows = _log_probs(runner, subject, corpus, scored if ranks.rank == 0 else _silent)
+        hears = scored if ranks.rank == 0 else silent
+        windows = log_probs(runner, subject, corpus.held_out, corpus.prompt, hears)
         differences = []
         for found, expected, targets in zip(windows, exact.log_probs, exact.targets, strict=True):
             if ranks.rank == 0:
@@ -127,15 +128,28 @@ def decode_rows(window: Window, prompt: int, blocks: Sequence[int]) -> Iterator[
         )
 
 
-def _log_probs(
-    runner: ModelRunner, subject: Subject, corpus: Corpus, scored: Scored
+def log_probs(
+    runner: ModelRunner,
+    subject: Subject,
+    windows: Sequence[Window],
+    prompt: int,
+    scored: Scored,
 ) -> Iterator[Tensor]:
-    for done, window in enumerate(corpus.held_out):
-        scored(done, len(corpus.held_out))
-        logits = runner.forward(list(decode_rows(window, corpus.prompt, subject.blocks)))
+    """float32 [scored tokens, vocabulary] of each window, on the CPU.
+
+    Args:
+        runner: of the model, or of one rank of it.
+        subject: the model.
+        windows: of text, each with one more token than is computed.
+        prompt: tokens of each that are a prompt; the others are scored.
+        scored: told how far it is.
+    """
+    for done, window in enumerate(windows):
+        scored(done, len(windows))
+        logits = runner.forward(list(decode_rows(window, prompt, subject.blocks)))
         yield F.log_softmax(logits.float(), dim=1).cpu()
-    scored(len(corpus.held_out), len(corpus.held_out))
+    scored(len(windows), len(windows))
 
 
-def _silent(_done: int, _total: int) -> None:
-    return
+def silent(_done: int, _total: int) -> None:
+    """Tells nobody."""

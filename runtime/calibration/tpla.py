@@ -16,6 +16,7 @@ from twinflow.protos.errors import CheckpointError, ConfigError
 from twinflow.runtime.calibration.collecting import CalibrationProgress, collect_moments
 from twinflow.runtime.calibration.corpus import Corpus
 from twinflow.runtime.calibration.options import CalibrationOptions
+from twinflow.runtime.calibration.ranking import rank_layers
 from twinflow.runtime.calibration.report import QualityReport, QualityRow
 from twinflow.runtime.calibration.scoring import (
     ExactScores,
@@ -33,6 +34,8 @@ from twinflow.runtime.weight_memory import weight_bytes
 # Common columns that are measured unless transforms are named, as parts of all columns.
 _COMMON = (8, 4)
 _COMMON_KIND = "scores"
+# And without common columns, this kind with one exact layer.
+_EXACT_KIND = "joint"
 
 
 def calibrate_tpla(options: CalibrationOptions, progress: CalibrationProgress) -> QualityReport:
@@ -105,9 +108,13 @@ class _Variant:
     name: TransformName
     shards: int
 
-    @property
-    def scheme(self) -> LatentScheme:
-        return LatentScheme(kind="tpla", shards=self.shards, common=self.name.common)
+    def scheme(self, exact_layers: tuple[int, ...] = ()) -> LatentScheme:
+        return LatentScheme(
+            kind="tpla",
+            shards=self.shards,
+            common=self.name.common,
+            exact_layers=exact_layers,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +134,7 @@ class _Bench:
 
     def measure(self, variant: _Variant, progress: CalibrationProgress) -> QualityRow:
         """Fit a transform, write it, and measure it."""
-        stored = self._fit(variant)
+        stored = self._fit(variant, self._exact_layers(variant, progress))
         file = variant.name.file_name(variant.shards)
         stored.write(self.folder / file)
 
@@ -137,9 +144,25 @@ class _Bench:
         found = score_against(
             self.exact, self.subject, self.corpus, stored.transform, stored.scheme, scored
         )
-        return self._row(variant, stored.transform.id, file, found)
+        return self._row(stored, file, found)
 
-    def _fit(self, variant: _Variant) -> StoredTransform:
+    def _exact_layers(self, variant: _Variant, progress: CalibrationProgress) -> tuple[int, ...]:
+        """As many layers as the variant asks for, in rising order."""
+        name = variant.name
+        if name.exact == 0:
+            return ()
+
+        def scored(done: int, total: int) -> None:
+            progress(f"Ranking the layers of {name} with {variant.shards} shards", done, total)
+
+        kind = create_transform_kind(name.kind)
+        # With every layer exact, none has factors.
+        layers = tuple(range(self.subject.config.num_layers))
+        bases = fit_transform(kind, self.moments, variant.scheme(layers))
+        ranked = rank_layers(self.subject, self.corpus, bases, variant.scheme(), scored)
+        return tuple(sorted(ranked[: name.exact]))
+
+    def _fit(self, variant: _Variant, exact_layers: tuple[int, ...]) -> StoredTransform:
         kind = create_transform_kind(variant.name.kind)
         card = TransformCard(
             model=self.subject.checkpoint.fingerprint,
@@ -148,20 +171,24 @@ class _Bench:
             common=variant.name.common,
             layers=self.subject.config.num_layers,
             width=self.subject.latent.kv_rank,
+            exact_layers=exact_layers,
         )
-        return StoredTransform(card, fit_transform(kind, self.moments, variant.scheme))
+        return StoredTransform(
+            card, fit_transform(kind, self.moments, variant.scheme(exact_layers))
+        )
 
     def _row(
-        self, variant: _Variant, identity: str, file: str, found: Sequence[WindowDifference]
+        self, stored: StoredTransform, file: str, found: Sequence[WindowDifference]
     ) -> QualityRow:
-        latent, scheme = self.subject.latent, variant.scheme
+        latent, scheme = self.subject.latent, stored.scheme
         nll = sum(window.nll for window in found)
         per_byte = nll / sum(self.sizes)
         return QualityRow(
-            transform=str(variant.name),
-            shards=variant.shards,
+            transform=str(stored.name),
+            shards=scheme.shards,
             file=file,
-            id=identity,
+            id=stored.transform.id,
+            exact_layers=scheme.exact_layers,
             elements=scheme.common + scheme.slice_width(latent.kv_rank) + latent.rope_dim,
             delta_nll_per_token=nll / self.num_tokens,
             delta_nll_per_byte=per_byte,
@@ -200,20 +227,25 @@ def _variants(options: CalibrationOptions, subject: Subject) -> list[_Variant]:
     if options.transforms:
         names = [TransformName.parse(text) for text in options.transforms]
     else:
-        names = _default_names(width, options.shards)
+        names = _default_names(subject, options.shards)
     variants = [_Variant(name, shards) for shards in options.shards for name in names]
     for variant in variants:
         create_transform_kind(variant.name.kind)
-        variant.scheme.slice_width(width)
+        variant.scheme().slice_width(width)
         _check_heads(subject, variant.shards)
+        _check_layers(subject, variant.name)
     return list(dict.fromkeys(variants))
 
 
-def _default_names(width: int, shards: Sequence[int]) -> list[TransformName]:
-    """All kinds, that for common columns where these leave slices of equal width."""
+def _default_names(subject: Subject, shards: Sequence[int]) -> list[TransformName]:
+    """All kinds, one with an exact layer, and that for common columns where these leave slices of
+    equal width."""
+    width = subject.latent.kv_rank
     names = [TransformName(kind) for kind in transform_kinds() if kind != _COMMON_KIND]
     if width & (width - 1):
         names.remove(TransformName("hadamard"))
+    if subject.config.num_layers > 1:
+        names.append(TransformName(_EXACT_KIND, exact=1))
     for part in _COMMON:
         common = width // part
         if common and all((width - common) % count == 0 for count in shards):
@@ -228,6 +260,14 @@ def _check_heads(subject: Subject, shards: int) -> None:
         raise ConfigError(
             f"--shards {shards}: {heads} heads cannot be shared by {shards} ranks; use a number "
             f"that divides them"
+        )
+
+
+def _check_layers(subject: Subject, name: TransformName) -> None:
+    if name.exact >= subject.config.num_layers:
+        raise ConfigError(
+            f"--transform {name}: the model has {subject.config.num_layers} layers, of which at "
+            f"least one must be sliced; --mla-parallel dcp is exact in all of them"
         )
 
 

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from tests.support.latent_bench import LatentBench, Piece
+from tests.support.latent_bench import JoinedScores, LatentBench, Piece
 
 from twinflow.parallel.latent.scheme import LatentScheme
 from twinflow.parallel.latent.sharing.base import LatentSharing
@@ -119,6 +119,14 @@ def test_slices_of_the_columns_equal_softmax_attention(
     bench = triton_bench(LENGTHS, heads, create_sharing(scheme, ranks, ranks), dtype=dtype)
     see_columns_only(bench)
     assert_softmax_attention(bench, last_rows(LENGTHS), TOLERANCES[dtype])
+
+
+@needs_kernels
+@pytest.mark.gpu
+@float_types
+def test_a_layer_with_joined_scores_leaves_the_kernel_for_tiles(dtype: str) -> None:
+    settings = {"dtype": dtype, "device": DEVICE, "kernel": "triton"}
+    JoinedScores(WIDE, (1, 17, SPLIT + 1), 128, settings).check(TOLERANCES[dtype])
 
 
 @needs_kernels

@@ -60,7 +60,7 @@ def test_each_rank_has_its_part(parallel: str, shards: int, sharing: type) -> No
     plans = [setup.plan(Seat(rank, 4)) for rank in range(4)]
     assert all(type(plan.sharing) is sharing for plan in plans)
     assert [plan.sharing.shards.rank for plan in plans] == [rank % shards for rank in range(4)]
-    assert setup.scheme.meaning == f"latents/{parallel}/{shards}/0/none"
+    assert setup.scheme.meaning == f"latents/{parallel}/{shards}/0/none/-"
 
 
 @pytest.mark.parametrize("parallel", ["dcp", "tpla"])

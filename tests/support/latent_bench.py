@@ -1,18 +1,21 @@
 """A cache of random latents, sequences in it, and their attention in float64."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tests.support.latent_models import run_latent_ranks
 from torch import Tensor
 
 from twinflow.parallel.kv_layout import KVLayout
+from twinflow.parallel.latent.plan import LatentPlan
 from twinflow.parallel.latent.scheme import LatentScheme
 from twinflow.parallel.latent.sharing.base import LatentSharing
 from twinflow.parallel.latent.sharing.replicated import Replicated
-from twinflow.parallel.ranks.base import OneRank
+from twinflow.parallel.ranks.base import OneRank, RankGroup
 from twinflow.runtime.attention.latent.base import LatentHeads, LatentKernel
 from twinflow.runtime.attention.latent.registry import create_latent_attention
 from twinflow.runtime.attention.rows import FlatRows
@@ -35,6 +38,56 @@ class Piece:
     start: int
     count: int
     prompt: int = 0
+
+
+@dataclass(frozen=True)
+class JoinedScores:
+    """Ranks that hold columns and add up their scores, and what they should find.
+
+    Attributes:
+        heads: sizes of the model.
+        lengths: of the sequences; the last three rows of each attend.
+        common: columns that both ranks hold.
+        settings: further arguments of `LatentBench`.
+    """
+
+    heads: LatentHeads
+    lengths: tuple[int, ...]
+    common: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """The rows that attend."""
+        return [Piece(s, max(0, n - 3), min(n, 3)) for s, n in enumerate(self.lengths)]
+
+    def check(self, tolerance: float) -> None:
+        """Each rank's means must be its columns of the exact ones."""
+        scheme = LatentScheme(kind="tpla", shards=2, common=self.common, exact_layers=(1,))
+        whole = self._whole()
+        expected = [whole.expected_generated(p.sequence, p.start)[0] for p in self.pieces]
+        for columns, found in run_latent_ranks(2, scheme, self._work):
+            for rows, mean in zip(found, expected, strict=True):
+                wanted = mean[..., columns]
+                torch.testing.assert_close(
+                    rows.double().cpu(), wanted, atol=tolerance, rtol=tolerance
+                )
+
+    def _work(self, _ranks: RankGroup, plan: LatentPlan) -> tuple[list[int], list[Tensor]]:
+        bench = LatentBench([*self.lengths], self.heads, plan.sharing, **self.settings)
+        rank = self.heads.kv_rank
+        columns = [c for held in plan.sharing.columns(rank) for c in held]
+        rope = range(rank, rank + self.heads.rope_dim)
+        bench.absorbed = [queries[..., [*columns, *rope]] for queries in bench.absorbed]
+        return columns, bench.generated(self.pieces)[0]
+
+    def _whole(self) -> "LatentBench":
+        """Of one rank that holds what is stored, as it is stored."""
+        bench = LatentBench([*self.lengths], self.heads, **self.settings)
+        stored = bench.cache.layout.torch_dtype
+        bench.latents = [latents.to(stored).float() for latents in bench.latents]
+        bench.rope = [rope.to(stored).float() for rope in bench.rope]
+        return bench
 
 
 class LatentBench:

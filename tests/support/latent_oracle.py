@@ -71,7 +71,8 @@ class LatentOracle:
         positions = torch.einsum("thr,sr->hts", rotated, self._rotate(rope[:, None])[:, 0])
         scores = torch.einsum("thc,sc->hts", absorbed, c) + positions
         attended = torch.einsum("hts,sc,hvc->thv", _softmax(scores), c, values)
-        if self.scheme is not None and self.scheme.kind == "tpla":
+        scheme = self.scheme
+        if scheme is not None and scheme.kind == "tpla" and layer not in scheme.exact_layers:
             found = self._sliced(layer, absorbed, positions, c, values)
             attended[prompt_tokens:] = found[prompt_tokens:]
         return attended.flatten(1) @ self._weight(f"{name}o_proj.weight").T

@@ -37,6 +37,9 @@ transforms:
   joint       principal components of what queries and values read of the latents
   scores      the same, with most weight on queries
   scores+64   the first 64 columns kept by every rank: less error, more memory; so for any of them
+  joint-exact2
+              the two layers that lose most made exact by an exchange of scores: less error, the
+              same memory, more traffic; so for any of them, also as scores+64-exact2
 
 examples:
   twinflow calibrate tpla ./deepseek-v2-lite --text book.txt
@@ -71,8 +74,8 @@ def add_to(commands: Commands) -> None:
         metavar="NAME",
         nargs="+",
         action="extend",
-        help="transforms to measure [default: all, scores with an eighth and a quarter of the "
-        "columns kept by every rank]",
+        help="transforms to measure [default: all, joint also with one exact layer, scores with "
+        "an eighth and a quarter of the columns kept by every rank]",
     )
     parser.add_argument(
         "--tokens",

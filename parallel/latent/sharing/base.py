@@ -7,8 +7,8 @@ once. Rank r is shard j = r % n of group b = r // n. What is divided, by kind:
     cached        everything        the blocks i with       columns [j C/n, (j+1) C/n) of all
                                     i % n = j               latents, and all rotary keys
     generated     T-th of heads     T-th of heads; scores   T/n-th of heads, all of the group;
-    tokens                          of all heads of the     sums of latents over own columns
-                                    group over own blocks
+    tokens                          of all heads of the     sums of latents over own columns;
+                                    group over own blocks   in exact layers, scores added up
     prompt        T-th of heads, from whole latents, brought together over the group
 
 Heads are cut at all ranks in order. A rank hands the output projection the heads it is asked for
@@ -58,6 +58,42 @@ class LatentSharing(ABC):
     def needs_merging(self) -> bool:
         """Whether `merge` wants to know the log-sum-exp of scores."""
         return False
+
+    @property
+    def can_join(self) -> bool:
+        """Whether there are layers in which ranks add up their scores."""
+        return False
+
+    def joins(self, layer: int) -> bool:
+        """Whether ranks add up their parts of the scores of a layer, which makes it exact.
+
+        Args:
+            layer: of the model.
+        """
+        return False
+
+    def counted_once(self, queries: Tensor, rope_dim: int) -> Tensor:
+        """Queries for scores that are to be added up.
+
+        Args:
+            queries: [rows, attended heads, held columns + rope_dim]; consumed.
+            rope_dim: elements of a rotary key.
+
+        Returns:
+            The queries, zero where another rank counts what this one also holds.
+        """
+        return queries
+
+    def join_scores(self, scores: Tensor) -> None:
+        """Add up the parts of all ranks, in place.
+
+        Args:
+            scores: float32 [rows, tokens] of this rank, contiguous.
+
+        Raises:
+            RankLost: a rank did not answer within the deadline.
+        """
+        raise RuntimeError(f"ranks that share latents by {self.scheme.kind} add up no scores")
 
     def block_share(self, block_size: int) -> BlockShare:
         """The blocks of a sequence that this rank holds."""

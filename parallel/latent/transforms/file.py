@@ -24,8 +24,9 @@ from twinflow.parallel.latent.transforms.name import TransformName
 from twinflow.parallel.whole_file import write_whole
 from twinflow.protos.errors import CheckpointError, ConfigError
 
-_FORMAT = "twinflow-latent-transform-1"
+_FORMAT = "twinflow-latent-transform-2"
 _FACTORS = "logit_factors"
+_NO_LAYERS = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class TransformCard:
         common: leading columns that all shards hold.
         layers: of the model.
         width: columns of a latent.
+        exact_layers: in which shards add up their scores, in rising order.
     """
 
     model: str
@@ -47,6 +49,7 @@ class TransformCard:
     common: int
     layers: int
     width: int
+    exact_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +67,18 @@ class StoredTransform:
     @property
     def name(self) -> TransformName:
         """What operators call it."""
-        return TransformName(self.card.kind, self.card.common)
+        return TransformName(self.card.kind, self.card.common, len(self.card.exact_layers))
 
     @property
     def scheme(self) -> LatentScheme:
         """The scheme of decode workers that use it."""
         card = self.card
         return LatentScheme(
-            kind="tpla", shards=card.shards, common=card.common, basis=self.transform.id
+            kind="tpla",
+            shards=card.shards,
+            common=card.common,
+            basis=self.transform.id,
+            exact_layers=card.exact_layers,
         )
 
     def check_shape(self, path: Path, num_layers: int, kv_rank: int, shards: int) -> None:
@@ -110,7 +117,7 @@ class StoredTransform:
         Raises:
             ConfigError: it cannot be written.
         """
-        metadata = {name: str(value) for name, value in asdict(self.card).items()}
+        metadata = {name: _written(value) for name, value in asdict(self.card).items()}
         metadata |= {"format": _FORMAT, "id": self.transform.id}
         metadata["digest"] = _digest(metadata)
         data = save(_tensors(self.transform, self.card.shards), metadata=metadata)
@@ -171,13 +178,46 @@ def _card(path: Path, metadata: dict[str, str]) -> TransformCard:
         )
     if metadata.get("digest") != _digest(metadata):
         raise CheckpointError(f"{path}: is damaged: its card has another digest than it says")
-    values: dict[str, str | int] = {}
+    values: dict[str, str | int | tuple[int, ...]] = {}
     for field in fields(TransformCard):
         text = metadata.get(field.name, "")
-        if not text or (field.type is int and not (text.isascii() and text.isdecimal())):
-            raise CheckpointError(f"{path}: is damaged: its card has {field.name} {text!r}")
-        values[field.name] = int(text) if field.type is int else text
-    return TransformCard(**values)  # type: ignore[arg-type]  # each is of its field's type
+        try:
+            values[field.name] = _read(text, field.type)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}: is damaged: its card has {field.name} {text!r}"
+            ) from error
+    card = TransformCard(**values)  # type: ignore[arg-type]  # each is of its field's type
+    if any(layer >= card.layers for layer in card.exact_layers):
+        raise CheckpointError(
+            f"{path}: is damaged: of {card.layers} layers {card.exact_layers} are exact"
+        )
+    return card
+
+
+def _written(value: str | int | tuple[int, ...]) -> str:
+    """A field of a card as text."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or _NO_LAYERS
+    return str(value)
+
+
+def _read(text: str, kind: object) -> str | int | tuple[int, ...]:
+    """The inverse of `_written`. Raises ValueError if it was not written so."""
+    if kind is str and text:
+        return text
+    if kind is int:
+        return _number(text)
+    layers = () if text == _NO_LAYERS else tuple(map(_number, text.split(",")))
+    if sorted({*layers}) != [*layers]:
+        raise ValueError(f"{text!r}: layers do not rise")
+    return layers
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"{text!r}: no number")
+    return int(text)
 
 
 def _bases(card: TransformCard, tensors: dict[str, Tensor]) -> list[LatentBasis]:

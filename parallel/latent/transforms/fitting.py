@@ -47,4 +47,6 @@ def _fit_layer(
     scheme.slice_width(moments.width)
     if not kind.fits_factors or scheme.slices == 1:
         return basis
+    if layer in scheme.exact_layers:  # parts that are added up make whole scores as they are
+        return replace(basis, logit_factors=(1.0,) * scheme.slices)
     return replace(basis, logit_factors=fit_logit_factors(basis, moments, scheme))

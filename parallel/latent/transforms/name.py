@@ -1,8 +1,11 @@
-"""What operators call a transform: its kind, and how many leading columns all shards hold.
+"""What operators call a transform: its kind, and what it is combined with.
 
-`joint` is a kind, `joint+64` is that kind with 64 common columns. Does not load torch.
+`joint` is a kind, `joint+64` is that kind with 64 leading columns that all shards hold, and
+`joint-exact2` is that kind with two layers in which shards add up their scores. Does not load
+torch.
 """
 
+import re
 from dataclasses import dataclass
 
 from twinflow.protos.errors import ConfigError
@@ -10,36 +13,46 @@ from twinflow.protos.errors import ConfigError
 # Of a transform that is meant by its file.
 SUFFIX = ".safetensors"
 
+_NAME = re.compile(r"([a-zA-Z_]\w*)(?:\+([0-9]+))?(?:-exact([0-9]+))?", re.ASCII)
+
 
 @dataclass(frozen=True, slots=True)
 class TransformName:
-    """A kind and its common columns.
+    """A kind, its common columns, and how many layers are exact.
 
     Attributes:
         kind: as registered.
         common: leading columns that all shards hold.
+        exact: layers in which shards add up their scores: those that lose most otherwise.
     """
 
     kind: str
     common: int = 0
+    exact: int = 0
 
     @classmethod
     def parse(cls, text: str) -> "TransformName":
-        """Read `KIND` or `KIND+COLUMNS`; whether there is such a kind is the registry's to say.
+        """Read `KIND`, `KIND+COLUMNS`, `KIND-exactLAYERS` or `KIND+COLUMNS-exactLAYERS`.
+
+        Whether there is such a kind is the registry's to say.
 
         Raises:
-            ConfigError: it is neither.
+            ConfigError: it is none of them.
         """
-        kind, plus, columns = text.partition("+")
-        if not kind.isidentifier() or (plus and not (columns.isascii() and columns.isdecimal())):
+        found = _NAME.fullmatch(text)
+        if found is None:
             raise ConfigError(
-                f"transform {text!r}: expected a kind such as joint, or a kind and a number of "
-                f"common columns such as joint+64"
+                f"transform {text!r}: expected a kind such as joint, a kind and a number of common "
+                f"columns such as joint+64, or either with a number of exact layers such as "
+                f"joint-exact2"
             )
-        return cls(kind, int(columns or 0))
+        kind, common, exact = found.groups(default="0")
+        return cls(kind, int(common), int(exact))
 
     def __str__(self) -> str:
-        return f"{self.kind}+{self.common}" if self.common else self.kind
+        common = f"+{self.common}" if self.common else ""
+        exact = f"-exact{self.exact}" if self.exact else ""
+        return f"{self.kind}{common}{exact}"
 
     def file_name(self, shards: int) -> str:
         """The file of this transform for so many shards."""

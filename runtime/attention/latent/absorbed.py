@@ -4,7 +4,7 @@ A query tile has one matrix with a row for each of its rows and heads; keys are 
 key], and the values are the first columns of the keys. See `tile_sums` for what is computed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -69,16 +69,21 @@ class AbsorbedTiles:
         self._sums = TileSums(rows, self._shape, self._gather, self._workspace)
 
     def attend(
-        self, layer: int, queries: Tensor, *, with_lse: bool
+        self,
+        layer: int,
+        queries: Tensor,
+        *,
+        with_lse: bool,
+        join: Callable[[Tensor], None] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """See `LatentKernel.attend_generated`."""
+        """See `LatentKernel.attend_generated`; for `join` see `SlabRun.compute`."""
         rows, heads, _ = queries.shape
         if self._sums is None:
             raise RuntimeError("attention is asked for before there was a plan")
         padded = self._padded(queries)
         state = self._sums.new_state()
         for slab in self._sums.slabs:
-            slab.compute(padded, self._planes.planes(layer))
+            slab.compute(padded, self._planes.planes(layer), join)
             slab.merge(state)
         lse = None
         if with_lse:

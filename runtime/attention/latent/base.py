@@ -181,7 +181,7 @@ class LatentKernel(Attention):
         Args:
             layer: of which layer; its latents are written.
             queries: float32 [rows or more, attended heads, held columns + rope_dim], contiguous,
-                absorbed, scaled.
+                absorbed, scaled; consumed.
 
         Returns:
             float32 [rows or more, attended heads, held columns], the weighted mean of the

@@ -16,5 +16,4 @@ class TiledLatentAttention(TwoFormKernel[AbsorbedTiles]):
     @property
     def batch_invariant(self) -> bool:
         """Whether the probes of this machine's batched matrix products succeeded."""
-        tile = self._absorbed.row_tile.join(self._expanded.row_tile)
-        return tile.batch_invariant
+        return self._absorbed.row_tile.join(self._row_tile).batch_invariant

@@ -19,5 +19,5 @@ class TritonLatentAttention(TwoFormKernel[AbsorbedSplits]):
 
     @property
     def batch_invariant(self) -> bool:
-        """Whether the probes of the expanded form succeeded; the absorbed form always is."""
-        return self._expanded.row_tile.batch_invariant
+        """Whether the probes of the forms by tiles succeeded; that by splits always is."""
+        return self._row_tile.batch_invariant

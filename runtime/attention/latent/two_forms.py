@@ -1,6 +1,7 @@
 """What kernels of latent attention have in common: who computes which form.
 
-The expanded form, of prompts, is the same on all devices; kernels differ in the absorbed one.
+The expanded form, of prompts, is the same on all devices; kernels differ in the absorbed one. In
+layers whose scores ranks add up, it is that by tiles, which has the scores in memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from twinflow.parallel.latent.block_share import BlockShare
 from twinflow.parallel.latent.sharing.base import LatentSharing
+from twinflow.runtime.attention.latent.absorbed import AbsorbedTiles
 from twinflow.runtime.attention.latent.base import Expansion, LatentHeads, LatentKernel
 from twinflow.runtime.attention.latent.expanded import ExpandedTiles
 from twinflow.runtime.attention.rows import FlatRows
 from twinflow.runtime.kv.cache import KVCache
 from twinflow.runtime.kv.latent_planes import LatentPlanes
+from twinflow.runtime.row_tile import RowTile
 
 
 class AbsorbedForm(Protocol):
@@ -52,8 +55,12 @@ class TwoFormKernel(LatentKernel, Generic[Absorbed]):
         absorbed: Callable[[KVCache, LatentPlanes, int, BlockShare], Absorbed],
     ) -> None:
         super().__init__(cache, heads, sharing)
-        attended = sharing.attended_heads(heads.num_heads)
-        self._absorbed = absorbed(cache, self._planes, attended, self.share)
+        holding = (cache, self._planes, sharing.attended_heads(heads.num_heads), self.share)
+        self._absorbed = absorbed(*holding)
+        self._joined: AbsorbedTiles | None = None
+        if sharing.can_join:
+            form = self._absorbed
+            self._joined = form if isinstance(form, AbsorbedTiles) else AbsorbedTiles(*holding)
         device = cache.data.device
         self._expanded = ExpandedTiles(self._planes, heads, sharing, self.share, device)
 
@@ -63,10 +70,22 @@ class TwoFormKernel(LatentKernel, Generic[Absorbed]):
 
     def attend_generated(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor | None]:
         """See the base class."""
-        with_lse = self._sharing.needs_merging
-        return self._absorbed.attend(layer, queries, with_lse=with_lse)
+        sharing = self._sharing
+        if self._joined is not None and sharing.joins(layer):
+            queries = sharing.counted_once(queries, self._planes.rope_width)
+            return self._joined.attend(layer, queries, with_lse=False, join=sharing.join_scores)
+        return self._absorbed.attend(layer, queries, with_lse=sharing.needs_merging)
 
     def _plan(self) -> None:
         self._expanded.plan(self.prompt.rows)
-        if not self.generated.is_empty:
-            self._absorbed.plan(self.generated.rows)
+        if self.generated.is_empty:
+            return
+        self._absorbed.plan(self.generated.rows)
+        if self._joined is not None and self._joined is not self._absorbed:
+            self._joined.plan(self.generated.rows)
+
+    @property
+    def _row_tile(self) -> RowTile:
+        """What the machine needs of the forms by tiles that all kernels have."""
+        tile = self._expanded.row_tile
+        return tile if self._joined is None else tile.join(self._joined.row_tile)

@@ -98,6 +98,38 @@ def test_parts_of_a_page() -> None:
     )
     meanings = {replace(one, basis=basis).meaning for one in SCHEMES for basis in ("none", "x")}
     assert len(meanings) == 2 * len(SCHEMES)
+    exact = {replace(scheme, exact_layers=layers).meaning for layers in ((), (1,), (1, 2), (12,))}
+    assert len(exact) == 4
+
+
+@pytest.mark.parametrize(("shards", "common"), [(2, 0), (2, 4), (4, 4)])
+def test_scores_of_all_columns_are_the_sum_of_what_ranks_count_once(
+    shards: int, common: int
+) -> None:
+    scheme = LatentScheme(kind="tpla", shards=shards, common=common, exact_layers=(1,))
+    queries, keys = torch.arange(3 * 2 * (RANK + 6)).view(3, 2, -1).float(), torch.eye(RANK + 6)
+
+    def work(_ranks: RankGroup, plan: LatentPlan) -> Tensor:
+        sharing = plan.sharing
+        assert sharing.can_join and sharing.joins(1) and not sharing.joins(0)
+        columns = [column for c in sharing.columns(RANK) for column in c]
+        held = [*columns, *range(RANK, RANK + 6)]
+        mine = sharing.counted_once(queries[..., held], rope_dim=6)
+        scores = (mine @ keys[held]).flatten(0, 1)
+        sharing.join_scores(scores)
+        return scores.view(queries.shape)
+
+    for scores in run_latent_ranks(4, scheme, work):
+        assert torch.equal(scores, queries)
+
+
+def test_ranks_that_see_whole_scores_join_none() -> None:
+    one_shard = LatentScheme(kind="tpla", shards=1, exact_layers=(0,))
+    for scheme in (LatentScheme(), LatentScheme(kind="dcp", shards=2), one_shard):
+        for sharing in sharings(scheme):
+            assert not sharing.can_join and not sharing.joins(0)
+    with pytest.raises(RuntimeError, match="by replicated add up no scores"):
+        Replicated(LatentScheme(), OneRank()).join_scores(torch.zeros(1, 1))
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -105,6 +137,11 @@ def test_what_does_not_fit_is_refused() -> None:
         LatentScheme(shards=2)
     with pytest.raises(ConfigError, match="4 common columns of dcp latents"):
         LatentScheme(kind="dcp", shards=2, common=4)
+    with pytest.raises(ConfigError, match=r"exact layers \(1,\) of dcp latents"):
+        LatentScheme(kind="dcp", shards=2, exact_layers=(1,))
+    for layers in ((2, 1), (1, 1), (-1, 0)):
+        with pytest.raises(ConfigError, match="of tpla latents"):
+            LatentScheme(kind="tpla", shards=2, exact_layers=layers)
     with pytest.raises(ConfigError, match="24 columns cannot be cut into 5 slices"):
         LatentScheme(kind="tpla", shards=5).parts(24, 6)
     three = ThreadRanks(0, Meeting(3))

@@ -31,13 +31,13 @@ def test_every_transform_is_measured_and_written(tmp_path: Path) -> None:
         phases.append(phase)
 
     report = calibrate_tpla(options, progress)
-    names = ["none", "hadamard", "pca", "joint", "scores+4", "scores+8"]
+    names = ["none", "hadamard", "pca", "joint", "joint-exact1", "scores+4", "scores+8"]
     assert [(row.shards, row.transform) for row in report.rows] == [
         (shards, name) for shards in (2, 4) for name in names
     ]
     assert (report.window, report.prompt, report.elements) == (32, 16, 40)
     assert report.scored_tokens == 16 * 6
-    assert [report.rows[index].elements for index in (0, 4, 5, 6, 11)] == [24, 26, 28, 16, 22]
+    assert [report.rows[index].elements for index in (0, 5, 6, 7, 13)] == [24, 26, 28, 16, 22]
     assert list(dict.fromkeys(phases))[:3] == [
         "Loading the model",
         "Collecting latents",
@@ -52,6 +52,8 @@ def test_every_transform_is_measured_and_written(tmp_path: Path) -> None:
         assert row.delta_nll_per_token == pytest.approx(per_token)
     kept = {row.transform: row.kl_per_token for row in report.rows if row.shards == 2}
     assert kept["scores+8"] < kept["scores+4"] < kept["joint"] < kept["none"]
+    assert kept["joint-exact1"] < kept["joint"]
+    assert [len(row.exact_layers) for row in report.rows[:7]] == [0, 0, 0, 0, 1, 0, 0]
     assert QualityReport.read(options.folder) == report
     assert (options.folder / "report.md").read_text() == report.table()
     left = {path.name for path in options.folder.iterdir()}
@@ -132,6 +134,7 @@ def test_rows_of_another_model_or_dtype_are_not_kept(changes: dict[str, str]) ->
         ({"transforms": ("svd",)}, "'svd': unknown; choose one of none"),
         ({"transforms": ("joint+3",)}, "behind 3 common columns"),
         ({"transforms": ("joint+32",)}, "behind 32 common columns"),
+        ({"transforms": ("joint-exact2",)}, "joint-exact2: the model has 2 layers"),
         ({"window": 513}, "--window 513: the model reads at most 512 tokens"),
         ({"tokens": 100}, "--text .* 100 tokens are too few"),
         ({"device": "tpu"}, "device 'tpu': use cpu"),
@@ -163,11 +166,13 @@ def test_a_folder_that_cannot_be_written_to_is_found_first(tmp_path: Path) -> No
 
 def test_reports_come_back_and_damaged_ones_are_refused(tmp_path: Path) -> None:
     other = quality_report(text="other.txt").measurement
-    report = quality_report(quality_row("joint", 2), quality_row("joint+64", 4, earlier=other))
+    exact = quality_row("joint-exact2", 2, exact_layers=(0, 5))
+    report = quality_report(exact, quality_row("joint+64", 4, earlier=other))
     report.write(tmp_path)
     assert QualityReport.read(tmp_path) == report
     assert QualityReport.read(tmp_path / "none") is None
-    assert "| 4 | joint+64 | 24 | 0.600 | +0.0125 | +0.00400 |" in report.table()
+    assert "| 4 | joint+64 | - | 24 | 0.600 | +0.0125 | +0.00400 |" in report.table()
+    assert "| 2 | joint-exact2 | 0, 5 | 24 |" in report.table()
     path = tmp_path / "report.json"
     whole = path.read_text()
     for text, message in (

@@ -145,6 +145,7 @@ SHARED = [
     LatentScheme(kind="dcp", shards=2),
     LatentScheme(kind="tpla", shards=2),
     LatentScheme(kind="tpla", shards=2, common=8),
+    LatentScheme(kind="tpla", shards=2, common=8, exact_layers=(1,)),
 ]
 EXACT = [
     (2, LatentScheme()),
@@ -155,6 +156,9 @@ EXACT = [
     (1, LatentScheme(kind="tpla", shards=1)),
     (2, LatentScheme(kind="tpla", shards=1)),
     (4, LatentScheme(kind="tpla", shards=1)),
+    (2, LatentScheme(kind="tpla", shards=2, exact_layers=(0, 1))),
+    (4, LatentScheme(kind="tpla", shards=2, exact_layers=(0, 1))),
+    (4, LatentScheme(kind="tpla", shards=4, common=4, exact_layers=(0, 1))),
 ]
 
 
@@ -272,6 +276,8 @@ TPLA = [
     (4, LatentScheme(kind="tpla", shards=4)),
     (2, LatentScheme(kind="tpla", shards=2, common=8)),
     (4, LatentScheme(kind="tpla", shards=4, common=4)),
+    (2, LatentScheme(kind="tpla", shards=2, exact_layers=(0,))),
+    (4, LatentScheme(kind="tpla", shards=2, common=8, exact_layers=(1,))),
 ]
 
 
@@ -320,15 +326,19 @@ def random_transform(config: ModelConfig, shards: int, *, orthogonal: bool) -> L
         (2, LatentScheme(kind="tpla", shards=2)),
         (4, LatentScheme(kind="tpla", shards=2)),
         (4, LatentScheme(kind="tpla", shards=4, common=4)),
+        (4, LatentScheme(kind="tpla", shards=4, common=4, exact_layers=(1,))),
     ],
     ids=lambda value: getattr(value, "meaning", ""),
 )
 def test_latents_in_another_basis(size: int, scheme: LatentScheme, orthogonal: bool) -> None:
     config = latent_config()
     transform = random_transform(config, scheme.shards, orthogonal=orthogonal)
-    if scheme.kind != "tpla":  # logits of a part of the sequence are whole
-        bases = [replace(transform.basis(i), logit_factors=()) for i in range(len(transform))]
-        transform = LatentTransform("random", bases)
+    layers = range(len(transform))
+    whole = layers if scheme.kind != "tpla" else scheme.exact_layers
+    bases = [transform.basis(i) for i in layers]
+    for layer in whole:  # where logits are of a part of the sequence or added up, they are whole
+        bases[layer] = replace(bases[layer], logit_factors=())
+    transform = LatentTransform("random", bases)
     job = Job(config)
     expected = LatentOracle(config, tiny_state_dict(config), scheme, transform)
     exact = LatentOracle(config, tiny_state_dict(config))

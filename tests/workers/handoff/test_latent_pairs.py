@@ -18,6 +18,11 @@ from tests.support.checkpoints import small_config, write_checkpoint
 from tests.support.rank_pools import RankedWorker, all_idle, pool_configs, ranked
 from tests.support.workers import Answer, Gateway, attached, peer_of, random_prompt, submission
 
+from twinflow.parallel.latent.transforms.file import StoredTransform, TransformCard
+from twinflow.parallel.latent.transforms.fitting import plain_transform
+from twinflow.parallel.latent.transforms.registry import create_transform_kind
+from twinflow.runtime.checkpoint.config import load_model_config
+from twinflow.runtime.checkpoint.weights import Checkpoint
 from twinflow.runtime.llm import LLM
 from twinflow.runtime.sampling_params import SamplingParams
 
@@ -31,7 +36,7 @@ PARAMS = SamplingParams(temperature=0, max_tokens=6, seed=0, ignore_eos=True, lo
 # Of blocks of 8 tokens: shorter than the blocks of all ranks, at their ends, and across many.
 LENGTHS = (2, 9, 32, 81)
 SENDERS = (1, 2, 4)
-LAYOUTS = {
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "replicated-1": (1, {}),
     "replicated-2": (2, {}),
     "replicated-4": (4, {}),
@@ -41,7 +46,7 @@ LAYOUTS = {
     "tpla-1": (1, {"mla_parallel": "tpla", "mla_shards": 1}),
     "tpla-2": (2, {"mla_parallel": "tpla", "mla_shards": 2, "tpla_transform": "hadamard"}),
     "tpla-4": (4, {"mla_parallel": "tpla", "mla_shards": 4}),
-    "tpla-2-of-4": (4, {"mla_parallel": "tpla", "mla_shards": 2}),
+    "joined-2-of-4": (4, {"mla_parallel": "tpla", "mla_shards": 2, "tpla_transform": "exact"}),
 }
 
 
@@ -61,6 +66,24 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("latent"), config)
 
 
+def write_exact(model: Path, shards: int) -> str:
+    """The file of a transform with which ranks add up their scores in every layer."""
+    config, kind = load_model_config(model), create_transform_kind("none")
+    assert config.latent is not None
+    card = TransformCard(
+        model=Checkpoint.open(model).fingerprint,
+        kind=kind.name,
+        shards=shards,
+        common=0,
+        layers=config.num_layers,
+        width=config.latent.kv_rank,
+        exact_layers=tuple(range(config.num_layers)),
+    )
+    path = model / "exact.safetensors"
+    StoredTransform(card, plain_transform(kind, card.layers, card.width)).write(path)
+    return str(path)
+
+
 @pytest.fixture(scope="module")
 def alone(model: Path) -> LLM:
     return LLM(model, dtype="float32", max_model_len=256, num_kv_blocks=64, block_size=8)
@@ -69,6 +92,8 @@ def alone(model: Path) -> LLM:
 @pytest_asyncio.fixture(loop_scope="module", scope="module", params=LAYOUTS)
 async def pools(request: pytest.FixtureRequest, model: Path) -> AsyncIterator[Pools]:
     receivers, layout = LAYOUTS[request.param]
+    if layout.get("tpla_transform") == "exact":
+        layout = layout | {"tpla_transform": write_exact(model, layout["mla_shards"])}
     settings: dict[str, Any] = {"kv_parts": 4, **layout}
     sending = [pool_configs(model, f"prefill-{size}", size, **settings) for size in SENDERS]
     decoding = pool_configs(model, "decode-0", receivers, **settings)

@@ -233,6 +233,11 @@ def test_names_and_registry() -> None:
     assert TransformName.parse("joint+64") == TransformName("joint", 64)
     assert str(TransformName.parse("joint+0")) == "joint"
     assert TransformName("joint", 64).file_name(2) == "joint+64-2.safetensors"
-    for wrong in ("", "joint+", "joint+-1", "joint+1.5", "a b", "../x"):
+    both = TransformName("scores", 8, 2)
+    assert TransformName.parse("scores+8-exact2") == both
+    assert both.file_name(4) == "scores+8-exact2-4.safetensors"
+    assert TransformName.parse("joint-exact1") == TransformName("joint", exact=1)
+    assert str(TransformName.parse("joint-exact0")) == "joint"
+    for wrong in ("", "joint+", "joint+-1", "joint+1.5", "a b", "../x", "joint-exact", "+8"):
         with pytest.raises(ConfigError, match="expected a kind such as joint"):
             TransformName.parse(wrong)

@@ -15,11 +15,19 @@ from twinflow.parallel.latent.transforms.registry import create_transform_kind, 
 from twinflow.protos.errors import CheckpointError, ConfigError
 
 
-def stored(kind: str = "joint", common: int = 4) -> StoredTransform:
-    scheme = LatentScheme(kind="tpla", shards=2, common=common)
+def stored(kind: str = "joint", common: int = 4, exact: tuple[int, ...] = ()) -> StoredTransform:
+    scheme = LatentScheme(kind="tpla", shards=2, common=common, exact_layers=exact)
     moments = [random_moments(16, seed) for seed in range(2)]
     transform = fit_transform(create_transform_kind(kind), moments, scheme)
-    card = TransformCard(model="abc", kind=kind, shards=2, common=common, layers=2, width=16)
+    card = TransformCard(
+        model="abc",
+        kind=kind,
+        shards=2,
+        common=common,
+        layers=2,
+        width=16,
+        exact_layers=exact,
+    )
     return StoredTransform(card, transform)
 
 
@@ -42,6 +50,19 @@ def test_what_was_written_comes_back(tmp_path: Path, kind: str) -> None:
         ]
     found.check_shape(path, num_layers=2, kv_rank=16, shards=2)
     found.check_model(path, "abc")
+
+
+@pytest.mark.parametrize("kind", ["none", "joint"])
+def test_exact_layers_come_back_and_have_no_factors(tmp_path: Path, kind: str) -> None:
+    written = stored(kind, exact=(1,))
+    path = tmp_path / written.name.file_name(2)
+    written.write(path)
+    assert path.name == f"{kind}+4-exact1-2.safetensors"
+    found = StoredTransform.read(path)
+    assert (found.card.exact_layers, found.scheme.exact_layers) == ((1,), (1,))
+    factors = [[found.transform.basis(at).logit_factor(j) for j in (0, 1)] for at in (0, 1)]
+    assert factors[1] == [1.0, 1.0]
+    assert (factors[0] != [1.0, 1.0]) == (kind == "none")
 
 
 def test_another_model_or_deployment_is_refused(tmp_path: Path) -> None:
@@ -94,6 +115,8 @@ def test_files_that_are_no_transform_are_refused(tmp_path: Path) -> None:
         replace(stored().card, layers=1),
         replace(stored().card, width=8),
         replace(stored().card, kind="pca"),
+        replace(stored().card, exact_layers=(2,)),
+        replace(stored().card, exact_layers=(1, 0)),
     ],
 )
 def test_a_card_that_promises_something_else_is_refused(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.latent_bench import LatentBench, Piece
+from tests.support.latent_bench import JoinedScores, LatentBench, Piece
 
 from twinflow.parallel.latent.scheme import LatentScheme
 from twinflow.parallel.latent.sharing.dcp import ContextParallel
@@ -24,6 +24,7 @@ from twinflow.runtime.kv.cache import KVCache
 
 SMALL = LatentHeads(num_heads=4, kv_rank=32, nope_dim=12, rope_dim=8, value_dim=16)
 ODD = LatentHeads(num_heads=3, kv_rank=20, nope_dim=9, rope_dim=6, value_dim=7)
+SIX_ODD = replace(ODD, num_heads=6)
 # So large that not all heads are expanded at a time.
 LARGE = LatentHeads(num_heads=8, kv_rank=64, nope_dim=300, rope_dim=16, value_dim=300)
 
@@ -144,6 +145,14 @@ def test_slices_of_the_columns_are_attended_to_alone(common: int) -> None:
         for sequence, (rows, start) in enumerate(zip(found, (100, 8), strict=True)):
             mean, _ = bench.expected_generated(sequence)
             torch.testing.assert_close(rows.double(), mean[start:], atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("heads", "common"), [(SMALL, 0), (SMALL, 8), (SIX_ODD, 4)])
+def test_slices_of_the_columns_with_joined_scores_are_slices_of_the_whole(
+    heads: LatentHeads, common: int
+) -> None:
+    """Over several spans and slabs, and next to a sequence of one token."""
+    JoinedScores(heads, (1, 140, 1300), common).check(3e-6)
 
 
 def test_padding_rows_come_out_as_zeros() -> None:
