@@ -13,6 +13,9 @@ A window is over
     - when the oldest of them has waited for the longest window,
     - or when one of them must begin now to meet its objective for the first token.
 
+Where prefill turns from memory to arithmetic, and how long company is worth waiting for, follows
+from step times (`Boundary`), or is what was measured elsewhere if these are not known.
+
 It is decided from arrival times alone, so that a policy needs no timer: where there is nothing to
 do but to wait, the plan is empty and says when to ask again. Rows of decoding requests are there
 in spite of all that; with them a step is made anyway, and nobody waits for company.
@@ -26,17 +29,51 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from twinflow.runtime.cost.base import PhaseLoad, SegmentLoad, StepLoad
+from twinflow.runtime.cost.base import PhaseLoad, SegmentLoad, StepLoad, StepTimes
 from twinflow.runtime.request import Request, RequestStatus
-from twinflow.runtime.schedulers.base import SchedulerState
+from twinflow.runtime.schedulers.base import SchedulerLimits, SchedulerState
 from twinflow.runtime.schedulers.draft import Draft
 from twinflow.runtime.schedulers.setup import SchedulerSetup
 from twinflow.runtime.step_plan import StepPlan
 
-# Where prefill turns from memory to arithmetic; 150 to 512 tokens were measured (section 3).
-_LONGEST_SHORT = 256
-# Longest window. Its gain is a larger batch, its price is paid by every short prompt.
-_WINDOW_S = 0.006
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """What is short, and what waiting is worth.
+
+    Without step times it is what the paper used on an H200: 256 tokens, where it measured the turn
+    from memory to arithmetic between 150 and 512, and a window that paid.
+
+    Attributes:
+        longest_short: tokens; longer prompts are long.
+        window: seconds that a short prompt waits for others at most.
+    """
+
+    longest_short: int = 256
+    window: float = 0.006
+
+    @classmethod
+    def of(cls, times: StepTimes | None, limits: SchedulerLimits) -> "Boundary":
+        """What follows from step times.
+
+        A step of one row takes what a step costs in any case, mostly for reading the weights. As
+        many tokens as take that long to compute are the boundary (section 3: reading and arithmetic
+        take the same time there); a token's time is what it adds to a step that is full. To wait
+        longer than for such a step costs more than sharing one can save.
+
+        Args:
+            times: predicts steps; None if they are not known.
+            limits: how large steps are.
+        """
+        if times is None:
+            return cls()
+        most = limits.max_num_batched_tokens
+        fixed, half, full = (
+            times.seconds(_prompt_step(0, rows, limits)) for rows in (1, (most + 1) // 2, most)
+        )
+        token = (full - half) / max(1, most // 2)
+        longest = most if fixed >= most * token else int(fixed / token)
+        return cls(max(1, longest), fixed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +89,14 @@ class LengthAwareScheduler:
 
     Args:
         setup: of the policy.
-        longest_short: tokens; longer prompts are long.
-        window: seconds that a short prompt waits for others at most.
+        boundary: of short and long prompts; None for what follows from the setup's step times.
     """
 
-    def __init__(
-        self,
-        setup: SchedulerSetup,
-        *,
-        longest_short: int = _LONGEST_SHORT,
-        window: float = _WINDOW_S,
-    ) -> None:
+    def __init__(self, setup: SchedulerSetup, boundary: Boundary | None = None) -> None:
         self._setup = setup
-        self._longest_short = longest_short
-        self._window = window
+        boundary = boundary or Boundary.of(setup.times, setup.limits)
+        self._longest_short = boundary.longest_short
+        self._window = boundary.window
 
     def plan(self, state: SchedulerState, now: float) -> StepPlan:
         """See `Scheduler.plan`."""
@@ -111,9 +142,14 @@ class LengthAwareScheduler:
         end = prompt.request.arrival + objective
         if times is None:
             return end
-        load = PhaseLoad.of(prompt.request.num_tokens - prompt.tokens, prompt.tokens)
-        segment = SegmentLoad(self._setup.limits.num_layers, load, PhaseLoad())
-        return end - times.seconds(StepLoad((segment,), 1))
+        start = prompt.request.num_tokens - prompt.tokens
+        return end - times.seconds(_prompt_step(start, prompt.tokens, self._setup.limits))
+
+
+def _prompt_step(start: int, rows: int, limits: SchedulerLimits) -> StepLoad:
+    """A step that computes some rows of one prompt, and samples."""
+    segment = SegmentLoad(limits.num_layers, PhaseLoad.of(start, rows), PhaseLoad())
+    return StepLoad((segment,), 1)
 
 
 def _share(draft: Draft, prompts: Iterable[_Prompt], most: int | None = None) -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twinflow.cluster.cli.files import write_text
-from twinflow.cluster.cli.flags import flag_name, number_above_0, whole_number
+from twinflow.cluster.cli.flags import flag_name, number_above_0
 from twinflow.cluster.cli.parser import Commands, Invocation, Parser
 from twinflow.cluster.cli.sources import report as complain
-from twinflow.cluster.quantities import memory
+from twinflow.cluster.quantities import count, memory
 from twinflow.cluster.simulator.config import Deployment, Link, Partition, SimulationConfig
 from twinflow.cluster.simulator.fleet import Fleet
 from twinflow.cluster.simulator.hardware import Hardware
@@ -29,7 +29,7 @@ from twinflow.runtime.cost.device import load_device, shipped_devices
 from twinflow.runtime.cost.lanes import LaneTimes
 from twinflow.runtime.cost.profile import load_profile
 from twinflow.runtime.cost.shape import ModelShape
-from twinflow.runtime.schedulers import default_batched_tokens
+from twinflow.runtime.schedulers import AUTO, default_batched_tokens, resolve_scheduler
 
 _BLOCK_SIZE = 16
 # Flags that are fields of the engine's configuration.
@@ -107,14 +107,16 @@ def _add_workload(parser: Parser) -> None:
 
 def _add_engine(parser: Parser) -> None:
     group = parser.add_argument_group("Engine, as for serve")
-    group.add_argument("--scheduler", metavar="NAME", help="[default: chunked]")
+    group.add_argument("--scheduler", metavar="NAME", help="[default: auto]")
     group.add_argument("--prefill-order", metavar="NAME", help="[default: fcfs]")
     group.add_argument("--admission", metavar="NAME", help="[default: aggressive]")
     group.add_argument("--tbt-objective-ms", metavar="MS", help="for policies that use it")
     group.add_argument("--ttft-objective-ms", metavar="MS", help="likewise")
     group.add_argument("--max-model-len", metavar="N", help="[default: the KV memory]")
     group.add_argument("--max-num-seqs", metavar="N", help="[default: 64]")
-    group.add_argument("--max-num-batched-tokens", metavar="N", help="[default: 1024]")
+    group.add_argument(
+        "--max-num-batched-tokens", metavar="N", help="[default: what suits the scheduler]"
+    )
     group.add_argument("--block-size", metavar="N", help="[default: 16]")
 
 
@@ -167,9 +169,12 @@ class _Arguments:
         return None if value is None else value / 1000.0
 
     def whole(self, name: str, default: int) -> int:
-        """A whole number, at least 0."""
+        """A whole number, at least 0; 32k is 32000, as for serve."""
         value = self.text(name)
-        return default if value is None else whole_number(name, value)
+        try:
+            return default if value is None else count(value)
+        except ValueError as error:
+            raise ConfigError(f"{flag_name(name)} {value!r}: {error}") from error
 
     def memory(self, name: str) -> float | None:
         """Bytes, with a unit."""
@@ -216,7 +221,12 @@ def _config(arguments: _Arguments, workload: Workload) -> SimulationConfig:
     kv_bytes = arguments.memory("kv_cache_memory") or hardware.kv_bytes
     link = arguments.memory("link") or hardware.link_bytes_per_s
     try:
-        engine = _engine(arguments, int(kv_bytes / token_bytes), workload.shares_prefixes)
+        engine = _engine(
+            arguments,
+            int(kv_bytes / token_bytes),
+            caching=workload.shares_prefixes,
+            has_experts=shape.num_experts > 0,
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return SimulationConfig(
@@ -233,14 +243,17 @@ def _config(arguments: _Arguments, workload: Workload) -> SimulationConfig:
     )
 
 
-def _engine(arguments: _Arguments, kv_tokens: int, caching: bool) -> EngineConfig:
-    """The engine's defaults hold for what is not given."""
+def _engine(
+    arguments: _Arguments, kv_tokens: int, *, caching: bool, has_experts: bool
+) -> EngineConfig:
+    """The engine's defaults hold for what is not given, and `auto` means what it does for serve."""
     block_size = arguments.whole("block_size", _BLOCK_SIZE)
     num_blocks = kv_tokens // max(block_size, 1)
     given: dict[str, object] = {name: arguments.text(name) for name in _POLICIES}
     given |= {name: arguments.seconds(f"{name}_ms") for name in _OBJECTIVES}
     given |= {name: arguments.whole(name, 0) or None for name in _LIMITS}
     changes = {name: value for name, value in given.items() if value is not None}
+    scheduler, _ = resolve_scheduler(str(changes.get("scheduler", AUTO)), has_experts=has_experts)
     longest = arguments.whole("max_model_len", (num_blocks - 1) * block_size)
     plain = EngineConfig(
         max_model_len=longest,
@@ -248,11 +261,11 @@ def _engine(arguments: _Arguments, kv_tokens: int, caching: bool) -> EngineConfi
         block_size=block_size,
         enable_prefix_caching=caching,
     )
-    scheduler = str(changes.get("scheduler", plain.scheduler))
     seats = arguments.whole("max_num_seqs", plain.max_num_seqs)
     rows = default_batched_tokens(scheduler, longest, seats)
     # Each field is replaced by name, with a value of its own type.
-    return replace(plain, **{"max_num_batched_tokens": rows, **changes})  # type: ignore[arg-type]
+    changes = {"max_num_batched_tokens": rows, **changes, "scheduler": scheduler}
+    return replace(plain, **changes)  # type: ignore[arg-type]
 
 
 def _partition(arguments: _Arguments, grid: Grid | None) -> Partition | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.command_line import run_command
-from tests.support.cost import CURVES, LLAMA_8B, LLAMA_8B_CONFIG, PRICES
+from tests.support.cost import CURVES, EXPERT_PRICES, EXPERTS, LLAMA_8B, LLAMA_8B_CONFIG, PRICES
 
 from twinflow.runtime.cost.fit import Accuracy
 from twinflow.runtime.cost.model import CostModel
@@ -61,6 +61,26 @@ def test_engine_flags_arrive(profile: str) -> None:
     ran = run_command(*words, "--max-model-len", "500", "--scheduler", "layered", "--requests", "9")
     assert "9 finished" in ran.out
     assert run_command(*words, "--seed", "1").out != run_command(*words, "--seed", "2").out
+
+
+def test_numbers_are_written_as_for_serve(profile: str) -> None:
+    words = ("simulate", "--profile", profile, "--rate", "0.05", *LOAD)
+    assert (
+        run_command(*words, "--max-model-len", "1k", "--max-num-batched-tokens", "1k").out
+        == run_command(*words, "--max-model-len", "1000", "--max-num-batched-tokens", "1000").out
+    )
+
+
+def test_the_scheduler_is_that_of_serve(tmp_path: Path) -> None:
+    """Layered prefill for a mixture of experts, chunks for others."""
+    for shape, own, other in ((LLAMA_8B, "chunked", "layered"), (EXPERTS, "layered", "chunked")):
+        key = ProfileKey(model="abc", device="cpu", dtype="float32", threads=2)
+        good, times = Accuracy(10, 0.02, 0.05, 0.06), CostModel(shape, EXPERT_PRICES, CURVES)
+        path = tmp_path / f"{own}.json"
+        save_profile(Profile(key=key, times=times, held_out=good, fitted=good), path)
+        words = ("simulate", "--profile", str(path), "--rate", "0.5", *LOAD)
+        found = [run_command(*words, *(("--scheduler", s) if s else ())).out for s in ("", own)]
+        assert found[0] == found[1] != run_command(*words, "--scheduler", other).out
 
 
 def test_objectives_are_milliseconds_as_for_serve(profile: str) -> None:

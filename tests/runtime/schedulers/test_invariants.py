@@ -28,13 +28,15 @@ SPECS = st.builds(
     ttft_objective=st.sampled_from([0.5, 5.0]),
     times=st.sampled_from([None, LinearTimes()]),
 )
-SCHEDULERS = ("chunked", "layered")
+SCHEDULERS = ("chunked", "layered", "laps")
 ORDERS = ("fcfs", "spf")
 
 
 def play(seed: int, spec: EngineSpec, **policy: Any) -> None:
     spec = replace(spec, **policy)
-    History(seed, spec, order=spec.prefill_order).play(steps=40)
+    # Within its two classes alone, prompts of laps come in order.
+    order = None if spec.scheduler == "laps" else spec.prefill_order
+    History(seed, spec, order=order).play(steps=40)
 
 
 @settings(max_examples=40, deadline=None)
@@ -68,7 +70,7 @@ def test_every_plan_of_some_histories_with_proposals(
 @pytest.mark.parametrize("prefill_order", ORDERS)
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_plan_of_thousands_of_histories(scheduler: str, prefill_order: str) -> None:
-    @settings(max_examples=600, deadline=None)
+    @settings(max_examples=400, deadline=None)
     @given(seed=st.integers(0, 2**32), spec=SPECS)
     def play_many(seed: int, spec: EngineSpec) -> None:
         play(seed, spec, scheduler=scheduler, prefill_order=prefill_order)

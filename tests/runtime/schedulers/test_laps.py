@@ -1,17 +1,19 @@
 """Length-aware batching: windows of short prompts, and long ones beside them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.cost import h100
 from tests.support.engines import EngineSpec, ManualClock, create_engine, create_request
 from tests.support.histories import History
 from tests.support.schedulers import LinearTimes, SchedulerBench
 
 from twinflow.runtime.schedulers.admission.aggressive import Aggressive
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerLimits
-from twinflow.runtime.schedulers.laps import LengthAwareScheduler
+from twinflow.runtime.schedulers.laps import Boundary, LengthAwareScheduler
 from twinflow.runtime.schedulers.orders import create_order
 from twinflow.runtime.schedulers.orders.fcfs import FirstComeFirstServed
 from twinflow.runtime.schedulers.setup import SchedulerSetup
@@ -26,7 +28,7 @@ def rows(plan: StepPlan) -> list[tuple[str, int, int]]:
 
 def bench(**options: Any) -> SchedulerBench:
     def build(setup: SchedulerSetup) -> Scheduler:
-        return LengthAwareScheduler(setup, longest_short=SHORT, window=WINDOW)
+        return LengthAwareScheduler(setup, Boundary(SHORT, WINDOW))
 
     settings: dict[str, Any] = {"budget": 24, "max_num_seqs": 8}
     return SchedulerBench(build, **(settings | options))
@@ -81,6 +83,34 @@ class TestWindow:
         assert made.plan(1.0).idle_until == 1.5
 
 
+class TestBoundary:
+    """What is short, and how long company is worth waiting for."""
+
+    LIMITS = SchedulerLimits(
+        max_num_seqs=8, max_num_batched_tokens=1024, num_layers=4, watermark_blocks=0
+    )
+
+    def test_what_a_step_costs_in_any_case_is_the_measure(self) -> None:
+        """2 s a step and 0.5 s a token: four tokens take as long as the step itself."""
+        times = LinearTimes(step=1.0, layer=0.25, row=0.125)
+        assert Boundary.of(times, self.LIMITS) == Boundary(5, 2.5)
+
+    def test_it_is_near_what_the_paper_found(self) -> None:
+        limits = replace(self.LIMITS, num_layers=32)
+        found, usual = Boundary.of(h100(), limits), Boundary.of(None, limits)
+        assert 150 <= found.longest_short <= 512
+        assert found.window == pytest.approx(usual.window, rel=0.2)
+
+    def test_where_rows_cost_nothing_all_prompts_are_short(self) -> None:
+        free = LinearTimes(row=0.0)
+        assert Boundary.of(free, self.LIMITS).longest_short == 1024
+
+    def test_there_is_a_shortest_one(self) -> None:
+        limits = replace(self.LIMITS, max_num_batched_tokens=1)
+        for times in (LinearTimes(), LinearTimes(step=0.0, layer=0.0)):
+            assert Boundary.of(times, limits).longest_short == 1
+
+
 class TestLongPrompts:
     """What a long prompt gets beside short ones."""
 
@@ -120,7 +150,7 @@ class TestLongPrompts:
             setup = SchedulerSetup(
                 limits, FirstComeFirstServed(), Aggressive(1), ttft_objective=objective
             )
-            return LengthAwareScheduler(setup, longest_short=SHORT)
+            return LengthAwareScheduler(setup, Boundary(longest_short=SHORT))
 
         spec = EngineSpec(
             max_num_batched_tokens=budget,
@@ -157,7 +187,7 @@ def test_every_plan_of_any_history(
     def build(limits: SchedulerLimits) -> Scheduler:
         parts = (limits, create_order(order, objective), Aggressive(1))
         setup = SchedulerSetup(*parts, ttft_objective=objective)
-        return LengthAwareScheduler(setup, longest_short=SHORT, window=window)
+        return LengthAwareScheduler(setup, Boundary(SHORT, window))
 
     spec = EngineSpec(
         num_blocks=30, max_model_len=44, max_num_seqs=4, max_num_batched_tokens=budget
