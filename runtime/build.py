@@ -121,10 +121,11 @@ def assemble_engine(
     """
     setup = SchedulerSetup.of(plan.config, plan.model.num_layers, times)
     layers_per_unit = choose_layers_per_unit(plan.layout)
+    alone = runner if isinstance(runner, ModelRunner) else None
     speculation = create_speculation(
         plan.options.speculative_config,
         plan.model.vocab_size,
-        lambda config: load_drafter(config, Target(plan, runner, team or Alone())),
+        lambda config: load_drafter(config, Target(plan, runner, team or Alone(alone))),
     )
     executor = ModelExecutor(
         runner,

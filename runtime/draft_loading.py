@@ -52,6 +52,19 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadedShare:
+    """The part of a drafter that one rank computes.
+
+    Attributes:
+        plan: what it is.
+        runner: its weights, which may be those of the model that is served, and KV of its own.
+    """
+
+    plan: EnginePlan
+    runner: ModelRunner
+
+
+@dataclass(frozen=True, slots=True)
 class _Loaded:
     """A drafter in one layout."""
 
@@ -119,17 +132,23 @@ def load_drafter(config: SpeculativeConfig, target: Target) -> DraftModelDrafter
 
 
 def load_share(
-    config: SpeculativeConfig, target: EnginePlan, share: DraftShare, ranks: RankGroup
-) -> ModelRunner:
+    config: SpeculativeConfig,
+    target: EnginePlan,
+    share: DraftShare,
+    ranks: RankGroup,
+    served: ModelRunner | None = None,
+) -> LoadedShare:
     """The part of a drafter that one rank computes.
 
-    All ranks of the worker call it, unless one drafts alone.
+    All ranks of the worker call it, unless one drafts alone. A model that drafts for itself has its
+    weights in memory once, where it is cut as the one that is served.
 
     Args:
         config: names the model.
         target: the engine that it drafts for, as this rank plans it.
         share: layout of the drafter.
         ranks: of the worker, connected.
+        served: what this rank computes of the target; None if its weights are not to be used.
 
     Raises:
         ConfigError: the model cannot be computed so.
@@ -137,10 +156,28 @@ def load_share(
         RankLost: another rank is gone.
     """
     group = ranks.neighbours(share.ranks) if share.ranks > 1 else OneRank()
-    runner = load_runner(plan_share(config, target, share, group), group)
+    plan = plan_share(config, target, share, group)
+    if served is not None and group.size == ranks.size and _same_weights(plan, target):
+        plan, limits = replace(plan, checkpoint=target.checkpoint), plan.config
+        runner = served.apart(plan.rank_layout, limits.num_blocks, limits.max_num_batched_tokens)
+    else:
+        runner = load_runner(plan, group)
     if share.ranks > 1:  # wait until all have loaded
         ranks.all_gather(torch.zeros(1, 1, device=target.options.device))
-    return runner
+    return LoadedShare(plan, runner)
+
+
+def _same_weights(plan: EnginePlan, target: EnginePlan) -> bool:
+    """Whether ranks hold of a drafter what as many hold of a target."""
+    schemes = {None if one is None else one.scheme for one in (plan.latents, target.latents)}
+    return (
+        plan.options.model.resolve() == target.options.model.resolve()
+        and plan.owners is None
+        and not target.options.expert_parallel
+        and len(schemes) == 1
+        and plan.kernels.identity == target.kernels.identity
+        and plan.layout.dtype == target.layout.dtype
+    )
 
 
 def plan_share(
@@ -181,8 +218,8 @@ def _load(config: SpeculativeConfig, target: Target, share: DraftShare) -> _Load
     """Load a layout on all ranks; refuse it before any other rank hears of it."""
     plan = plan_share(config, target.plan, share, Seat(0, share.ranks))
     with target.team.loading(share) as ranks:
-        own = load_share(config, target.plan, share, ranks)
-    return _Loaded(share, plan.model, target.team.runner(own, share), plan.fingerprint)
+        own = load_share(config, target.plan, share, ranks, target.team.served)
+    return _Loaded(share, plan.model, target.team.runner(own.runner, share), own.plan.fingerprint)
 
 
 def _plan(config: SpeculativeConfig, target: Target, loaded: _Loaded) -> LayerPlan:

@@ -18,6 +18,11 @@ class DraftTeam(Protocol):
         """Ranks of the worker, rank 0 included."""
         ...
 
+    @property
+    def served(self) -> ModelRunner | None:
+        """This rank's share of the model that is served; None if it is not to be had."""
+        ...
+
     def loading(self, share: DraftShare) -> AbstractContextManager[RankGroup]:
         """Have the other ranks load their shares, in place of those they have; rank 0 loads its
         own meanwhile.
@@ -38,9 +43,16 @@ class DraftTeam(Protocol):
 
 
 class Alone:
-    """A `DraftTeam` without other ranks."""
+    """A `DraftTeam` without other ranks.
+
+    Args:
+        served: see `DraftTeam.served`.
+    """
 
     size = 1
+
+    def __init__(self, served: ModelRunner | None = None) -> None:
+        self.served = served
 
     @contextmanager
     def loading(self, share: DraftShare) -> Iterator[RankGroup]:

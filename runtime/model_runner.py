@@ -128,6 +128,14 @@ class ModelRunner:
         other._take_scratch()
         return other
 
+    def apart(self, layout: KVLayout, num_blocks: int, max_num_tokens: int) -> "ModelRunner":
+        """Another runner over the same weights with KV of its own; arguments as of the class."""
+        return ModelRunner(self._model, layout, num_blocks, max_num_tokens, self._device)
+
+    def shares_weights(self, other: "ModelRunner") -> bool:
+        """Whether another runner computes the same model from the same memory."""
+        return self._model is other._model
+
     @property
     def row_tile(self) -> int:
         """Rows of matrix products are padded to a multiple of this."""

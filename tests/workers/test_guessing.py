@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.checkpoints import small_config, write_checkpoint
@@ -183,3 +184,14 @@ def test_a_layout_that_the_ranks_cannot_have_is_refused_by_field(model: Path) ->
         drafting_team(model, 1, easyspec(model, size=2, first=4, last=4), **settings),
     ):
         pass
+
+
+@pytest.mark.parametrize(("layout", "shared"), [("fused_tp", True), ("owner", False)])
+def test_ranks_that_draft_as_they_serve_have_weights_once(
+    model: Path, layout: str, shared: bool
+) -> None:
+    config = easyspec(model, size=2, layout=layout)
+    with drafting_team(model, 2, config, max_num_seqs=6, **SETTINGS) as engine:
+        executor: Any = engine.executor
+        drafting = executor._speculation._drafter._runner._runner
+        assert drafting.shares_weights(executor._runner._runner) == shared

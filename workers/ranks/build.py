@@ -122,7 +122,7 @@ def build_leader(
             clock=clock,
             on_kv=on_kv,
             times=find_times(loaded.plan, config.size),
-            team=LeaderDraftTeam(together, config.load_s),
+            team=LeaderDraftTeam(together, config.load_s, loaded.runner),
         )
     return BuiltLeader(built, loaded.leader)
 
@@ -157,12 +157,13 @@ def build_follower(
     with _failing_together(follower, config):
         plan = plan.with_blocks(follower.num_blocks)
         runner = _load(plan, config, follower.ranks, progress)
-    loop = FollowerLoop(runner, follower, on_kv, _draft_loader(plan, follower.ranks, config))
+    load_draft = _draft_loader(plan, runner, follower.ranks, config)
+    loop = FollowerLoop(runner, follower, on_kv, load_draft)
     return BuiltFollower(loop, follower, runner, plan, config)
 
 
 def _draft_loader(
-    plan: EnginePlan, ranks: DistributedRanks, config: TeamConfig
+    plan: EnginePlan, runner: ModelRunner, ranks: DistributedRanks, config: TeamConfig
 ) -> Callable[[DraftShare], DraftRunner | None] | None:
     """Loads this rank's share of what drafts; None where nothing with a model does."""
     speculation = plan.options.speculative_config
@@ -173,7 +174,7 @@ def _draft_loader(
         if share.ranks == 1:  # rank 0 drafts
             return None
         with ranks.patience(config.load_s):
-            return load_share(speculation, plan, share, ranks)
+            return load_share(speculation, plan, share, ranks, runner).runner
 
     return load
 

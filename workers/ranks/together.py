@@ -140,11 +140,13 @@ class LeaderDraftTeam:
     Args:
         together: the other ranks.
         load_s: seconds that ranks may differ in loading.
+        served: see `DraftTeam.served`.
     """
 
-    def __init__(self, together: Together, load_s: float) -> None:
+    def __init__(self, together: Together, load_s: float, served: ModelRunner) -> None:
         self._together = together
         self._load_s = load_s
+        self.served = served
 
     @property
     def size(self) -> int:

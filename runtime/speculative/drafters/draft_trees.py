@@ -17,16 +17,17 @@ from twinflow.runtime.model_runner import SequenceRows
 from twinflow.runtime.runner import DraftRunner
 from twinflow.runtime.sampling import Sampler, SamplingState
 from twinflow.runtime.speculative.draft import NOTHING, Draft, FloatArray
-from twinflow.runtime.speculative.drafters.base import DraftQuery
+from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery
 from twinflow.runtime.speculative.drafters.draft_model import (
     DraftModelDrafter,
     Round,
     prompt_rows,
 )
 from twinflow.runtime.speculative.layer_parallel.plan import LayerPlan
-from twinflow.runtime.speculative.trees.base import Path, grow_together
+from twinflow.runtime.speculative.trees.base import Growth, Path, grow_together
 from twinflow.runtime.speculative.trees.config import TreeConfig
-from twinflow.runtime.speculative.trees.registry import tree_builder
+from twinflow.runtime.speculative.trees.measured import MeasuredTree
+from twinflow.runtime.speculative.trees.registry import SEQUOIA, tree_builder
 
 
 @dataclass(slots=True)
@@ -79,9 +80,26 @@ class TreeModelDrafter(DraftModelDrafter):
         )
         self._tree = tree
         self._build = tree_builder(tree.type)
+        self._measured = MeasuredTree(tree) if tree.type == SEQUOIA else None
 
     def propose(self, queries: Sequence[DraftQuery]) -> list[Draft]:
         """See `Drafter.propose`."""
+        if self._measured is None:
+            return self._grow(queries)
+        for query in queries:
+            self._measured.settle(query.sequence)
+        drafts = self._grow(queries)
+        for query, draft in zip(queries, drafts, strict=True):
+            self._measured.proposed(query.sequence, draft)
+        return drafts
+
+    def forget(self, sequence: DraftedSequence) -> None:
+        """See `Drafter.forget`."""
+        super().forget(sequence)
+        if self._measured is not None:
+            self._measured.forget(sequence.request_id)
+
+    def _grow(self, queries: Sequence[DraftQuery]) -> list[Draft]:
         rounds = [self._begin(query) for query in queries]
         live = [one for one in rounds if one is not None]
         if not live:
@@ -93,7 +111,7 @@ class TreeModelDrafter(DraftModelDrafter):
         self.kv.end_pass(began, gained)
         for one in live:
             self._written(one, len(one.tokens), exact=True)
-        growths = [self._build(self._tree, one.limit) for one in live]
+        growths = [self._shape(one.limit) for one in live]
 
         def expand(wanted: Mapping[int, Sequence[Path]]) -> dict[int, list[FloatArray]]:
             paths = [(number, path) for number, some in wanted.items() for path in some if path]
@@ -105,6 +123,12 @@ class TreeModelDrafter(DraftModelDrafter):
 
         drafts = iter(grow_together(growths, expand))
         return [NOTHING if one is None else next(drafts) for one in rounds]
+
+    def _shape(self, nodes: int) -> Growth:
+        """A tree in the making."""
+        if self._measured is not None:
+            return self._measured.template(nodes).grow(nodes)
+        return self._build(self._tree, nodes)
 
     def _behind(self, paths: Sequence[tuple[Round, Path]]) -> list[FloatArray]:
         """The distributions behind paths, as many in a pass as there are rows for."""

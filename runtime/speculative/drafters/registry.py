@@ -12,8 +12,7 @@ from twinflow.runtime.speculative.drafters.token_recycling import (
     RecyclingConfig,
     TokenRecyclingDrafter,
 )
-from twinflow.runtime.speculative.trees.registry import static_tree, tree_builder
-from twinflow.runtime.speculative.trees.template import TreeTemplate
+from twinflow.runtime.speculative.trees.registry import SEQUOIA, tree_builder
 
 # Methods that can propose trees.
 _BRANCHING = (*WITH_MODEL, "token_recycling")
@@ -112,15 +111,16 @@ def _suffix(setup: DrafterSetup) -> Drafter:
 
 def _token_recycling(setup: DrafterSetup) -> Drafter:
     config = setup.config
-    template = TreeTemplate.chain(config.num_speculative_tokens)
-    if config.tree is not None:
-        if config.tree.type != "sequoia":
-            raise ValueError(
-                f"tree.type is {config.tree.type!r}, and token_recycling knows what is likely but "
-                f"not how likely: choose sequoia"
-            )
-        template = static_tree(config.tree, config.num_speculative_tokens)
-    return TokenRecyclingDrafter(RecyclingConfig(vocab_size=setup.vocab_size, template=template))
+    if config.tree is not None and config.tree.type != SEQUOIA:
+        raise ValueError(
+            f"tree.type is {config.tree.type!r}, and token_recycling knows what is likely but "
+            f"not how likely: choose sequoia"
+        )
+    return TokenRecyclingDrafter(
+        RecyclingConfig(
+            vocab_size=setup.vocab_size, nodes=config.num_speculative_tokens, tree=config.tree
+        )
+    )
 
 
 for _method in WITH_MODEL:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from twinflow.runtime.speculative.draft import NOTHING, Draft
 from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, LikelyNext
 from twinflow.runtime.speculative.drafters.salted import BySalt
+from twinflow.runtime.speculative.trees.config import TreeConfig
+from twinflow.runtime.speculative.trees.measured import MeasuredTree
 from twinflow.runtime.speculative.trees.template import TreeTemplate
 
 _NOTHING = -1
@@ -28,12 +30,14 @@ class RecyclingConfig:
 
     Attributes:
         vocab_size: rows of a table.
-        template: shape of proposals.
+        nodes: most tokens of a proposal.
+        tree: its shape; None for chains.
         width: candidates of a token.
     """
 
     vocab_size: int
-    template: TreeTemplate
+    nodes: int
+    tree: TreeConfig | None = None
     width: int = 8
 
 
@@ -42,6 +46,8 @@ class TokenRecyclingDrafter:
 
     def __init__(self, config: RecyclingConfig) -> None:
         self._config = config
+        self._chain = TreeTemplate.chain(config.nodes)
+        self._measured = None if config.tree is None else MeasuredTree(config.tree)
         self._tables: BySalt[NDArray[np.int32]] = BySalt(self._empty)
 
     @property
@@ -51,9 +57,17 @@ class TokenRecyclingDrafter:
 
     def propose(self, queries: Sequence[DraftQuery]) -> list[Draft]:
         """See `Drafter.propose`."""
-        return [self._read(query) for query in queries]
+        if self._measured is None:
+            return [self._read(query, self._chain) for query in queries]
+        for query in queries:
+            self._measured.settle(query.sequence)
+        template = self._measured.template(self._config.nodes)
+        drafts = [self._read(query, template) for query in queries]
+        for query, draft in zip(queries, drafts, strict=True):
+            self._measured.proposed(query.sequence, draft)
+        return drafts
 
-    def _read(self, query: DraftQuery) -> Draft:
+    def _read(self, query: DraftQuery, template: TreeTemplate) -> Draft:
         sequence = query.sequence
         table = self._tables.find(sequence.cache_salt)
         if table is None:
@@ -64,7 +78,7 @@ class TokenRecyclingDrafter:
             row: list[int] = table[token].tolist()
             return [candidate for candidate in row if candidate != _NOTHING]
 
-        return self._config.template.fill(last, children, query.limit)
+        return template.fill(last, children, query.limit)
 
     def observe(self, likely: Sequence[LikelyNext]) -> None:
         """See `Drafter.observe`; of two rows with the same token the later one counts."""
@@ -78,3 +92,5 @@ class TokenRecyclingDrafter:
 
     def forget(self, sequence: DraftedSequence) -> None:
         """See `Drafter.forget`; what was learned stays."""
+        if self._measured is not None:
+            self._measured.forget(sequence.request_id)

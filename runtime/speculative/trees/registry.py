@@ -8,7 +8,6 @@ draws without replacement from what the drafter says (Kool et al., arXiv 1903.06
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from twinflow.runtime.nearest import did_you_mean
 from twinflow.runtime.speculative.draft import Draft, FloatArray
@@ -16,12 +15,10 @@ from twinflow.runtime.speculative.trees.base import Growth, Path
 from twinflow.runtime.speculative.trees.beam import beam_tree
 from twinflow.runtime.speculative.trees.config import TreeConfig
 from twinflow.runtime.speculative.trees.dyspec import dyspec_tree
-from twinflow.runtime.speculative.trees.sequoia import sequoia_tree
+from twinflow.runtime.speculative.trees.measured import assumed_rates, best_template
 from twinflow.runtime.speculative.trees.template import TreeTemplate
 
-# How often the likeliest child of an accepted node is taken to be accepted, and what is left of
-# that for each further one. Only their relation shapes the tree.
-_FIRST_RATE, _SLOPE = 0.6, 0.35
+SEQUOIA = "sequoia"
 # A node of DySpec that is worth less than this part of an average one is left out.
 _LEAST_SHARE = 0.25
 
@@ -51,11 +48,9 @@ def tree_builder(name: str) -> TreeBuilder:
     return build
 
 
-@cache
 def static_tree(config: TreeConfig, nodes: int) -> TreeTemplate:
-    """Sequoia's tree of so many nodes, for children of falling acceptance."""
-    rates = [_FIRST_RATE * _SLOPE**rank for rank in range(config.width)]
-    return sequoia_tree(rates, budget=nodes, depth=config.depth).template
+    """Sequoia's tree of so many nodes, for rates that are assumed; see `MeasuredTree`."""
+    return best_template(assumed_rates(config.width), config.depth, nodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,4 +82,4 @@ register_tree(
     "beam", lambda config, nodes: beam_tree(depth=config.depth, width=config.width, budget=nodes)
 )
 register_tree("dyspec", _dyspec)
-register_tree("sequoia", lambda config, nodes: static_tree(config, nodes).grow(nodes))
+register_tree(SEQUOIA, lambda config, nodes: static_tree(config, nodes).grow(nodes))

@@ -32,7 +32,6 @@ from twinflow.runtime.speculative.drafters.token_recycling import (
     RecyclingConfig,
     TokenRecyclingDrafter,
 )
-from twinflow.runtime.speculative.trees.template import TreeTemplate
 
 CONFIGS: dict[str, ModelConfig] = {
     "gqa": tiny_config(num_layers=3),
@@ -167,7 +166,7 @@ def test_tokens_on_core_sets(name: str, policy: tuple[str, str]) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_proposals_are_verified_on_the_lane_that_decodes(name: str) -> None:
     config = engine_config(num_speculative_tokens=4, max_num_batched_tokens=40)
-    recycling = RecyclingConfig(vocab_size=CONFIGS[name].vocab_size, template=TreeTemplate.chain(4))
+    recycling = RecyclingConfig(vocab_size=CONFIGS[name].vocab_size, nodes=4)
     drafter = TokenRecyclingDrafter(recycling)
     with laned(name, config, CountedThreads(Grid.of(3)), drafter) as made:
         assert made.play(ASKS, seed=1) == expected(name)

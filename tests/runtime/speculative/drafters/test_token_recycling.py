@@ -8,12 +8,11 @@ from twinflow.runtime.speculative.drafters.token_recycling import (
     RecyclingConfig,
     TokenRecyclingDrafter,
 )
-from twinflow.runtime.speculative.trees.template import TreeTemplate
+from twinflow.runtime.speculative.trees.config import TreeConfig
 
 
-def drafter(template: TreeTemplate | None = None) -> TokenRecyclingDrafter:
-    shape = template or TreeTemplate.chain(4)
-    return TokenRecyclingDrafter(RecyclingConfig(vocab_size=100, template=shape, width=2))
+def drafter(tree: TreeConfig | None = None, nodes: int = 4) -> TokenRecyclingDrafter:
+    return TokenRecyclingDrafter(RecyclingConfig(vocab_size=100, nodes=nodes, tree=tree, width=2))
 
 
 def test_nothing_is_known_at_first() -> None:
@@ -35,11 +34,10 @@ def test_what_is_said_later_counts() -> None:
 
 
 def test_trees_are_filled_by_rank() -> None:
-    shape = TreeTemplate(parents=(0, 0, 1, 1, 2, 5), ranks=(0, 1, 0, 1, 0, 0))
-    recycling = drafter(shape)
+    recycling = drafter(TreeConfig(width=2, depth=3), nodes=6)
     recycling.observe([LikelyNext(1, (2, 3), ""), LikelyNext(2, (5, 6), "")])
     (draft,) = recycling.propose([DraftQuery(FakeSequence([1]), 10)])
-    # Nobody knows what follows 3, so that its child and grandchild stay out.
+    # Nobody knows what follows 3 or 5, so that their children stay out.
     assert (draft.tokens, draft.parents) == ((2, 3, 5, 6), (0, 0, 1, 1))
 
 
