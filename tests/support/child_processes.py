@@ -1,21 +1,31 @@
-"""A module of the tests in a process of its own, which is told and answers line by line."""
+"""A module of the tests in a process of its own, which is told and answers line by line.
 
+Processes are forked from one that has imported what they need: loading torch takes each of them
+seconds of a core, and there are hundreds in the suite.
+"""
+
+import multiprocessing
 import os
 import queue
+import runpy
 import signal
-import subprocess
 import sys
 import threading
-from pathlib import Path
+from contextlib import suppress
+from multiprocessing.connection import Connection
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
 ANSWER_S = 60.0
+
+_NURSERY = multiprocessing.get_context("forkserver")
+_NURSERY.set_forkserver_preload(
+    ["tests.support.rank_workers", "tests.support.rank_peers", "tests.support.link_peers"]
+)
 
 
 class ChildProcess:
-    """Starts `python -m MODULE ARGUMENTS` and talks to it.
+    """Runs a module as `python -m MODULE ARGUMENTS` would, and talks to it.
 
     Args:
         module: to be run.
@@ -24,14 +34,17 @@ class ChildProcess:
     """
 
     def __init__(self, module: str, *arguments: object, answers: tuple[str, ...] = ("",)) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, arguments)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        told, teller = _NURSERY.Pipe(duplex=False)
+        listener, answering = _NURSERY.Pipe(duplex=False)
+        words = [module, *map(str, arguments)]
+        self._process = _NURSERY.Process(target=_run, args=(words, told, answering))
+        self._process.start()
+        told.close()
+        answering.close()
+        self._orders = os.fdopen(os.dup(teller.fileno()), "w")
+        self._answers = os.fdopen(os.dup(listener.fileno()))
+        teller.close()
+        listener.close()
         self._prefixes = answers
         self._lines: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read)
@@ -40,13 +53,13 @@ class ChildProcess:
     @property
     def pid(self) -> int:
         """Process id."""
+        assert self._process.pid is not None
         return self._process.pid
 
     def tell(self, line: str) -> None:
         """Write a line to its standard input."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
+        self._orders.write(line + "\n")
+        self._orders.flush()
 
     def line(self) -> str:
         """The oldest answer not taken yet; empty once the process has ended."""
@@ -54,8 +67,7 @@ class ChildProcess:
 
     def finish(self) -> None:
         """Tell it to end."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._orders.close()
 
     def freeze(self) -> None:
         """Stop the process; returns once it is stopped."""
@@ -70,23 +82,46 @@ class ChildProcess:
     def kill(self) -> None:
         """End the process without a chance to say goodbye."""
         self._process.kill()
-        self._process.wait()
+        self._process.join()
 
     def wait(self) -> int:
         """Wait for the process to end by itself; its exit status."""
-        return self._process.wait(ANSWER_S)
+        self._process.join(ANSWER_S)
+        assert self._process.exitcode is not None, "it does not end"
+        return self._process.exitcode
 
     def close(self) -> None:
         """End the process, whatever it does, and give back its pipes."""
         self.kill()
         self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+        self._process.close()
+        with suppress(BrokenPipeError):
+            self._orders.close()
+        self._answers.close()
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in self._answers:
             if line.startswith(self._prefixes):
                 self._lines.put(line.strip())
         self._lines.put("")
+
+
+def living() -> list[psutil.Process]:
+    """Those that still run."""
+    nurseries = [
+        child
+        for child in psutil.Process().children()
+        if any("multiprocessing.forkserver" in word for word in child.cmdline())
+    ]
+    return [child for nursery in nurseries for child in nursery.children(recursive=True)]
+
+
+def _run(words: list[str], told: Connection, answering: Connection) -> None:
+    """Become the process: standard input and output are the pipes."""
+    os.dup2(told.fileno(), 0)
+    os.dup2(answering.fileno(), 1)
+    told.close()
+    answering.close()
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+    sys.argv = words
+    runpy.run_module(words[0], run_name="__main__")

@@ -1,15 +1,14 @@
 """Whole workers of several processes: they serve, stop in order, and die as one."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
-import psutil
 import pytest
 from tests.support.checkpoints import write_checkpoint
+from tests.support.child_processes import living
 from tests.support.rank_workers import RANKED, RankProcess, processes, rank_configs
 from tests.support.tiny_models import tiny_state_dict
 from tests.support.workers import attached, submission, within
@@ -124,5 +123,4 @@ async def test_a_rank_that_cannot_load_ends_the_others(model: Path, tmp_path: Pa
 
 
 def test_no_process_is_left() -> None:
-    mine = psutil.Process(os.getpid()).children(recursive=True)
-    assert [child for child in mine if "rank_workers" in " ".join(child.cmdline())] == []
+    assert living() == []
