@@ -19,7 +19,6 @@ from benchmarks.peers.contestants import CHECKOUT, Contestant, surroundings
 from benchmarks.peers.engines.protocol import Settings
 from twinflow.protos.errors import TwinflowError
 
-_STOP_S = 20.0
 _LAST_LINES = 3
 
 
@@ -34,10 +33,12 @@ class Limits:
     Attributes:
         start: to be ready.
         answer: for one order.
+        stop: to end by itself; then it is killed.
     """
 
     start: float = 900.0
     answer: float = 600.0
+    stop: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +137,11 @@ class Child:
         """End it, patiently at first."""
         try:
             self._input.close()
-            self._process.wait(_STOP_S)
+            self._process.wait(self._limits.stop)
         except (OSError, subprocess.TimeoutExpired):
             self._process.kill()
-            self._process.wait(_STOP_S)
-        self._reader.join(_STOP_S)
+            self._process.wait(self._limits.stop)
+        self._reader.join(self._limits.stop)
 
     @property
     def _input(self) -> IO[str]:

@@ -44,4 +44,4 @@ def test_an_engine_that_dies_is_named_with_its_last_words(tmp_path: Path) -> Non
 
 def test_an_engine_that_never_gets_ready_is_ended(tmp_path: Path) -> None:
     with pytest.raises(PeerError, match="silent: took more than 0 s to start"):
-        start(tmp_path, "silent", Limits(start=0.3))
+        start(tmp_path, "silent", Limits(start=0.3, stop=0.3))
