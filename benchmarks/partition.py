@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path, help="a folder with config.json")
     parser.add_argument("--decisions", type=int, default=2000)
     arguments = parser.parse_args(argv)
-    grid = Grid.of(132, step=8, floor=16)
+    device = load_device("h100")
+    grid = Grid.of(device.processors, device.processor_step, device.processor_step)
     taken = measure(forecasts(arguments.model, arguments.decisions), grid)
     sys.stdout.write(f"{machine_facts().get('cpu')}, {len(grid.splits)} splits\n")
     for name, values in taken.items():

@@ -7,8 +7,8 @@ has published how such streams slow each other down, so their price would be inv
 from dataclasses import dataclass
 
 from twinflow.cluster.simulator.config import Partition
-from twinflow.parallel.partition.control import ControlConfig
 from twinflow.parallel.partition.layout import Grid
+from twinflow.runtime.lanes.options import LaneOptions
 
 # More than any prompt of the load.
 _WHOLE_PROMPT = 16384
@@ -54,5 +54,5 @@ def fixed(grid: Grid, prefill: int, order: str) -> Arm:
 def divided(grid: Grid, order: str) -> Arm:
     """Two lanes that the controller divides."""
     letter, suffix = ("G", ", SPF") if order == "spf" else ("F", "")
-    partition = Partition(grid, ControlConfig(), grid.middle)
+    partition = Partition(grid, LaneOptions().control(grid), grid.middle)
     return Arm(f"{letter} divided anew{suffix}", _LANE_CHUNK, order, partition)

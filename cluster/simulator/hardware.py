@@ -59,7 +59,8 @@ class Hardware:
                 f"--device {device.name}: the model's weights need {weights / 1e9:.0f} GB, the "
                 f"device has {device.memory_bytes / 1e9:.0f} GB"
             )
+        # As the driver would divide it, whose parts are no smaller than what they differ by.
         step = device.processor_step
-        grid = Grid.of(device.processors, step, 2 * step)
+        grid = Grid.of(device.processors, step, step)
         times = device.cost_model(shape)
         return cls(times, room, device.link_bytes_per_s, device.contention, grid)

@@ -5,6 +5,10 @@ Numbers only: who makes streams, core sets or nothing of them is somebody else's
 
 from dataclasses import dataclass
 
+# Of a device: each costs contexts and workspaces on a GPU, and a trial at the start on a CPU, and
+# finer ones differ by less than can be measured.
+MOST_SPLITS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -36,7 +40,7 @@ class Grid:
     Attributes:
         processors: streaming multiprocessors, or cores.
         splits: processors of the prefill lane in each layout with two lanes, ascending; at least
-            one. What the device can do and what each lane must keep decide it: 16, 24, ... 112 of
+            one. What the device can do and what each lane must keep decide it: 16, 32, ... 112 of
             132 on an H100.
     """
 
@@ -53,13 +57,26 @@ class Grid:
             )
 
     @classmethod
-    def of(cls, processors: int, step: int = 1, floor: int = 1) -> "Grid":
-        """Splits at every `step` processors that leave each lane at least `floor`.
+    def of(cls, processors: int, alignment: int = 1, smallest: int = 1) -> "Grid":
+        """The layouts of a device: as many as are worth having, at even distances.
+
+        The one place that says so, for devices that are divided and for those that are simulated.
+
+        Args:
+            processors: that there are.
+            alignment: the prefill lane's part is a multiple of it; the decode lane has the rest.
+            smallest: processors that a part has at least.
 
         Raises:
             ValueError: there are too few processors for two lanes.
         """
-        return cls(processors, tuple(range(floor, processors - floor + 1, step)))
+        step = alignment
+        while True:
+            first = step * -(-smallest // step)
+            splits = range(first, processors - smallest + 1, step)
+            if len(splits) <= MOST_SPLITS:
+                return cls(processors, tuple(splits))
+            step += alignment
 
     @property
     def all_prefill(self) -> Layout:

@@ -19,7 +19,7 @@ from twinflow.runtime.cost.lanes import LaneTimes
 
 TOKEN_BYTES = LLAMA_8B.kv_bytes * LLAMA_8B.num_layers
 TIMES = LaneTimes(h100())
-H100 = Grid.of(132, step=8, floor=16)
+H100 = Grid.of(132, 8, 8)
 DYNAMIC = Partition(H100, ControlConfig(), H100.middle)
 STATIC = Partition(H100, None, H100.middle)
 OBJECTIVES = (Objective("ttft", 1000.0), Objective("tpot", 50.0))

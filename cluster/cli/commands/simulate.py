@@ -20,7 +20,6 @@ from twinflow.cluster.simulator.lengths import Lengths
 from twinflow.cluster.simulator.measures import Objective
 from twinflow.cluster.simulator.traces import read_trace
 from twinflow.cluster.simulator.workload import Workload
-from twinflow.parallel.partition.control import ControlConfig
 from twinflow.parallel.partition.layout import Grid
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.checkpoint.config import load_model_config
@@ -29,6 +28,7 @@ from twinflow.runtime.cost.device import load_device, shipped_devices
 from twinflow.runtime.cost.lanes import LaneTimes
 from twinflow.runtime.cost.profile import load_profile
 from twinflow.runtime.cost.shape import ModelShape
+from twinflow.runtime.lanes.options import LaneOptions
 from twinflow.runtime.schedulers import AUTO, default_batched_tokens, resolve_scheduler
 
 _BLOCK_SIZE = 16
@@ -278,7 +278,7 @@ def _partition(arguments: _Arguments, grid: Grid | None) -> Partition | None:
             "was measured"
         )
     if lanes == "dynamic":
-        return Partition(grid, ControlConfig(), grid.middle)
+        return Partition(grid, LaneOptions().control(grid), grid.middle)
     if not lanes.isdecimal() or int(lanes) not in grid.splits:
         raise ConfigError(
             f"--lanes {lanes}: use none, dynamic, or one of {', '.join(map(str, grid.splits))}"

@@ -23,8 +23,6 @@ from twinflow.parallel.partition.control import Mode
 from twinflow.parallel.partition.layout import Grid, Layout
 from twinflow.protos.errors import ConfigError
 
-# More would be too many to try at the start, and finer than their effect can be measured.
-_MOST_SPLITS = 8
 _PROBE_S = 30.0
 
 
@@ -49,8 +47,7 @@ class CoreSets(Backend):
         count = len(self._cores)
         if count < 2:
             raise ConfigError(f"two lanes need two processor cores, and the worker has {count}")
-        step = -(-count // _MOST_SPLITS)
-        self.grid: Grid = Grid.of(count, step, step)
+        self.grid: Grid = Grid.of(count)
         self._teams: dict[Mode, ThreadTeam] = {}
         self._size = self._system.size()
         try:

@@ -27,9 +27,6 @@ from twinflow.parallel.partition.control import Mode
 from twinflow.parallel.partition.layout import Grid, Layout
 from twinflow.protos.errors import ConfigError
 
-# Contexts and cuBLAS workspaces of further layouts cost memory, and their effect is small.
-_MOST_SPLITS = 8
-
 
 @dataclass(frozen=True, slots=True)
 class _Streams:
@@ -117,11 +114,10 @@ def _grid(found: Multiprocessors) -> Grid:
     Raises:
         ConfigError: two parts are more than there is.
     """
-    step = found.alignment * -(-found.count // (_MOST_SPLITS * found.alignment))
-    if found.count - step < max(step, found.smallest):
+    try:
+        return Grid.of(found.count, found.alignment, found.smallest)
+    except ValueError as error:
         raise ConfigError(
-            f"two lanes need {2 * max(step, found.smallest)} multiprocessors, and the device has "
-            f"{found.count}"
-        )
-    first = step * -(-found.smallest // step)
-    return Grid(found.count, tuple(range(first, found.count - found.smallest + 1, step)))
+            f"{found.count} multiprocessors are too few for two lanes: parts are multiples of "
+            f"{found.alignment} and at least {found.smallest}"
+        ) from error

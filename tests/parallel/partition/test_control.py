@@ -21,12 +21,13 @@ from twinflow.parallel.partition.control import (
     Standing,
     decide,
 )
-from twinflow.parallel.partition.layout import Grid, Layout
+from twinflow.parallel.partition.layout import MOST_SPLITS, Grid, Layout
 from twinflow.parallel.partition.record import Setup, read_decisions, replay, write_decisions
 from twinflow.runtime.cost.forecast import StepForecast
 from twinflow.runtime.cost.lanes import LaneTimes
 
-H100 = Grid.of(132, step=8, floor=16)
+H100 = Grid.of(132, 8, 8)
+FINE = Grid(132, tuple(range(16, 117, 8)))
 RECORDED = Path(__file__).parent / "decisions.jsonl"
 TIMES = LaneTimes(h100())
 
@@ -167,7 +168,7 @@ def test_the_mode_has_a_band() -> None:
 
 def drift(delta: int, decode_times: list[float]) -> int:
     """Switches of a controller while the batches' shapes wander."""
-    controller = Controller(ControlConfig(delta=delta, decode_slack=1.2), H100)
+    controller = Controller(ControlConfig(delta=delta, decode_slack=1.2), FINE)
     for seconds in decode_times:
         controller.decide(both(), PowerForecast(0.1, 0.01, (0.2, seconds)))
     return controller.switches
@@ -181,6 +182,16 @@ def test_small_differences_change_nothing_and_a_large_one_changes_once() -> None
     stepped = [0.15] * 50 + [0.9] * 50
     assert drift(16, [0.15] * 50) == 1
     assert drift(16, stepped) == 2
+
+
+def test_the_layouts_of_a_device_are_few_and_as_fine_as_that_allows() -> None:
+    assert H100.splits == (16, 32, 48, 64, 80, 96, 112)
+    for processors in range(16, 200):
+        for alignment, smallest in ((1, 1), (2, 4), (8, 8)):
+            splits = Grid.of(processors, alignment, smallest).splits
+            assert len(splits) <= MOST_SPLITS
+            assert all(split % alignment == 0 for split in splits)
+            assert smallest <= splits[0] and splits[-1] <= processors - smallest
 
 
 def test_lanes_adopt_a_layout_one_by_one() -> None:

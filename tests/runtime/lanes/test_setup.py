@@ -78,7 +78,7 @@ def test_two_lanes_and_by_which_rule(times: CostModel | None, rule: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("grid", "delta"), [(Grid.of(2), 1), (Grid.of(12, 2, 2), 1), (Grid.of(132, 8, 16), 16)]
+    ("grid", "delta"), [(Grid.of(2), 1), (Grid.of(12), 1), (Grid.of(132, 8, 8), 16)]
 )
 def test_small_differences_are_not_worth_a_switch(grid: Grid, delta: int) -> None:
     assert LaneOptions().control(grid).delta == delta

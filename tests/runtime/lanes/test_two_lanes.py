@@ -185,7 +185,7 @@ def test_a_backend_that_cannot_give_back_either(
 
 
 def test_decisions_of_an_engine_are_made_again(tmp_path: Path) -> None:
-    grid = Grid.of(132, 8, 16)
+    grid = Grid.of(132, 8, 8)
     options = LaneOptions(decisions=tmp_path / "decisions.jsonl")
     control = options.control(grid)
     assert options.decisions is not None

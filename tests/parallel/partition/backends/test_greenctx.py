@@ -23,9 +23,9 @@ CUDA = Place("cuda:0")
 @pytest.mark.parametrize(
     ("found", "splits"),
     [
-        (Multiprocessors(132, 8, 8), (24, 48, 72, 96, 120)),
-        (Multiprocessors(108, 4, 2), (14, 28, 42, 56, 70, 84, 98)),
-        (Multiprocessors(58, 16, 2), (16, 24, 32, 40)),
+        (Multiprocessors(132, 8, 8), (16, 32, 48, 64, 80, 96, 112)),
+        (Multiprocessors(108, 4, 2), (12, 24, 36, 48, 60, 72, 84, 96)),
+        (Multiprocessors(58, 16, 2), (16, 20, 24, 28, 32, 36, 40)),
         (Multiprocessors(16, 8, 8), (8,)),
     ],
 )
@@ -37,7 +37,7 @@ def test_splits_are_what_the_driver_can_cut(found: Multiprocessors, splits: tupl
 
 def test_a_device_that_is_too_small_is_refused_and_closed() -> None:
     device = FakeGreenDevice(Multiprocessors(14, 8, 8))
-    with pytest.raises(ConfigError, match=r"two lanes need 16 multiprocessors, .* has 14"):
+    with pytest.raises(ConfigError, match="14 multiprocessors are too few for two lanes"):
         GreenContexts(CUDA, device)
     assert device.closed == 1
 
@@ -76,7 +76,7 @@ def test_a_stream_is_chosen_only_when_the_layout_changes() -> None:
 
 def test_a_split_of_another_size_is_refused() -> None:
     device = FakeGreenDevice(short=8)
-    with pytest.raises(ConfigError, match=r"24 were asked for, .* made parts of 16 and 116"):
+    with pytest.raises(ConfigError, match=r"16 were asked for, .* made parts of 8 and 124"):
         GreenContexts(CUDA, device)
     assert device.closed == 1
 
@@ -135,12 +135,12 @@ def test_the_driver_is_asked_in_its_order_and_everything_is_given_back(
 ) -> None:
     driver = FakeCudaDriver()
     backend = GreenContexts(CUDA, CudaDriver("cuda:0", driver))
-    assert sorted(driver.contexts.values()) == [12, 24, 36, 48, 60, 72, 84, 96, 108, 120]
-    backend.enter(Mode.PREFILL, backend.grid.layout(2))
+    assert sorted(driver.contexts.values()) == sorted([*range(16, 113, 16), *range(20, 117, 16)])
+    backend.enter(Mode.PREFILL, backend.grid.layout(3))
     backend.settle(Mode.PREFILL)
     (stream,) = chosen
     context = driver.streams[stream.handle]  # type: ignore[index]
-    assert driver.contexts[context] == 72
+    assert driver.contexts[context] == 64
     assert stream.synchronized == 1
     assert len(stream.waited_for) == 1, "what ran before there were lanes comes first"
     backend.close()
