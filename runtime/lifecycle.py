@@ -161,8 +161,8 @@ class RequestLifecycle:
             # What a held request waits for is another worker's time, and counted there.
             request.stopwatch.enter(phase, now)
         delta = TokenDelta(
-            token_ids=tuple(sampled.token_id for sampled in taken),
-            logprobs=tuple(sampled.logprobs for sampled in taken if sampled.logprobs),
+            token_ids=tuple([sampled.token_id for sampled in taken]),
+            logprobs=tuple([sampled.logprobs for sampled in taken if sampled.logprobs]),
             finish_reason=reason,
             stop_token_id=taken[-1].token_id if reason is FinishReason.STOP else None,
             cached_tokens=request.cached_tokens or 0,
@@ -196,10 +196,11 @@ class RequestLifecycle:
         return taken, None
 
     def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
-        num_outputs = len(request.output_token_ids)
-        if num_outputs >= request.params.min_tokens and token_id in request.ending_token_ids:
+        num_outputs, params = len(request.output_token_ids), request.params
+        if num_outputs >= params.min_tokens and token_id in request.ending_token_ids:
             return FinishReason.STOP
-        if request.num_tokens >= min(request.max_total_tokens, self._max_model_len):
+        num_tokens = len(request.prompt_token_ids) + num_outputs
+        if num_outputs >= (params.max_tokens or 0) or num_tokens >= self._max_model_len:
             return FinishReason.LENGTH
         return None
 

@@ -154,7 +154,8 @@ class Request:
     @property
     def num_uncomputed(self) -> int:
         """Tokens whose KV is still to be computed; 1 while decoding."""
-        return self.num_tokens - self.num_computed
+        # Asked several times for every row of a step, and so not of `num_tokens`.
+        return len(self.prompt_token_ids) + len(self.output_token_ids) - self.num_computed
 
     @property
     def max_total_tokens(self) -> int:

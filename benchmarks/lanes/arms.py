@@ -24,12 +24,14 @@ class Arm:
         chunk: rows of a step.
         order: in which prompts are computed.
         lanes: how the device is divided; None for one lane.
+        tbt_objective: seconds between two tokens that chunks are cut for; None for none.
     """
 
     name: str
     chunk: int
     order: str = "fcfs"
     lanes: Partition | None = None
+    tbt_objective: float | None = None
 
 
 # What `twinflow serve` does unless told otherwise.
@@ -42,6 +44,12 @@ ONE_LANE = (
     Arm("B chunked 2048", 2048),
     Arm("B chunked 1024, SPF", 1024, "spf"),
 )
+
+
+def deadline_aware(objective: float) -> Arm:
+    """One lane, with the largest chunks that keep the gaps between tokens within an objective."""
+    name = f"B deadlines of {1000 * objective:.0f} ms"
+    return Arm(name, _LANE_CHUNK, tbt_objective=objective)
 
 
 def fixed(grid: Grid, prefill: int, order: str) -> Arm:

@@ -100,6 +100,7 @@ class Device:
                 max_num_batched_tokens=arm.chunk,
                 scheduler="chunked",
                 prefill_order=arm.order,
+                tbt_objective=arm.tbt_objective,
                 enable_prefix_caching=False,
             ),
             num_layers=LLAMA_8B.num_layers,

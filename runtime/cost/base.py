@@ -75,9 +75,13 @@ class StepLoad:
     def of(cls, groups: Iterable[RowGroup]) -> "StepLoad":
         """Sum up the row groups of a plan."""
         groups = tuple(groups)
-        borders = sorted({edge for g in groups for edge in (g.layer_start, g.layer_end)})
+        borders = {g.layer_start for g in groups} | {g.layer_end for g in groups}
+        if len(borders) == 2:  # as in nearly all steps: all rows cross the same layers
+            first, end = sorted(borders)
+            segment = SegmentLoad(end - first, _phase(groups, False), _phase(groups, True))
+            return cls((segment,), sum([group.sampled_rows for group in groups]))
         segments = []
-        for first, end in pairwise(borders):
+        for first, end in pairwise(sorted(borders)):
             crossing = [g for g in groups if g.layer_start <= first and end <= g.layer_end]
             if crossing:
                 loads = [_phase(crossing, decode) for decode in (False, True)]

@@ -250,9 +250,11 @@ class BlockManager:
 
     def publish(self, request: Request) -> None:
         """Make findable every full block among the computed tokens of a sequence."""
+        if not self._shares(request):
+            return
         table = self._tables[request.request_id]
         num_full = self._shareable(request, request.num_computed)
-        if not self._shares(request) or num_full <= table.published:
+        if num_full <= table.published:
             return
         self._name(request, num_full)
         for index in range(table.published, num_full):

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmarks.lanes.__main__ import best_split, main
-from benchmarks.lanes.arms import BASE
+from benchmarks.lanes.__main__ import TBT_GOAL, Tuning, main
+from benchmarks.lanes.arms import BASE, deadline_aware
 from benchmarks.lanes.mixed import mixed
 from benchmarks.lanes.real import REAL_ARMS
 from benchmarks.lanes.report import as_markdown, make_cell
@@ -34,9 +34,11 @@ def test_more_load_makes_prompts_wait_and_capacity_is_above_both() -> None:
     assert calm.rate < busy.rate < device.capacity(BASE, 60, 0)
 
 
-def test_the_best_split_keeps_the_goal_and_is_no_slower_than_its_neighbours() -> None:
-    device = Device()
-    assert best_split(device, 40, 6.0) in device.grid.splits
+def test_deadlines_shorten_gaps_and_the_best_keeps_the_goal() -> None:
+    tuning = Tuning(Device(), 60, 8.0)
+    goal = TBT_GOAL * tuning.base.tbt_p99 / 1000.0
+    found = tuning.best([deadline_aware(part * goal) for part in (10.0, 0.9, 0.5)])
+    assert found == 1, "the first breaks the goal, the last makes prompts wait for no gain"
 
 
 def test_ratios_are_taken_seed_by_seed() -> None:
@@ -55,7 +57,7 @@ def test_a_run_reports_every_arm(tmp_path: Path, capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     assert (tmp_path / "report.md").read_text("utf-8") == out
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
-    assert [cell["arm"][0] for cell in report["cells"]] == list("BABBBEFGH")
+    assert [cell["arm"][0] for cell in report["cells"]] == list("BABBBBEFGH")
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
