@@ -2,8 +2,9 @@
 
     serve   a model with each way to guess, arms taking turns round by round: tokens per pass of the
             target, acceptance by place, where the time of a step goes, TPOT. Prompts are code to be
-            continued, text to be copied and pages to be summarised, from Python's own library. The
-            first round warms up and does not count: drafters that learn have seen one.
+            continued, text to be copied, pages to be summarised and short questions, from Python's
+            own library. The first rounds warm up and do not count: drafters that learn have seen
+            them.
     stages  the drafting stage alone on two ranks: layouts and group sizes of EasySpec against
             sequential tensor parallel drafting. Tokens are the same in every layout.
 
@@ -66,7 +67,8 @@ def serve(args: argparse.Namespace, arguments: str) -> Report:
     heading = (
         f"`python -m benchmarks.speculative {arguments}`\n\n{machine_line()}. "
         f"{args.threads} threads, {seconds}. Drafts of {args.count} tokens, {args.tokens} tokens "
-        f"of output, greedy; {args.rounds} rounds behind a warm-up, TPOT as median and range.\n"
+        f"of output, greedy; {args.rounds} rounds behind {args.warm_up} to warm up, TPOT as median "
+        "and range.\n"
     )
     figures = {"cells": [cell.figures() for cell in cells]}
     return Report(heading, serving_table(cells), figures, lambda: draw_serving(cells))
@@ -80,7 +82,7 @@ def _compare(
     arms = [make_arm(name, args.count, drafting) for name in names]
     cells = [Cell(n, t, c) for t in args.tasks for c in args.concurrency for n in names]
     found = {(cell.arm, cell.task, cell.concurrency): cell for cell in cells}
-    for number in range(1 + args.rounds):
+    for number in range(args.warm_up + args.rounds):
         for task in args.tasks:
             for concurrency in args.concurrency:
                 prompts = source.prompts(f"{task}", number, max(concurrency, args.least))
@@ -89,13 +91,13 @@ def _compare(
                     runs = [bench.run(arm, prompts[at : at + concurrency]) for at in batches]
                     if arm.name == NONE:
                         expected = runs
-                    if number:
+                    if number >= args.warm_up:
                         cell = found[arm.name, task, concurrency]
                         cell.rounds += runs
                         own, base = (sum(r.tpot_s for r in each) for each in (runs, expected))
                         cell.tpot.append(own / base)
                         cell.same &= [r.tokens for r in runs] == [r.tokens for r in expected]
-        sys.stderr.write(f"round {number} of {args.rounds}\n")
+        sys.stderr.write(f"round {number + 1} of {args.warm_up + args.rounds}\n")
     return cells
 
 
@@ -124,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--length", type=int, default=96, help="tokens of a piece of text")
     one.add_argument("--tokens", type=int, default=48, help="tokens of output")
     one.add_argument("--rounds", type=int, default=3)
+    one.add_argument("--warm-up", type=int, default=1, help="rounds that do not count")
     one.add_argument("--threads", type=int, default=1)
     one.add_argument("--cpu-time", action="store_true", help="count seconds of the processor")
     two = commands.add_parser("stages", help="the drafting stage on two ranks")

@@ -33,6 +33,7 @@ from twinflow.runtime.speculative.drafters.base import (
     DraftQuery,
     LikelyNext,
 )
+from twinflow.runtime.speculative.goodput.controller import GoodputController
 from twinflow.runtime.speculative.speculation import Speculation
 
 Clock = Callable[[], float]
@@ -133,11 +134,13 @@ class Arm:
         name: in tables.
         count: most tokens of a proposal.
         drafter: keeps what it learns from run to run; None for no proposals.
+        goodput: says how much is proposed, likewise; None for as much as there is.
     """
 
     name: str
     count: int
     drafter: Drafter | None
+    goodput: GoodputController | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class Bench:
         drafter = arm.drafter
         target = TimedRunner(self.runner, self.clock)
         timed = None if drafter is None else TimedDrafter(drafter, self.clock)
-        engine = self._engine(target, timed, arm.count, len(prompts))
+        engine = self._engine(target, timed, arm, len(prompts))
         for number, prompt in enumerate(prompts):
             params = SamplingParams(temperature=0, max_tokens=self.max_tokens, ignore_eos=True)
             engine.add_request(
@@ -198,7 +201,7 @@ class Bench:
         return served
 
     def _engine(
-        self, target: TimedRunner, timed: TimedDrafter | None, count: int, sequences: int
+        self, target: TimedRunner, timed: TimedDrafter | None, arm: Arm, sequences: int
     ) -> Engine:
         cache, vocab_size = self.runner.kv_cache, self.plan.model.vocab_size
         config = EngineConfig(
@@ -208,7 +211,7 @@ class Bench:
             max_num_seqs=sequences,
             max_num_batched_tokens=self.plan.config.max_num_batched_tokens,
             enable_prefix_caching=False,
-            num_speculative_tokens=count if timed else 0,
+            num_speculative_tokens=arm.count if timed else 0,
         )
         executor = ModelExecutor(
             target,
@@ -226,4 +229,12 @@ class Bench:
         )
         layers = cache.layout.num_layers
         scheduler = create_scheduler(config.scheduler, SchedulerSetup.of(config, layers, None))
-        return Engine(config, executor, blocks, scheduler, num_layers=layers, clock=self.clock)
+        return Engine(
+            config,
+            executor,
+            blocks,
+            scheduler,
+            num_layers=layers,
+            clock=self.clock,
+            goodput=arm.goodput,
+        )

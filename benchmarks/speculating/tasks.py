@@ -3,6 +3,8 @@
     code      a piece of a module, to be continued
     copy      a piece of a module and its beginning once more: the rest is known
     summary   a page of the language reference, to be summarised
+    question  a short question about a module of the library: nearly all there is to attend to is
+              what the model itself has said
 
 Each round has pieces of its own, so that what a drafter has learnt from earlier rounds is never
 the answer itself. Runs nothing.
@@ -10,6 +12,7 @@ the answer itself. Runs nothing.
 
 import pydoc_data.topics
 import random
+import sys
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +20,14 @@ from pathlib import Path
 
 from twinflow.runtime.text.tokenizer import Tokenizer
 
-NAMES = ("code", "copy", "summary")
+NAMES = ("code", "copy", "summary", "question")
 _ENDS = "<|im_end|>"
+_QUESTIONS = (
+    "What is the Python module {} good for?",
+    "Write a short Python program that uses the module {}.",
+    "Name three functions of Python's module {} and say what they do.",
+    "Explain Python's module {} to a beginner.",
+)
 _ASKED = "Summarise the text above in a few sentences."
 
 
@@ -39,8 +48,14 @@ class TaskSource:
     def prompts(self, task: str, number: int, count: int) -> list[list[int]]:
         """Some prompts of a task, in a round."""
         rng = random.Random(f"{self.seed} {task} {number}")
+        if task == "question":
+            return [self._question(rng) for _ in range(count)]
         texts = _topics() if task == "summary" else _modules()
         return [self._prompt(task, self._piece(rng, texts)) for _ in range(count)]
+
+    def _question(self, rng: random.Random) -> list[int]:
+        name = rng.choice(sorted(sys.stdlib_module_names))
+        return self._encode(self._as_chat(rng.choice(_QUESTIONS).format(name)))
 
     def _piece(self, rng: random.Random, texts: Sequence[str]) -> list[int]:
         while True:

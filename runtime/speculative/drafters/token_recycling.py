@@ -4,12 +4,17 @@ A table holds, for each token of the vocabulary, what the target last found like
 is overwritten by every verified row, accepted or not, and read as a graph: the likeliest tokens
 behind the last token, the likeliest behind those, and so on.
 
+A prompt tells, too, and before anything of it was verified: what followed a token there goes before
+what the target found likely. In code and summaries, where words of the prompt come again, that is
+worth more than a larger tree.
+
 The table is as large as the vocabulary whatever is served, less than 2 MB for 32000 tokens. One for
 each cache salt: tables tell what was said.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +27,8 @@ from twinflow.runtime.speculative.trees.measured import MeasuredTree
 from twinflow.runtime.speculative.trees.template import TreeTemplate
 
 _NOTHING = -1
+# Of a long prompt the last tokens are learned from: milliseconds.
+_MOST_PROMPT = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +56,7 @@ class TokenRecyclingDrafter:
         self._chain = TreeTemplate.chain(config.nodes)
         self._measured = None if config.tree is None else MeasuredTree(config.tree)
         self._tables: BySalt[NDArray[np.int32]] = BySalt(self._empty)
+        self._met: set[str] = set()
 
     @property
     def likely_tokens(self) -> int:
@@ -57,6 +65,8 @@ class TokenRecyclingDrafter:
 
     def propose(self, queries: Sequence[DraftQuery]) -> list[Draft]:
         """See `Drafter.propose`."""
+        for query in queries:
+            self._meet(query.sequence)
         if self._measured is None:
             return [self._read(query, self._chain) for query in queries]
         for query in queries:
@@ -66,6 +76,16 @@ class TokenRecyclingDrafter:
         for query, draft in zip(queries, drafts, strict=True):
             self._measured.proposed(query.sequence, draft)
         return drafts
+
+    def _meet(self, sequence: DraftedSequence) -> None:
+        """Learn from the prompt of a sequence that was not seen before."""
+        if sequence.request_id in self._met:
+            return
+        self._met.add(sequence.request_id)
+        prompt = sequence.prompt_token_ids[-_MOST_PROMPT:]
+        table = self._tables.take(sequence.cache_salt)
+        for pairs in reversed(_by_recency(prompt, self._config.width)):
+            _put_first(table, np.array(list(pairs), np.int64), np.array(list(pairs.values())))
 
     def _read(self, query: DraftQuery, template: TreeTemplate) -> Draft:
         sequence = query.sequence
@@ -92,5 +112,34 @@ class TokenRecyclingDrafter:
 
     def forget(self, sequence: DraftedSequence) -> None:
         """See `Drafter.forget`; what was learned stays."""
+        self._met.discard(sequence.request_id)
         if self._measured is not None:
             self._measured.forget(sequence.request_id)
+
+
+def _by_recency(tokens: Sequence[int], width: int) -> list[dict[int, int]]:
+    """What came last behind each token, then what else came before that, and so on."""
+    found: dict[int, list[int]] = {}
+    for token, following in dict.fromkeys(reversed(list(pairwise(tokens)))):
+        found.setdefault(token, []).append(following)
+    most = min(width, max(map(len, found.values()), default=0))
+    return [
+        {token: behind[place] for token, behind in found.items() if len(behind) > place}
+        for place in range(most)
+    ]
+
+
+def _put_first(table: NDArray[np.int32], rows: NDArray[np.int64], first: NDArray[np.int64]) -> None:
+    """Move tokens to the front of their rows; what was there last makes room.
+
+    Args:
+        table: [vocabulary, width], changed.
+        rows: [n] different rows.
+        first: [n] their new first tokens.
+    """
+    old = table[rows]
+    same = old == first[:, None]
+    end = np.where(same.any(axis=1), same.argmax(axis=1), old.shape[1] - 1)
+    moved = np.arange(1, old.shape[1]) <= end[:, None]
+    table[rows, 1:] = np.where(moved, old[:, :-1], old[:, 1:])
+    table[rows, 0] = first

@@ -19,6 +19,27 @@ def test_nothing_is_known_at_first() -> None:
     assert proposed(drafter(), FakeSequence([1, 2])) == ()
 
 
+def test_prompts_tell_what_follows() -> None:
+    prompt = [1, 2, 3, 1, 4, 5, 1]
+    recycling = drafter(TreeConfig(width=2, depth=2), nodes=4)
+    recycling.observe([LikelyNext(1, (2, 9), ""), LikelyNext(5, (7, 8), "")])
+    (draft,) = recycling.propose([DraftQuery(FakeSequence(prompt, prompt_length=7), 4)])
+    # What came last comes first, and before what the target has said.
+    assert draft.tokens[:2] == (4, 2)
+    assert proposed(recycling, FakeSequence([5], "b")) == (1, 7, 4)
+    assert recycling._tables.take("")[5].tolist() == [1, 7]
+
+
+def test_a_prompt_is_learned_from_once() -> None:
+    recycling = drafter()
+    sequence = FakeSequence([1, 2, 1], prompt_length=3)
+    assert proposed(recycling, sequence) == (2, 1, 2, 1)
+    recycling.observe([LikelyNext(1, (6,), "")])
+    assert proposed(recycling, sequence) == (6,)
+    recycling.forget(sequence)
+    assert proposed(recycling, sequence) == (2, 1, 2, 1)
+
+
 def test_the_likeliest_tokens_are_followed_as_far_as_they_are_known() -> None:
     recycling = drafter()
     recycling.observe([LikelyNext(1, (2, 3), ""), LikelyNext(2, (5, 1), "")])
