@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.load.stats import percentile
+from benchmarks.reporting import markdown_table
 from twinflow.cluster.simulator.config import Deployment, Link, SimulationConfig
 from twinflow.cluster.simulator.fleet import Fleet
 from twinflow.cluster.simulator.hardware import Hardware
@@ -132,7 +133,8 @@ def simulate(run: RealRun, config: SimulationConfig) -> Measures:
     return Fleet(config).run(Workload(len(run.shapes), run.shapes))
 
 
-def _config(arguments: argparse.Namespace) -> SimulationConfig:
+def config_of(arguments: argparse.Namespace) -> SimulationConfig:
+    """The deployment that flags describe; see `parse`."""
     hardware = Hardware.profiled(load_profile(arguments.profile))
     shape = hardware.times.shape
     token_bytes = shape.kv_bytes * shape.num_layers
@@ -155,7 +157,8 @@ def _config(arguments: argparse.Namespace) -> SimulationConfig:
     )
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags of the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulator")
     add = parser.add_argument
     add("results", type=Path, help="folder of --out of benchmarks.serve")
@@ -171,28 +174,34 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare; returns the exit status."""
-    arguments = _parse(argv)
+    arguments = parse(argv)
     try:
-        return _compare_all(read_runs(arguments.results), _config(arguments))
+        table, holds = table_of(read_runs(arguments.results), config_of(arguments))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_UNUSABLE
-
-
-def _compare_all(runs: Sequence[RealRun], config: SimulationConfig) -> int:
-    holds = True
-    write = sys.stdout.write
-    write("| run | measure | percentile | real ms | simulated ms | error |\n")
-    write("|---|---|---:|---:|---:|---:|\n")
-    for run in runs:
-        for each in compare(run, simulate(run, config)):
-            holds &= each.holds
-            write(
-                f"| {run.label} | {each.measure} | p{each.q:g} | {1000 * each.real:.2f} | "
-                f"{1000 * each.simulated:.2f} | {each.error:+.1%} |\n"
-            )
-    write(f"medians within {TOLERANCE:.0%}: {'yes' if holds else 'no'}\n")
+    sys.stdout.write(table)
     return 0 if holds else 1
+
+
+def table_of(runs: Sequence[RealRun], config: SimulationConfig) -> tuple[str, bool]:
+    """A table of all runs with a verdict below it, and the verdict."""
+    found = [(run.label, each) for run in runs for each in compare(run, simulate(run, config))]
+    heads = ("run", "measure", "percentile", "real ms", "simulated ms", "error")
+    rows = [
+        (
+            label,
+            each.measure,
+            f"p{each.q:g}",
+            f"{1000 * each.real:.2f}",
+            f"{1000 * each.simulated:.2f}",
+            f"{each.error:+.1%}",
+        )
+        for label, each in found
+    ]
+    holds = all(each.holds for _, each in found)
+    verdict = f"medians within {TOLERANCE:.0%}: {'yes' if holds else 'no'}\n"
+    return f"{markdown_table(heads, rows)}\n{verdict}", holds
 
 
 if __name__ == "__main__":
