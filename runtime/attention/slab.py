@@ -4,7 +4,7 @@ A slab is computed into a workspace that the next slab uses again, and merged in
 lasts until the layer is done. All views and indices are made once per step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -130,27 +130,42 @@ class SlabRun:
         first = self._segments[0]
         self._sums = tuple(first.part(0, len(other.total)) for other in self._segments[1:])
 
-    def compute(
-        self,
-        queries: Tensor,
-        planes: Sequence[Tensor],
-        join: Callable[[Tensor], None] | None = None,
-    ) -> None:
+    @property
+    def num_scores(self) -> int:
+        """Elements of `score`."""
+        return self._scores.numel()
+
+    def compute(self, queries: Tensor, planes: Sequence[Tensor]) -> None:
         """Compute the items, and sum them up over the span.
 
         Args:
             queries: [rows * num_heads, key_width] float32.
             planes: what `Gather.__call__` takes, of the layer.
-            join: adds what other ranks have found to the scores [matrices * rows, tokens], in
-                place; all of them compute the same items.
         """
-        scores = self._scores
+        self._weigh(self._score(queries, planes))
+
+    def score(self, queries: Tensor, planes: Sequence[Tensor], out: Tensor) -> None:
+        """The first half of `compute`: write the scores to `out`, [num_scores]."""
+        self._score(queries, planes)
+        out.copy_(self._scores.view(-1))
+
+    def weigh(self, scores: Tensor, planes: Sequence[Tensor]) -> None:
+        """The other half, with scores [num_scores] that may have changed in between."""
+        _, values = self._gather(planes)
+        self._scores.view(-1).copy_(scores)
+        self._weigh(values)
+
+    def _score(self, queries: Tensor, planes: Sequence[Tensor]) -> Tensor:
+        """Compute the scores; returns the values."""
         matrices = self._queries
         torch.index_select(queries, 0, self._query_rows, out=matrices.view(-1, matrices.shape[-1]))
         keys, values = self._gather(planes)
-        torch.bmm(matrices, keys.mT, out=scores)
-        if join is not None:
-            join(scores.view(-1, scores.shape[2]))
+        torch.bmm(matrices, keys.mT, out=self._scores)
+        return values
+
+    def _weigh(self, values: Tensor) -> None:
+        """Turn scores into weights, and sum the values up with them."""
+        scores = self._scores
         for masked in self._masks:
             masked.scores.add_(masked.bias)
         scores.sub_(self._span_maximum()).clamp_(min=_LEAST_EXPONENT).exp_()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from twinflow.parallel.latent.transforms.name import SUFFIX, TransformName
+from twinflow.parallel.latent.transforms.name import SUFFIX, TransformName, file_id
 from twinflow.parallel.latent.transforms.plain import PLAIN_KINDS
 from twinflow.protos.errors import CheckpointError, ConfigError
 from twinflow.runtime.calibration.report import FOLDER, REPORT, QualityReport, QualityRow
@@ -35,8 +35,8 @@ class MeasuredTransform:
             f"tpla approximates attention: {row.transform} with {row.shards} shards changes the "
             f"loss of generated tokens by {row.delta_nll_per_token:+.4f} nats per token "
             f"({row.delta_nll_per_byte:+.5f} per byte), {100 * row.agreement:.2f} % of the most "
-            f"likely tokens stay the same (measured on {measured.scored_tokens} tokens of "
-            f"{measured.text}, contexts of {measured.window})"
+            f"likely tokens stay the same (measured in {self.report.dtype} on "
+            f"{measured.scored_tokens} tokens of {measured.text}, contexts of {measured.window})"
         )
 
 
@@ -96,10 +96,10 @@ def _row(report: QualityReport, transform: str, shards: int, *, is_file: bool) -
     return next((row for row in report.rows if (row.file, row.shards) == (name, shards)), None)
 
 
-def _id_of(path: Path) -> str | None:
+def _id_of(path: Path) -> str:
     """The id that a file claims; what reads its matrices also checks it."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get("id")
+            return file_id(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: is no transform of latents: {error}") from error

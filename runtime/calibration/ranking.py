@@ -1,4 +1,4 @@
-"""Which layers lose most when their scores are computed from slices.
+"""What each layer loses when its scores are computed from slices.
 
 For each layer in turn, that layer alone is sliced and the shards of all others add up their scores:
 what then differs from exact attention is that layer's doing. Divergence is measured on windows
@@ -25,14 +25,14 @@ from twinflow.runtime.calibration.subject import Subject
 _WINDOWS = 8
 
 
-def rank_layers(
+def measure_layers(
     subject: Subject,
     corpus: Corpus,
     transform: LatentTransform,
     scheme: LatentScheme,
     scored: Scored,
-) -> list[int]:
-    """All layers, the one that loses most first.
+) -> tuple[float, ...]:
+    """KL(exact || found) per token for each layer, with that one sliced and all others exact.
 
     Args:
         subject: the model.
@@ -62,13 +62,13 @@ def rank_layers(
             scored(len(layers), len(layers))
         return losses
 
-    losses = run_ranks(scheme.shards, work)[0]
-    return sorted(layers, key=lambda layer: -losses[layer])
+    return tuple(run_ranks(scheme.shards, work)[0])
 
 
 def _divergence(exact: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """KL(exact || found), added up over the tokens of all windows."""
-    return sum(
+    """KL(exact || found) per token of all windows."""
+    total = sum(
         float(F.kl_div(b.double(), a.double(), reduction="sum", log_target=True))
         for a, b in zip(exact, found, strict=True)
     )
+    return total / sum(map(len, exact))

@@ -50,9 +50,11 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         transform: as operators write it, such as `joint+64` or `joint-exact2`.
         shards: ranks that share the columns.
         file: of the transform, beside the report.
-        id: of the transform.
+        id: of the file: its bases and all that its card says.
         elements: of a token and layer that a rank caches.
         exact_layers: in which shards add up their scores.
+        layer_kl: nats per token that each layer costs if it alone is sliced, on text that
+            calibrated; empty unless layers are exact.
         delta_nll_per_token: nats by which the held-out text is less likely.
         delta_nll_per_byte: likewise, per byte of text.
         error_per_byte: standard error of the latter, over windows.
@@ -72,6 +74,7 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     agreement: float
     kl_per_token: float
     exact_layers: tuple[int, ...] = ()
+    layer_kl: tuple[float, ...] = ()
     earlier: Measurement | None = None
 
 
@@ -147,7 +150,9 @@ class QualityReport(msgspec.Struct, frozen=True, kw_only=True):
             "| top-1 agreement | KL/token |",
             "|--:|---|---|--:|--:|--:|--:|--:|--:|--:|",
         ]
-        lines += [self._line(row) for row in self.rows if self.measurement_of(row) == measured]
+        rows = [row for row in self.rows if self.measurement_of(row) == measured]
+        lines += [self._line(row) for row in rows]
+        lines += [line for row in rows if row.layer_kl for line in ("", _layers(row))]
         return "\n".join(lines) + "\n"
 
     def _line(self, row: QualityRow) -> str:
@@ -200,3 +205,8 @@ class QualityReport(msgspec.Struct, frozen=True, kw_only=True):
                 f"calibrate tpla again"
             )
         return report
+
+
+def _layers(row: QualityRow) -> str:
+    costs = ", ".join(f"{cost:.5f}" for cost in row.layer_kl)
+    return f"`{row.transform}`, g = {row.shards}: KL/token if one layer alone is sliced: {costs}."

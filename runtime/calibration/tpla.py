@@ -16,7 +16,7 @@ from twinflow.protos.errors import CheckpointError, ConfigError
 from twinflow.runtime.calibration.collecting import CalibrationProgress, collect_moments
 from twinflow.runtime.calibration.corpus import Corpus
 from twinflow.runtime.calibration.options import CalibrationOptions
-from twinflow.runtime.calibration.ranking import rank_layers
+from twinflow.runtime.calibration.ranking import measure_layers
 from twinflow.runtime.calibration.report import QualityReport, QualityRow
 from twinflow.runtime.calibration.scoring import (
     ExactScores,
@@ -134,7 +134,9 @@ class _Bench:
 
     def measure(self, variant: _Variant, progress: CalibrationProgress) -> QualityRow:
         """Fit a transform, write it, and measure it."""
-        stored = self._fit(variant, self._exact_layers(variant, progress))
+        layer_kl = self._layer_kl(variant, progress)
+        costly = sorted(range(len(layer_kl)), key=lambda layer: -layer_kl[layer])
+        stored = self._fit(variant, tuple(sorted(costly[: variant.name.exact])))
         file = variant.name.file_name(variant.shards)
         stored.write(self.folder / file)
 
@@ -144,10 +146,10 @@ class _Bench:
         found = score_against(
             self.exact, self.subject, self.corpus, stored.transform, stored.scheme, scored
         )
-        return self._row(stored, file, found)
+        return self._row(stored, layer_kl, file, found)
 
-    def _exact_layers(self, variant: _Variant, progress: CalibrationProgress) -> tuple[int, ...]:
-        """As many layers as the variant asks for, in rising order."""
+    def _layer_kl(self, variant: _Variant, progress: CalibrationProgress) -> tuple[float, ...]:
+        """What slicing each layer alone costs, if some are to be exact."""
         name = variant.name
         if name.exact == 0:
             return ()
@@ -159,8 +161,7 @@ class _Bench:
         # With every layer exact, none has factors.
         layers = tuple(range(self.subject.config.num_layers))
         bases = fit_transform(kind, self.moments, variant.scheme(layers))
-        ranked = rank_layers(self.subject, self.corpus, bases, variant.scheme(), scored)
-        return tuple(sorted(ranked[: name.exact]))
+        return measure_layers(self.subject, self.corpus, bases, variant.scheme(), scored)
 
     def _fit(self, variant: _Variant, exact_layers: tuple[int, ...]) -> StoredTransform:
         kind = create_transform_kind(variant.name.kind)
@@ -178,7 +179,11 @@ class _Bench:
         )
 
     def _row(
-        self, stored: StoredTransform, file: str, found: Sequence[WindowDifference]
+        self,
+        stored: StoredTransform,
+        layer_kl: tuple[float, ...],
+        file: str,
+        found: Sequence[WindowDifference],
     ) -> QualityRow:
         latent, scheme = self.subject.latent, stored.scheme
         nll = sum(window.nll for window in found)
@@ -187,8 +192,9 @@ class _Bench:
             transform=str(stored.name),
             shards=scheme.shards,
             file=file,
-            id=stored.transform.id,
+            id=stored.id,
             exact_layers=scheme.exact_layers,
+            layer_kl=layer_kl,
             elements=scheme.common + scheme.slice_width(latent.kv_rank) + latent.rope_dim,
             delta_nll_per_token=nll / self.num_tokens,
             delta_nll_per_byte=per_byte,

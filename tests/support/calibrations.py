@@ -100,5 +100,5 @@ def measured_model(folder: Path, common: int = 4) -> Path:
     stored = StoredTransform(card, transform)
     name = str(stored.name)
     stored.write(folder / "tpla" / stored.name.file_name(2))
-    quality_report(quality_row(name, 2, id=transform.id)).write(folder / "tpla")
+    quality_report(quality_row(name, 2, id=stored.id)).write(folder / "tpla")
     return folder

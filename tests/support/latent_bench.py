@@ -63,15 +63,19 @@ class JoinedScores:
 
     def check(self, tolerance: float) -> None:
         """Each rank's means must be its columns of the exact ones."""
-        scheme = LatentScheme(kind="tpla", shards=2, common=self.common, exact_layers=(1,))
         whole = self._whole()
         expected = [whole.expected_generated(p.sequence, p.start)[0] for p in self.pieces]
-        for columns, found in run_latent_ranks(2, scheme, self._work):
+        for columns, found in self.found():
             for rows, mean in zip(found, expected, strict=True):
                 wanted = mean[..., columns]
                 torch.testing.assert_close(
                     rows.double().cpu(), wanted, atol=tolerance, rtol=tolerance
                 )
+
+    def found(self) -> list[tuple[list[int], list[Tensor]]]:
+        """Of each rank, its columns and the means of each piece."""
+        scheme = LatentScheme(kind="tpla", shards=2, common=self.common, exact_layers=(1,))
+        return run_latent_ranks(2, scheme, self._work)
 
     def _work(self, _ranks: RankGroup, plan: LatentPlan) -> tuple[list[int], list[Tensor]]:
         bench = LatentBench([*self.lengths], self.heads, plan.sharing, **self.settings)

@@ -88,7 +88,7 @@ class LatentSharing(ABC):
         """Add up the parts of all ranks, in place.
 
         Args:
-            scores: float32 [rows, tokens] of this rank, contiguous.
+            scores: float32 [rows, width] of this rank, contiguous.
 
         Raises:
             RankLost: a rank did not answer within the deadline.

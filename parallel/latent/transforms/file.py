@@ -20,7 +20,7 @@ from torch import Tensor
 
 from twinflow.parallel.latent.scheme import LatentScheme
 from twinflow.parallel.latent.transforms.basis import LatentBasis, LatentTransform
-from twinflow.parallel.latent.transforms.name import TransformName
+from twinflow.parallel.latent.transforms.name import TransformName, file_id
 from twinflow.parallel.whole_file import write_whole
 from twinflow.protos.errors import CheckpointError, ConfigError
 
@@ -81,6 +81,17 @@ class StoredTransform:
             exact_layers=card.exact_layers,
         )
 
+    @property
+    def id(self) -> str:
+        """Names the kind and, by a digest, all of the card and every byte of the bases."""
+        return file_id(self._metadata())
+
+    def _metadata(self) -> dict[str, str]:
+        metadata = {name: _written(value) for name, value in asdict(self.card).items()}
+        metadata |= {"format": _FORMAT, "id": self.transform.id}
+        metadata["digest"] = _digest(metadata)
+        return metadata
+
     def check_shape(self, path: Path, num_layers: int, kv_rank: int, shards: int) -> None:
         """Refuse another shape than a deployment's.
 
@@ -117,10 +128,7 @@ class StoredTransform:
         Raises:
             ConfigError: it cannot be written.
         """
-        metadata = {name: _written(value) for name, value in asdict(self.card).items()}
-        metadata |= {"format": _FORMAT, "id": self.transform.id}
-        metadata["digest"] = _digest(metadata)
-        data = save(_tensors(self.transform, self.card.shards), metadata=metadata)
+        data = save(_tensors(self.transform, self.card.shards), metadata=self._metadata())
         write_whole(path, data)
 
     @classmethod

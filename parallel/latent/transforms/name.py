@@ -6,6 +6,7 @@ torch.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from twinflow.protos.errors import ConfigError
@@ -57,3 +58,8 @@ class TransformName:
     def file_name(self, shards: int) -> str:
         """The file of this transform for so many shards."""
         return f"{self}-{shards}{SUFFIX}"
+
+
+def file_id(metadata: Mapping[str, str]) -> str:
+    """What the file of a transform claims to be, from its metadata; who reads all of it checks."""
+    return f"{metadata.get('kind')}-{metadata.get('digest', '')[:12]}"

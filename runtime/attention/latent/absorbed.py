@@ -4,7 +4,7 @@ A query tile has one matrix with a row for each of its rows and heads; keys are 
 key], and the values are the first columns of the keys. See `tile_sums` for what is computed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from twinflow.parallel.latent.block_share import BlockShare
 from twinflow.runtime.attention.gather import Gather, padded_width
 from twinflow.runtime.attention.rows import FlatRows
+from twinflow.runtime.attention.slab import SlabRun, SoftmaxState
 from twinflow.runtime.attention.tile_sums import (
     SLAB_ELEMENTS,
     TileSums,
@@ -26,6 +27,11 @@ from twinflow.runtime.row_tile import RowTile
 
 # Rows of a query matrix, if one row of the step has not more heads.
 _MATRIX_ROWS = 256
+# Scores that are joined at a time, unless those of one slab exceed it: 16 MiB.
+_JOINED_SCORES = 1 << 22
+
+Join = Callable[[Tensor], None]
+"""Adds to scores [1, n] what other ranks have found, in place."""
 
 
 class AbsorbedTiles:
@@ -74,17 +80,18 @@ class AbsorbedTiles:
         queries: Tensor,
         *,
         with_lse: bool,
-        join: Callable[[Tensor], None] | None = None,
+        join: Join | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """See `LatentKernel.attend_generated`; for `join` see `SlabRun.compute`."""
+        """See `LatentKernel.attend_generated`; ranks with a `join` all see the same rows."""
         rows, heads, _ = queries.shape
         if self._sums is None:
             raise RuntimeError("attention is asked for before there was a plan")
         padded = self._padded(queries)
-        state = self._sums.new_state()
-        for slab in self._sums.slabs:
-            slab.compute(padded, self._planes.planes(layer), join)
-            slab.merge(state)
+        planes = self._planes.planes(layer)
+        if join is None:
+            state = self._compute(self._sums, padded, planes)
+        else:
+            state = self._compute_joined(self._sums, padded, planes, join)
         lse = None
         if with_lse:
             found = self._sums.log_sum_exp(state)
@@ -94,6 +101,34 @@ class AbsorbedTiles:
         out = self._workspace.take("out", (rows * heads, self._planes.width))
         self._sums.finish(state, out)
         return out.view(rows, heads, -1), lse
+
+    def _compute(self, sums: TileSums, queries: Tensor, planes: Sequence[Tensor]) -> SoftmaxState:
+        """All slabs, one after the other."""
+        state = sums.new_state()
+        for slab in sums.slabs:
+            slab.compute(queries, planes)
+            slab.merge(state)
+        return state
+
+    def _compute_joined(
+        self, sums: TileSums, queries: Tensor, planes: Sequence[Tensor], join: Join
+    ) -> SoftmaxState:
+        """All slabs with as few joins as fit into memory.
+
+        An exchange between ranks costs more than to gather keys and values twice.
+        """
+        state = sums.new_state()
+        for slabs in _batches(sums.slabs):
+            sizes = [slab.num_scores for slab in slabs]
+            scores = self._workspace.take("joined", (1, sum(sizes)))
+            parts = torch.split(scores[0], sizes)
+            for slab, part in zip(slabs, parts, strict=True):
+                slab.score(queries, planes, part)
+            join(scores)
+            for slab, part in zip(slabs, parts, strict=True):
+                slab.weigh(part, planes)
+                slab.merge(state)
+        return state
 
     def _padded(self, queries: Tensor) -> Tensor:
         """[rows * heads, key_width], with zeros where the keys are padded."""
@@ -113,6 +148,18 @@ class AbsorbedTiles:
     def _probe(self, key_width: int, block_size: int, device: torch.device) -> RowTile:
         keys = random_matrices((5, kv_tile_tokens(block_size), key_width), 0, device)
         return probe_products(keys, keys[..., : self._value_width])
+
+
+def _batches(slabs: Sequence[SlabRun]) -> Iterator[Sequence[SlabRun]]:
+    """Slabs in their order, as many at a time as `_JOINED_SCORES` allow."""
+    first, held = 0, 0
+    for at, slab in enumerate(slabs):
+        if at > first and held + slab.num_scores > _JOINED_SCORES:
+            yield slabs[first:at]
+            first, held = at, 0
+        held += slab.num_scores
+    if first < len(slabs):
+        yield slabs[first:]
 
 
 class _LatentGather(Gather):

@@ -45,7 +45,7 @@ def test_every_transform_is_measured_and_written(tmp_path: Path) -> None:
     ]
     for row in report.rows:
         stored = StoredTransform.read(options.folder / row.file)
-        assert (stored.transform.id, stored.card.model) == (row.id, report.model)
+        assert (stored.id, stored.card.model) == (row.id, report.model)
         stored.check_shape(options.folder, num_layers=2, kv_rank=32, shards=row.shards)
         assert row.kl_per_token > 0 and 0 < row.agreement <= 1 and row.error_per_byte > 0
         per_token = report.scored_bytes * row.delta_nll_per_byte / report.scored_tokens
@@ -54,6 +54,9 @@ def test_every_transform_is_measured_and_written(tmp_path: Path) -> None:
     assert kept["scores+8"] < kept["scores+4"] < kept["joint"] < kept["none"]
     assert kept["joint-exact1"] < kept["joint"]
     assert [len(row.exact_layers) for row in report.rows[:7]] == [0, 0, 0, 0, 1, 0, 0]
+    exact = report.rows[4]
+    assert exact.layer_kl[exact.exact_layers[0]] == max(exact.layer_kl) > 0
+    assert len({row.id for row in report.rows}) == len(report.rows)
     assert QualityReport.read(options.folder) == report
     assert (options.folder / "report.md").read_text() == report.table()
     left = {path.name for path in options.folder.iterdir()}
@@ -79,7 +82,7 @@ def test_a_second_calibration_keeps_what_the_first_has_measured(tmp_path: Path) 
     assert after.row(TransformName("pca"), 2) != before.row(TransformName("pca"), 2)
     for transform, name in (("none", "text.txt"), ("pca", "other.txt"), ("joint", "other.txt")):
         found = find_measured(first.model, transform, 2)
-        assert StoredTransform.read(found.path).transform.id == found.row.id
+        assert StoredTransform.read(found.path).id == found.row.id
         assert f" tokens of {name}, contexts of 32)" in found.describe()
     assert after.measurement_of(after.rows[0]) == before.measurement
     assert after.measurement.text_digest == sha256(text.read_bytes()).hexdigest()
@@ -166,13 +169,14 @@ def test_a_folder_that_cannot_be_written_to_is_found_first(tmp_path: Path) -> No
 
 def test_reports_come_back_and_damaged_ones_are_refused(tmp_path: Path) -> None:
     other = quality_report(text="other.txt").measurement
-    exact = quality_row("joint-exact2", 2, exact_layers=(0, 5))
+    exact = quality_row("joint-exact2", 2, exact_layers=(0, 5), layer_kl=(0.5, 0.25))
     report = quality_report(exact, quality_row("joint+64", 4, earlier=other))
     report.write(tmp_path)
     assert QualityReport.read(tmp_path) == report
     assert QualityReport.read(tmp_path / "none") is None
     assert "| 4 | joint+64 | - | 24 | 0.600 | +0.0125 | +0.00400 |" in report.table()
     assert "| 2 | joint-exact2 | 0, 5 | 24 |" in report.table()
+    assert "`joint-exact2`, g = 2: KL/token if one layer alone is sliced: 0.5" in report.table()
     path = tmp_path / "report.json"
     whole = path.read_text()
     for text, message in (

@@ -11,9 +11,11 @@ from tests.support.latent_bench import JoinedScores, LatentBench, Piece
 from twinflow.parallel.latent.scheme import LatentScheme
 from twinflow.parallel.latent.sharing.dcp import ContextParallel
 from twinflow.parallel.latent.sharing.registry import create_sharing
+from twinflow.parallel.latent.sharing.tpla import TensorParallelLatent
 from twinflow.parallel.ranks.base import OneRank
 from twinflow.parallel.ranks.threads import Meeting, ThreadRanks
 from twinflow.protos.errors import ConfigError
+from twinflow.runtime.attention.latent import absorbed
 from twinflow.runtime.attention.latent.base import EXPANDED_TOKENS, LatentHeads
 from twinflow.runtime.attention.latent.registry import (
     create_latent_attention,
@@ -153,6 +155,27 @@ def test_slices_of_the_columns_with_joined_scores_are_slices_of_the_whole(
 ) -> None:
     """Over several spans and slabs, and next to a sequence of one token."""
     JoinedScores(heads, (1, 140, 1300), common).check(3e-6)
+
+
+def test_scores_are_joined_at_once_or_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many fit into memory, the bits are the same."""
+    joins: list[int] = []
+    join = TensorParallelLatent.join_scores
+
+    def counted(self: TensorParallelLatent, scores: torch.Tensor) -> None:
+        joins.append(scores.numel())
+        join(self, scores)
+
+    monkeypatch.setattr(TensorParallelLatent, "join_scores", counted)
+    bench = JoinedScores(SMALL, (1, 140, 2600))
+    whole = bench.found()
+    assert len(joins) == 2, "one for each rank"
+    monkeypatch.setattr(absorbed, "_JOINED_SCORES", joins[0] // 2)
+    joins.clear()
+    parts = bench.found()
+    assert len(joins) > 2
+    for (_, ours), (_, theirs) in zip(whole, parts, strict=True):
+        assert all(map(torch.equal, ours, theirs))
 
 
 def test_padding_rows_come_out_as_zeros() -> None:
