@@ -108,9 +108,12 @@ class ModelExecutor:
         if any(item.branches for item in work):
             logits = logits[torch.tensor(_node_order(work), device=logits.device)]
         sampling = [item for item in work if item.group.samples]
-        if self._speculation is not None:
-            self._speculation.observe(sampling, logits)
-        return self._verdicts(sampling, logits)
+        if self._speculation is None:
+            return self._verdicts(sampling, logits)
+        likeliest = self._speculation.likeliest(logits)  # before sampling changes them
+        runs = self._verdicts(sampling, logits)
+        self._speculation.observe(sampling, runs, likeliest)
+        return runs
 
     def _verdicts(self, sampling: Sequence[Work], logits: Tensor) -> list[SampledRun]:
         """What each group gets; logits [sampled rows, vocabulary] are overwritten."""

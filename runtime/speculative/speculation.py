@@ -56,25 +56,42 @@ class Speculation:
         nothing: Sequence[Draft] = [NOTHING] * len(queries)
         return self._ask(lambda: _checked(self._drafter.propose(queries), queries), nothing)
 
-    def observe(self, work: Sequence[Work], logits: Tensor) -> None:
+    def likeliest(self, logits: Tensor) -> Tensor | None:
+        """What the drafter will hear of logits.
+
+        Args:
+            logits: fp32 [rows, vocabulary], as the model made them.
+
+        Returns:
+            int64 [rows, likely tokens], best first; None if it listens to nothing.
+        """
+        count = min(self._drafter.likely_tokens, logits.shape[-1])
+        if not count or not len(logits) or self.failure is not None:
+            return None
+        return torch.topk(logits, count, dim=-1).indices
+
+    def observe(
+        self, work: Sequence[Work], runs: Sequence[SampledRun], likeliest: Tensor | None
+    ) -> None:
         """Tell the drafter what the model found likely.
 
         Args:
             work: row groups that sample.
-            logits: fp32 [their sampled rows, vocabulary], as the model made them.
+            runs: what each of their sequences gets.
+            likeliest: behind each of their sampled rows; see `likeliest`.
         """
-        count = min(self._drafter.likely_tokens, logits.shape[-1])
-        if not count or not work or self.failure is not None:
+        if likeliest is None:
             return
-        likeliest = torch.topk(logits, count, dim=-1).indices.tolist()
         rows = [
-            (token, item.request.cache_salt)
-            for item in work
-            for token in item.token_ids[-item.group.sampled_rows :]
+            (token, item.request.cache_salt, true)
+            for item, run in zip(work, runs, strict=True)
+            for token, true in zip(
+                item.token_ids[-item.group.sampled_rows :], _true_rows(item, run), strict=True
+            )
         ]
         likely = [
-            LikelyNext(token, tuple(ids), salt)
-            for (token, salt), ids in zip(rows, likeliest, strict=True)
+            LikelyNext(token, tuple(ids), salt, true)
+            for (token, salt, true), ids in zip(rows, likeliest.tolist(), strict=True)
         ]
         self._ask(lambda: self._drafter.observe(likely), None)
 
@@ -130,6 +147,13 @@ def _checked(drafts: Sequence[Draft], queries: Sequence[DraftQuery]) -> Sequence
                 f"allowed, or the same token twice behind a node"
             )
     return drafts
+
+
+def _true_rows(item: Work, run: SampledRun) -> list[bool]:
+    """Which sampled rows of a group are of tokens that its sequence has now."""
+    accepted = [] if isinstance(run, NumericalFault) else [one.token_id for one in run[:-1]]
+    nodes = {0, *item.draft.path(item.draft.along(accepted))}
+    return [row in nodes for row in range(item.group.sampled_rows)]
 
 
 def judge(draft: Draft, rows: Sequence[SampledToken | NumericalFault]) -> SampledRun:

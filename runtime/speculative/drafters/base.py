@@ -72,11 +72,13 @@ class LikelyNext:
         token_id: the token.
         next_ids: likeliest next tokens, best first.
         cache_salt: of the sequence.
+        true: the token is the sequence's, and was not only proposed to it.
     """
 
     token_id: int
     next_ids: tuple[int, ...]
     cache_salt: str
+    true: bool = True
 
 
 class Drafter(Protocol):

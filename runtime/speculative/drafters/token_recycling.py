@@ -1,8 +1,10 @@
 """Token recycling (arXiv 2408.08696): what the target once found likely is likely again.
 
 A table holds, for each token of the vocabulary, what the target last found likeliest behind it. It
-is overwritten by every verified row, accepted or not, and read as a graph: the likeliest tokens
-behind the last token, the likeliest behind those, and so on.
+is overwritten by every row of a token that came true, and read as a graph: the likeliest tokens
+behind the last token, the likeliest behind those, and so on. Rows of rejected tokens, which the
+paper lets overwrite as well, only fill what is empty: most rows of a tree are behind words that
+nobody says, and would replace what is said behind the same token elsewhere.
 
 A prompt tells, too, and before anything of it was verified: what followed a token there goes before
 what the target found likely. In code and summaries, where words of the prompt come again, that is
@@ -104,6 +106,8 @@ class TokenRecyclingDrafter:
         """See `Drafter.observe`; of two rows with the same token the later one counts."""
         for row in likely:
             table = self._tables.take(row.cache_salt)
+            if not row.true and table[row.token_id, 0] != _NOTHING:
+                continue
             table[row.token_id] = _NOTHING
             table[row.token_id, : len(row.next_ids)] = row.next_ids
 

@@ -9,6 +9,7 @@ from tests.support.engines import NUM_LAYERS, create_request
 
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.executor import Work
+from twinflow.runtime.outputs import NumericalFault, SampledToken
 from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.speculative.draft import NOTHING, Draft
 from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, LikelyNext
@@ -68,12 +69,17 @@ def test_a_drafter_hears_what_was_likely_behind_each_sampled_row() -> None:
     group = RowGroup("r", 3, 3, 0, NUM_LAYERS, RowKind.VERIFY, samples=True, drafted=2)
     work = Work(request, group, [1], Draft.chain([20, 21]))
     logits = torch.tensor([[0.0, 3.0, 2.0], [9.0, 1.0, 2.0], [0.0, 1.0, 5.0]])
-    Speculation(drafter).observe([work], logits)
+    speculation = Speculation(drafter)
+    run = (SampledToken(20), SampledToken(5))
+    speculation.observe([work], [run], speculation.likeliest(logits))
     assert drafter.heard == [
         LikelyNext(13, (1, 2), "mine"),
         LikelyNext(20, (0, 2), "mine"),
-        LikelyNext(21, (2, 1), "mine"),
+        LikelyNext(21, (2, 1), "mine", true=False),
     ]
+    drafter.heard.clear()
+    speculation.observe([work], [NumericalFault(3)], speculation.likeliest(logits))
+    assert [row.true for row in drafter.heard] == [True, False, False]
 
 
 def test_names_of_drafters() -> None:

@@ -54,6 +54,16 @@ def test_what_is_said_later_counts() -> None:
     assert proposed(recycling, FakeSequence([1])) == (4,)
 
 
+def test_what_was_only_proposed_tells_what_nothing_else_does() -> None:
+    recycling = drafter()
+    recycling.observe([LikelyNext(1, (2, 3), ""), LikelyNext(1, (4, 5), "", true=False)])
+    assert proposed(recycling, FakeSequence([1])) == (2,)
+    recycling.observe([LikelyNext(2, (6, 7), "", true=False)])
+    assert proposed(recycling, FakeSequence([1])) == (2, 6)
+    recycling.observe([LikelyNext(2, (8, 9), "")])
+    assert proposed(recycling, FakeSequence([1])) == (2, 8)
+
+
 def test_trees_are_filled_by_rank() -> None:
     recycling = drafter(TreeConfig(width=2, depth=3), nodes=6)
     recycling.observe([LikelyNext(1, (2, 3), ""), LikelyNext(2, (5, 6), "")])
