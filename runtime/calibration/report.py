@@ -208,5 +208,5 @@ class QualityReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _layers(row: QualityRow) -> str:
-    costs = ", ".join(f"{cost:.5f}" for cost in row.layer_kl)
+    costs = ", ".join(f"{max(cost, 0.0):.5f}" for cost in row.layer_kl)
     return f"`{row.transform}`, g = {row.shards}: KL/token if one layer alone is sliced: {costs}."

@@ -47,18 +47,33 @@ def test_tokens_are_those_of_transformers(
     assert metrics.value("twinflow:handoffs_failed_total") == 0
 
 
-def test_tpla_without_a_calibration(expected: list[Continuation]) -> None:
-    """Its tokens are not the exact ones, and do not depend on the company of a request."""
-    tpla = ("--mla-parallel", "tpla", "--mla-shards", "2", "--tpla-transform", "none", "--force")
+@pytest.mark.parametrize(
+    ("transform", "said", "is_measured"),
+    [
+        ((), "tpla approximates attention: joint-exact1 with 2 shards changes the loss", True),
+        (
+            ("--tpla-transform", "none", "--force"),
+            "tpla approximates attention, and nobody knows how well: ",
+            False,
+        ),
+    ],
+    ids=["measured", "unmeasured"],
+)
+def test_tpla_says_what_it_costs_and_depends_on_no_company(
+    expected: list[Continuation], transform: tuple[str, ...], said: str, is_measured: bool
+) -> None:
+    tpla = ("--mla-parallel", "tpla", "--mla-shards", "2", *transform)
     with serving(NANO, *FLAGS, *POOLS, *tpla) as deployment:
-        assert "tpla approximates attention, and nobody knows how well: " in deployment.log
+        assert said in deployment.log
         together = continue_served(deployment, PROMPTS, MAX_TOKENS)
         for prompt, found in zip(PROMPTS, together, strict=True):
             assert continue_served(deployment, [prompt], MAX_TOKENS) == [found]
         metrics = deployment.wait_idle()
-    assert together != expected
+    if not is_measured:
+        assert together != expected, "this transform is bad enough to be seen"
     for found, exact in zip(together, expected, strict=True):
         assert found.prompt_token_ids == exact.prompt_token_ids
         assert found.token_ids[0] == exact.token_ids[0], "prompts are computed exactly"
     assert metrics.finished == 2 * len(PROMPTS)
-    assert not [name for name, _ in metrics.samples if name.startswith("twinflow:tpla_")]
+    exported = {name for name, _ in metrics.samples if name.startswith("twinflow:tpla_")}
+    assert bool(exported) == is_measured
