@@ -1,10 +1,12 @@
 """The simulator against a real engine in this process: `python -m benchmarks.engine_replay MODEL`.
 
-Measures the model's steps, fits the cost model, then runs the engine on drawn requests and
-simulates the same ones. The engine's steps are real, on a time line of their own
-(`benchmarks.replay`). With `--cpu-time` it is the CPU time of this process, with one thread, and
-so nearly independent of what else the machine does: the one comparison that a shared machine
-allows. Front doors, processes and the network are not part of it; `benchmarks.simulator` has them.
+Runs the engine on drawn requests and simulates the same ones. The engine's steps are real, on a
+time line of their own (`benchmarks.replay`); after each of them a step is measured that the cost
+model is fitted to, over the same weights. So both sides see the same machine, whatever else it
+does. With `--cpu-time` time is the CPU time of this process, with one thread: the one comparison
+that a shared machine allows, though others who use its caches and its memory make steps dearer in
+CPU time, too. At a given rate that counts twice, because slower steps also gather more requests.
+Front doors, processes and the network are not part of it; `benchmarks.simulator` has them.
 Exit status 1 if the median of TTFT or of TBT is off by more than 15 %.
 """
 
@@ -20,19 +22,33 @@ from twinflow.cluster.simulator.config import Deployment, Link, SimulationConfig
 from twinflow.cluster.simulator.lengths import Lengths
 from twinflow.cluster.simulator.traces import Shape
 from twinflow.cluster.simulator.workload import Workload
-from twinflow.runtime.build import BuiltEngine, build_engine
+from twinflow.parallel.ranks.base import OneRank
+from twinflow.runtime.build import BuiltEngine, assemble_engine, find_times
 from twinflow.runtime.cost.fit import Accuracy, fit_model
 from twinflow.runtime.cost.lanes import LaneTimes
-from twinflow.runtime.cost.measure import measure
+from twinflow.runtime.cost.measure import LEAST_ROUNDS, Rounds, Subject, use_threads
 from twinflow.runtime.cost.model import CostModel
-from twinflow.runtime.engine_plan import EngineOptions
+from twinflow.runtime.engine_plan import EngineOptions, plan_engine
+from twinflow.runtime.runner_loading import load_runner
 
 
-def run_engine(built: BuiltEngine, arrivals: Arrivals, timeline: Timeline) -> RealRun:
-    """Serve requests on a time line."""
-    found = Replay(built.engine, arrivals, timeline, built.model.vocab_size).run()
+def run_engine(
+    built: BuiltEngine, arrivals: Arrivals, timeline: Timeline, rounds: Rounds | None = None
+) -> RealRun:
+    """Serve requests on a time line, and measure a step of `rounds` after each of theirs."""
+    replay = Replay(built.engine, arrivals, timeline, built.model.vocab_size)
+    while not replay.done:
+        replay.step()
+        if rounds is not None:
+            rounds.advance()
     shapes = [Shape(shape.input_tokens, shape.output_tokens, at) for at, shape in arrivals]
-    return RealRun("engine", shapes, found.ttft, found.gaps)
+    return RealRun("engine", shapes, replay.latencies.ttft, replay.latencies.gaps)
+
+
+def fitted(rounds: Rounds) -> CostModel:
+    """The cost model of what was measured so far."""
+    measured = rounds.measured()
+    return fit_model(measured.shape, measured.fitting)
 
 
 def simulation_of(built: BuiltEngine, times: CostModel) -> SimulationConfig:
@@ -53,7 +69,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("model", type=Path)
     add("--threads", type=int, default=1)
     add("--cpu-time", action="store_true", help="this process's CPU time instead of the clock's")
-    add("--seconds", type=float, default=10.0, help="to measure steps")
     add("--requests", type=int, default=60)
     add("--input-tokens", type=Lengths.parse, default=Lengths("uniform", (16, 400)))
     add("--output-tokens", type=Lengths.parse, default=Lengths("uniform", (8, 48)))
@@ -94,24 +109,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         enable_prefix_caching=False,
         scheduler=arguments.scheduler,
     )
-    measured = measure(
-        options,
-        threads=arguments.threads,
-        seconds=arguments.seconds,
-        progress=lambda part: None,
-        clock=clock,
-    )
-    times = fit_model(measured.shape, measured.fitting)
-    held_out = Accuracy.of(times, measured.checking)
-    write = sys.stdout.write
-    write(f"held-out steps: error {held_out.median:.1%} median, {held_out.p95:.1%} p95\n")
+    ranks = OneRank()
+    plan = plan_engine(options, ranks)
+    use_threads(arguments.threads)
+    runner = load_runner(plan, ranks)
+    limits = plan.config
+    beside = runner.apart(plan.rank_layout, limits.num_blocks, limits.max_num_batched_tokens)
+    subject = Subject(plan, beside, beside.row_tile)
     timeline = Timeline(clock)
-    built = build_engine(options, clock=timeline)
-    config = simulation_of(built, times)
+    built = assemble_engine(plan, runner, clock=timeline, times=find_times(plan))
+    before = Rounds(subject, threads=arguments.threads, clock=clock)
+    before.advance_to(1)
+    config = simulation_of(built, fitted(before))
     rate = arguments.load * _full_rate(config, arguments)
     arrivals = list(_workload(arguments, rate).arrivals(0))
-    run = run_engine(built, arrivals, timeline)
-    found = compare(run, simulate(run, config))
+    meanwhile = Rounds(subject, threads=arguments.threads, clock=clock)
+    run = run_engine(built, arrivals, timeline, meanwhile)
+    meanwhile.advance_to(LEAST_ROUNDS)
+    times = fitted(meanwhile)
+    found = compare(run, simulate(run, simulation_of(built, times)))
+    held_out = Accuracy.of(times, meanwhile.measured().checking)
+    write = sys.stdout.write
+    write(f"held-out steps: error {held_out.median:.1%} median, {held_out.p95:.1%} p95\n")
     write(f"{len(arrivals)} requests at {rate:.3g} per second\n")
     for each in found:
         write(

@@ -1,16 +1,13 @@
 """Runs real steps of an engine and takes their times.
 
-The engine is the one that serves, with a scheduler that plans what it is told: a step is measured
-with all that belongs to it, from planning to the sampled tokens. Prompts are random tokens, so that
-they spread over experts. Measuring is done in rounds over all steps, so that what disturbs the
-machine for a while does not fall on one kind of step, and a step's time is the median of its
-rounds.
+The engine is the one that serves, but for its scheduler (`twinflow.runtime.cost.step_timer`).
+Measuring is done in rounds over all steps, so that what disturbs the machine for a while does not
+fall on one kind of step, and a step's time is the median of its rounds.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from random import Random
 from statistics import median
 
 import torch
@@ -19,24 +16,14 @@ from twinflow.parallel.ranks.base import OneRank
 from twinflow.runtime.cost.base import StepLoad
 from twinflow.runtime.cost.fit import Measurement
 from twinflow.runtime.cost.shape import ModelShape
+from twinflow.runtime.cost.step_timer import SAMPLING_ROOM, StepTimer
 from twinflow.runtime.cost.steps import Bounds, Steps, checking_steps, fitting_steps
-from twinflow.runtime.engine import Engine
 from twinflow.runtime.engine_plan import EngineOptions, EnginePlan, plan_engine
-from twinflow.runtime.kv.block_manager import BlockManager
-from twinflow.runtime.model_executor import ModelExecutor
-from twinflow.runtime.request import Request
 from twinflow.runtime.runner import Runner
 from twinflow.runtime.runner_loading import load_runner
-from twinflow.runtime.sampling import Sampler
-from twinflow.runtime.sampling_params import SamplingParams
-from twinflow.runtime.schedulers.base import SchedulerState
-from twinflow.runtime.step_plan import RowGroup, RowKind, StepPlan
 
 LEAST_ROUNDS = 3
 _MOST_ROUNDS = 15
-# Engines refuse requests that might not fit.
-_SAMPLING_ROOM = 32
-_SAMPLING = SamplingParams(temperature=0.0, max_tokens=_SAMPLING_ROOM, ignore_eos=True, seed=0)
 
 # Told how far measuring is, from 0 to 1.
 Progress = Callable[[float], None]
@@ -78,16 +65,6 @@ class Subject:
     ranks: int = 1
 
 
-class _Script:
-    """A scheduler that plans what it is told."""
-
-    def __init__(self) -> None:
-        self.next = StepPlan()
-
-    def plan(self, state: SchedulerState, now: float) -> StepPlan:
-        return self.next
-
-
 @dataclass(slots=True)
 class _Case:
     """One kind of step on one share of the device, and how long it took each time."""
@@ -110,120 +87,76 @@ class _Case:
             yield Measurement(load, median(seconds), self.share)
 
 
-class StepTimer:
-    """Takes times of single steps.
+class Rounds:
+    """Measures one step after the other, round after round, at a pace that others set.
+
+    Whoever compares predictions with steps of another engine lets the two take turns: how fast a
+    machine is changes with what else it does, also in CPU time, because caches and memory are
+    shared.
 
     Args:
-        plan: of the engine.
-        runner: of the model.
-        seed: of the tokens of prompts.
+        subject: the model; its KV is written to.
+        threads: of which fewer are measured as shares; 0 to measure the whole device only.
         clock: seconds.
+
+    Raises:
+        EngineError: a step failed; so may `advance`.
     """
 
     def __init__(
         self,
-        plan: EnginePlan,
-        runner: Runner,
+        subject: Subject,
         *,
-        seed: int = 0,
+        threads: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._script = _Script()
-        self._model = plan.model
-        self._random = Random(seed)
-        self._clock = clock
-        self._cuda = plan.options.device != "cpu"
-        vocab_size = plan.model.vocab_size
-        executor = ModelExecutor(
-            runner,
-            Sampler(vocab_size, plan.options.device),
-            vocab_size=vocab_size,
-            layers_per_unit=0,
+        self._subject = subject
+        self._threads = threads
+        self._timer = StepTimer(subject.plan, subject.runner, clock=clock)
+        self._cases = _cases(subject.plan, threads)
+        self._turns = 0
+        for case in self._cases[:: max(1, len(self._cases) // 4)]:
+            self._timer.run(case.steps)  # allocations and code that is loaded at first use
+
+    @property
+    def steps(self) -> int:
+        """Kinds of steps, of a round."""
+        return len(self._cases)
+
+    @property
+    def done(self) -> float:
+        """Rounds, and the part of the present one."""
+        return self._turns / len(self._cases)
+
+    def advance(self) -> None:
+        """Measure the next step."""
+        case = self._cases[self._turns % len(self._cases)]
+        use_threads(round(self._threads * case.share))
+        try:
+            case.note(self._timer.run(case.steps))
+        finally:
+            use_threads(self._threads)
+        self._turns += 1
+
+    def advance_to(self, rounds: int) -> None:
+        """Go on until so many rounds are done."""
+        while self.done < rounds:
+            self.advance()
+
+    def measured(self) -> Measured:
+        """What was found; at least one round is done."""
+        subject, plan = self._subject, self._subject.plan
+        shape = ModelShape.of(
+            plan.model,
+            element_bytes=plan.layout.torch_dtype.itemsize,
+            ranks=subject.ranks,
+            row_tile=subject.row_tile,
         )
-        blocks = BlockManager(
-            plan.config.num_blocks,
-            plan.config.block_size,
-            model_fingerprint="",
-            layout_digest="",
-            enable_prefix_caching=False,
+        fitting, checking = (
+            [each for case in self._cases if case.checks == checks for each in case.measurements()]
+            for checks in (False, True)
         )
-        self.engine = Engine(
-            plan.config,
-            executor,
-            blocks,
-            self._script,
-            num_layers=plan.model.num_layers,
-            clock=clock,
-        )
-
-    def run(self, steps: Steps) -> list[tuple[StepLoad, float]]:
-        """Compute a batch; its loads and seconds, of one step or of two."""
-        decoders = [self._request(f"d{i}", steps.context) for i in range(steps.batch)]
-        for request in decoders:
-            request.output_token_ids.append(self._token())
-        if decoders:
-            # Admission and the first touch of memory are not part of decoding.
-            self._step(self._decodes(decoders), 1)
-        layers = self._model.num_layers
-        cuts = [(0, layers)]
-        if steps.layered and layers > 1:
-            cuts = [(0, layers // 2), (layers // 2, layers)]
-        if steps.rows:
-            self._request("p", steps.start + steps.rows)
-        timed = []
-        for first, end in cuts:
-            groups = self._decodes(decoders)
-            if steps.rows:
-                groups.append(
-                    RowGroup(
-                        request_id="p",
-                        token_start=steps.start,
-                        token_count=steps.rows,
-                        layer_start=first,
-                        layer_end=end,
-                        kind=RowKind.PREFILL,
-                        samples=end == layers,
-                    )
-                )
-            timed.append((StepLoad.of(groups), self._step(groups, len(cuts))))
-        for request_id in ("p", *(request.request_id for request in decoders)):
-            self.engine.abort(request_id)
-        return timed
-
-    def _request(self, request_id: str, length: int) -> Request:
-        prompt = [self._token() for _ in range(length)]
-        request = Request(request_id=request_id, prompt_token_ids=prompt, params=_SAMPLING)
-        self.engine.add_request(request)
-        return request
-
-    def _token(self) -> int:
-        return self._random.randrange(self._model.vocab_size)
-
-    def _decodes(self, requests: Sequence[Request]) -> list[RowGroup]:
-        return [
-            RowGroup(
-                request_id=request.request_id,
-                token_start=request.num_tokens - 1,
-                token_count=1,
-                layer_start=0,
-                layer_end=self._model.num_layers,
-                kind=RowKind.DECODE,
-                samples=True,
-            )
-            for request in requests
-        ]
-
-    def _step(self, groups: Sequence[RowGroup], layer_groups: int) -> float:
-        self._script.next = StepPlan(tuple(groups), layer_groups=layer_groups)
-        began = self._clock()
-        self.engine.step()
-        if self._cuda:
-            torch.cuda.synchronize()
-        taken = self._clock() - began
-        failures = self.engine.take_outputs().failures
-        if failures:
-            raise failures[0][1]
-        return taken
+        return Measured(plan.fingerprint, plan.layout.dtype, shape, fitting, checking)
 
 
 def measure(
@@ -276,32 +209,14 @@ def measure_subject(
         progress: likewise.
         clock: seconds.
     """
-    plan = subject.plan
-    timer = StepTimer(plan, subject.runner, clock=clock)
-    cases = _cases(plan, threads)
-    for case in cases[:: max(1, len(cases) // 4)]:
-        timer.run(case.steps)  # allocations and code that is loaded at first use
+    rounds = Rounds(subject, threads=threads, clock=clock)
     end = clock() + seconds
-    for done in range(_MOST_ROUNDS):
-        for index, case in enumerate(cases):
-            use_threads(round(threads * case.share))
-            case.note(timer.run(case.steps))
-            progress((done + index / len(cases)) / _MOST_ROUNDS)
-        if done + 1 >= LEAST_ROUNDS and clock() >= end:
-            break
-    use_threads(threads)
+    while rounds.done < LEAST_ROUNDS or (clock() < end and rounds.done < _MOST_ROUNDS):
+        for _ in range(rounds.steps):
+            rounds.advance()
+            progress(rounds.done / _MOST_ROUNDS)
     progress(1.0)
-    element = plan.layout.torch_dtype.itemsize
-    shape = ModelShape.of(
-        plan.model, element_bytes=element, ranks=subject.ranks, row_tile=subject.row_tile
-    )
-    return Measured(
-        plan.fingerprint,
-        plan.layout.dtype,
-        shape,
-        [each for case in cases if not case.checks for each in case.measurements()],
-        [each for case in cases if case.checks for each in case.measurements()],
-    )
+    return rounds.measured()
 
 
 def _cases(plan: EnginePlan, threads: int) -> list[_Case]:
@@ -309,7 +224,7 @@ def _cases(plan: EnginePlan, threads: int) -> list[_Case]:
     bounds = Bounds(
         rows=config.max_num_batched_tokens,
         batch=config.max_num_seqs,
-        context=config.max_model_len - _SAMPLING_ROOM,
+        context=config.max_model_len - SAMPLING_ROOM,
         kv_tokens=(config.num_blocks - 1) * config.block_size,
     )
     shares = sorted({count / threads for count in _fewer(threads)} | {1.0}, reverse=True)
