@@ -66,7 +66,7 @@ def test_layouts_take_turns_and_warming_up_does_not_count() -> None:
     steps = {kind: partial(step, kind) for kind in ARMS}
     found = time_arms(steps, rounds=2, wait=lambda: calls.append("wait"), warm_up=1)
     assert calls == [name for _ in range(3) for kind in ARMS for name in ("wait", kind)]
-    assert [timing.total for timing in found["replicated"]] == [8.0, 14.0]
+    assert [timing.total for timing in found["replicated"]] == [10.0, 18.0]
 
 
 def test_a_round_lasts_as_long_as_its_slowest_rank_and_ratios_are_taken_in_it() -> None:

@@ -28,6 +28,8 @@ from twinflow.workers.threads import CallThreads
 # It is the receiver that picks a link, so senders keep theirs longer.
 _SENDER_PATIENCE = 2
 _EVICTIONS_PER_IDLE_TIME = 4
+# Requests that may have ended while their links are still parting, however few the seats.
+_PARTING = 8
 
 _SENDER_RANK: Literal[0] = 0
 _RECEIVER_RANK: Literal[1] = 1
@@ -104,10 +106,11 @@ class PeerLinks:
         # A request has at most so many links on one rank; one may bring the KV of a drafter.
         fan = max(config.kv_parts, config.tensor_parallel_size)
         fan += config.speculative_config is not None
-        # A link outlives its request for the moment that the two ends need to part.
-        max_receiving = 2 * config.max_num_seqs * fan
+        # A link outlives its request for the moment that the two ends need to part, which on a
+        # busy machine may be longer than the next short requests take.
+        max_receiving = (config.max_num_seqs + max(config.max_num_seqs, _PARTING)) * fan
         # Every decode worker may have as many requests as we have.
-        self.max_sending = 4 * config.max_num_seqs * fan
+        self.max_sending = 2 * max_receiving
         self.receiving = LinkPool(
             self._open_receiving, self._new_id, PoolLimits(max_receiving, config.link_idle_s)
         )
