@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from twinflow.parallel.latent.scheme import LatentScheme
@@ -119,7 +119,8 @@ class _Variant:
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    """What all variants are measured with; sizes are the bytes scored in each window."""
+    """What all variants are measured with; sizes are the bytes scored in each window, and layer
+    costs those of variants that may differ in how many layers are exact."""
 
     folder: Path
     subject: Subject
@@ -127,6 +128,7 @@ class _Bench:
     moments: Sequence[LatentMoments]
     exact: ExactScores
     sizes: tuple[int, ...]
+    layer_costs: dict[_Variant, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -153,6 +155,9 @@ class _Bench:
         name = variant.name
         if name.exact == 0:
             return ()
+        sliced = replace(variant, name=replace(name, exact=0))
+        if sliced in self.layer_costs:
+            return self.layer_costs[sliced]
 
         def scored(done: int, total: int) -> None:
             progress(f"Ranking the layers of {name} with {variant.shards} shards", done, total)
@@ -161,7 +166,9 @@ class _Bench:
         # With every layer exact, none has factors.
         layers = tuple(range(self.subject.config.num_layers))
         bases = fit_transform(kind, self.moments, variant.scheme(layers))
-        return measure_layers(self.subject, self.corpus, bases, variant.scheme(), scored)
+        costs = measure_layers(self.subject, self.corpus, bases, variant.scheme(), scored)
+        self.layer_costs[sliced] = costs
+        return costs
 
     def _fit(self, variant: _Variant, exact_layers: tuple[int, ...]) -> StoredTransform:
         kind = create_transform_kind(variant.name.kind)

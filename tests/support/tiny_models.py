@@ -107,6 +107,14 @@ def tiny_config(architecture: str = "LlamaForCausalLM", **changes: Any) -> Model
     return replace(config, **(_FIXED[architecture] | changes))
 
 
+# One of each kind: grouped queries, experts, latents.
+TINY_KINDS = {
+    "gqa": tiny_config(),
+    "moe": tiny_config("Qwen3MoeForCausalLM"),
+    "mla": tiny_config("DeepseekV2ForCausalLM"),
+}
+
+
 def tiny_state_dict(
     config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from tests.support.lanes import CountedThreads, EveryLayout
 from tests.support.model_engines import ModelEngine
 from tests.support.request_mixes import MixShape, random_asks
 from tests.support.runners import make_model
-from tests.support.tiny_models import tiny_config
+from tests.support.tiny_models import TINY_KINDS
 
 from twinflow.parallel.partition.backends.base import Backend, Place
 from twinflow.parallel.partition.backends.cores import CoreSets
@@ -26,29 +26,19 @@ from twinflow.protos.errors import ConfigError
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.kernels.native import NativeKernels
 from twinflow.runtime.models.base import Model
-from twinflow.runtime.models.config import ModelConfig, MoEConfig
 from twinflow.runtime.speculative.drafters.base import Drafter
 from twinflow.runtime.speculative.drafters.token_recycling import (
     RecyclingConfig,
     TokenRecyclingDrafter,
 )
 
-CONFIGS: dict[str, ModelConfig] = {
-    "gqa": tiny_config(num_layers=3),
-    "moe": tiny_config(
-        "Qwen3MoeForCausalLM",
-        num_layers=3,
-        moe=MoEConfig(layers=(0, 2), num_experts=6, experts_per_token=3, expert_size=28),
-    ),
-    "mla": tiny_config("DeepseekV2ForCausalLM"),
-}
 ASKS = random_asks(10, MixShape(vocab_size=131, longest_prompt=70, most_tokens=20), seed=11)
 POLICIES = [(name, order) for name in ("chunked", "layered", "laps") for order in ("fcfs", "spf")]
 
 
 @cache
 def model(name: str, *, native: bool = False) -> Model:
-    return make_model(CONFIGS[name], kernels=NativeKernels(native_library()) if native else None)
+    return make_model(TINY_KINDS[name], kernels=NativeKernels(native_library()) if native else None)
 
 
 def engine_config(**changes: object) -> EngineConfig:
@@ -85,7 +75,7 @@ def laned(
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids="-".join)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", TINY_KINDS)
 def test_tokens_do_not_depend_on_lanes(name: str, policy: tuple[str, str]) -> None:
     scheduler, order = policy
     config = engine_config(scheduler=scheduler, prefill_order=order)
@@ -102,7 +92,7 @@ def test_tokens_do_not_depend_on_lanes(name: str, policy: tuple[str, str]) -> No
 
 
 @pytest.mark.parametrize("scheduler", ["chunked", "layered", "laps"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", TINY_KINDS)
 def test_tokens_survive_preemptions_and_aborts(name: str, scheduler: str) -> None:
     config = engine_config(scheduler=scheduler, num_blocks=33, block_size=4)
     preemptions = 0
@@ -120,7 +110,7 @@ def test_tokens_survive_preemptions_and_aborts(name: str, scheduler: str) -> Non
 
 @pytest.mark.parametrize("moves", [1, 9, 14])
 @pytest.mark.parametrize("when", ["before a step", "after a step"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", TINY_KINDS)
 def test_a_backend_that_fails_costs_no_request_and_no_token(
     name: str, when: str, moves: int
 ) -> None:
@@ -147,7 +137,7 @@ def test_a_backend_that_fails_costs_no_request_and_no_token(
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids="-".join)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", TINY_KINDS)
 def test_tokens_on_core_sets(name: str, policy: tuple[str, str]) -> None:
     """Real threads that really move, with preemptions and aborts."""
     cores = tuple(sorted(os.sched_getaffinity(0)))[:4]
@@ -163,17 +153,17 @@ def test_tokens_on_core_sets(name: str, policy: tuple[str, str]) -> None:
         assert later.submit(torch.get_num_threads).result() == torch.get_num_threads()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", TINY_KINDS)
 def test_proposals_are_verified_on_the_lane_that_decodes(name: str) -> None:
     config = engine_config(num_speculative_tokens=4, max_num_batched_tokens=40)
-    recycling = RecyclingConfig(vocab_size=CONFIGS[name].vocab_size, nodes=4)
+    recycling = RecyclingConfig(vocab_size=TINY_KINDS[name].vocab_size, nodes=4)
     drafter = TokenRecyclingDrafter(recycling)
     with laned(name, config, CountedThreads(Grid.of(3)), drafter) as made:
         assert made.play(ASKS, seed=1) == expected(name)
         assert made.engine.counters.speculation.draft_tokens > 0
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", TINY_KINDS)
 def test_tokens_of_native_kernels_do_not_depend_on_lanes(name: str) -> None:
     with laned(name, engine_config(), CountedThreads(Grid.of(4)), native=True) as made:
         assert made.play(ASKS, seed=1) == expected(name, native=True)

@@ -30,6 +30,7 @@ from twinflow.runtime.lanes.one import OneLane
 from twinflow.runtime.lanes.options import LaneOptions
 from twinflow.runtime.lanes.two import TwoLanes
 from twinflow.runtime.outputs import SampledRun
+from twinflow.runtime.request import Request
 
 GRID = Grid.of(3)
 
@@ -86,15 +87,22 @@ def finish(engine: Engine) -> Collected:
     return done
 
 
-def test_decoding_goes_on_beside_a_prompt_that_takes_long(bench: Bench) -> None:
-    engine, executor = bench.engine, bench.executor
+def decode_beside_a_held_prompt(bench: Bench) -> tuple[Request, Request]:
+    """A request that decodes, and one whose prompt waits until the gate is open."""
+    engine = bench.engine
     short = create_request(4, max_tokens=8)
     engine.add_request(short)
     while not short.output_token_ids:
         engine.step()
-    executor.gate.clear()
+    bench.executor.gate.clear()
     long = create_request(12, max_tokens=2)
     engine.add_request(long)
+    return short, long
+
+
+def test_decoding_goes_on_beside_a_prompt_that_takes_long(bench: Bench) -> None:
+    engine, executor = bench.engine, bench.executor
+    short, long = decode_beside_a_held_prompt(bench)
     while len(short.output_token_ids) < 8:
         engine.step()
     assert not long.output_token_ids
@@ -143,13 +151,7 @@ def test_a_thread_that_vanishes_is_noticed(bench: Bench, monkeypatch: pytest.Mon
 def test_the_other_lane_ends_its_step_before_there_is_one(bench: Bench) -> None:
     """Meanwhile nothing begins, and an abort of a stranded request is an abort as any other."""
     engine, executor = bench.engine, bench.executor
-    short = create_request(4, max_tokens=8)
-    engine.add_request(short)
-    while not short.output_token_ids:
-        engine.step()
-    executor.gate.clear()
-    long = create_request(12, max_tokens=2)
-    engine.add_request(long)
+    short, long = decode_beside_a_held_prompt(bench)
 
     def refuse(lane: Mode, layout: Layout) -> None:
         if lane is Mode.DECODE:

@@ -13,11 +13,10 @@ from tests.support.rank_teams import PATIENCE_S, meeting
 from tests.support.request_mixes import Ask, MixShape, random_asks
 from tests.support.runners import make_model, make_runner
 from tests.support.schedulers import LinearTimes
-from tests.support.tiny_models import tiny_config
+from tests.support.tiny_models import TINY_KINDS
 
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.model_runner import ModelRunner
-from twinflow.runtime.models.config import ModelConfig, MoEConfig
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.workers.ranks.follower import Follower, FollowerLoop
@@ -25,15 +24,6 @@ from twinflow.workers.ranks.together import LeaderRunner, Together
 
 pytestmark = pytest.mark.slow
 
-CONFIGS: dict[str, ModelConfig] = {
-    "gqa": tiny_config(num_layers=3),
-    "moe": tiny_config(
-        "Qwen3MoeForCausalLM",
-        num_layers=3,
-        moe=MoEConfig(layers=(0, 2), num_experts=6, experts_per_token=3, expert_size=28),
-    ),
-    "mla": tiny_config("DeepseekV2ForCausalLM"),
-}
 ASKS = random_asks(10, MixShape(vocab_size=131, longest_prompt=70, most_tokens=20), seed=11)
 # Every wave crosses one layer a step.
 TIMES = LinearTimes(step=0.0, layer=0.0, row=0.1)
@@ -57,13 +47,13 @@ def two_ranks(name: str, config: EngineConfig) -> Iterator[tuple[ModelEngine, Mo
     """An engine over two ranks, and the runner of the second one."""
 
     def runner(rank: Follower) -> ModelRunner:
-        model = make_model(CONFIGS[name], ranks=rank.ranks)
+        model = make_model(TINY_KINDS[name], ranks=rank.ranks)
         sizes = (config.num_blocks, config.block_size, config.max_num_batched_tokens)
         return make_runner(model, *sizes)
 
     with meeting(2, silence_s=60.0) as (leader, (follower,)), ThreadPoolExecutor(1) as pool:
         loading = pool.submit(runner, follower)
-        model = make_model(CONFIGS[name], ranks=leader.ranks)
+        model = make_model(TINY_KINDS[name], ranks=leader.ranks)
         together = Together(leader)
         made = ModelEngine.build(
             model, config, TIMES, together=lambda own: LeaderRunner(own, together)
@@ -94,7 +84,7 @@ def leave_nothing(made: ModelEngine, other: ModelRunner) -> None:
     assert other.num_unfinished == 0
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", TINY_KINDS)
 def test_tokens_are_those_of_chunks(name: str) -> None:
     with two_ranks(name, layered()) as (made, other):
         assert made.play(ASKS, seed=1) == expected(name)
@@ -103,7 +93,7 @@ def test_tokens_are_those_of_chunks(name: str) -> None:
         leave_nothing(made, other)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", TINY_KINDS)
 def test_tokens_survive_preemptions_and_aborts(name: str) -> None:
     with two_ranks(name, layered(num_blocks=35)) as (made, other):
         found = made.play(ASKS, seed=1, abort=0.02)
