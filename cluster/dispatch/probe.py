@@ -2,7 +2,8 @@
 
 For each prefill and decode pair a tiny request is sent whose KV must really be handed over; for
 each worker that can serve alone, one without a hand-off. Answers are shared by everyone who asks
-within a short time. There is no background load: nothing is probed unless somebody asks.
+within a short time, as long as the workers are the same. There is no background load: nothing is
+probed unless somebody asks.
 """
 
 import asyncio
@@ -45,13 +46,16 @@ class Prober:
         self._lock = asyncio.Lock()
         self._latest: Readiness | None = None
         self._taken_at = 0.0
+        self._taken_of: object = None
 
     async def readiness(self) -> Readiness:
-        """The latest answer, or a new one if that is no longer fresh."""
+        """The latest answer, or a new one if that is no longer fresh or was of other workers."""
         async with self._lock:
-            if self._latest is None or self._clock() - self._taken_at > self._config.probe_fresh_s:
+            workers = self._roster.standing()
+            old = self._clock() - self._taken_at > self._config.probe_fresh_s
+            if self._latest is None or old or workers != self._taken_of:
                 self._latest = await self._probe_all()
-                self._taken_at = self._clock()
+                self._taken_at, self._taken_of = self._clock(), workers
             return self._latest
 
     async def _probe_all(self) -> Readiness:

@@ -101,6 +101,11 @@ class Roster:
         """All workers at this moment, for routing."""
         return [client.view() for client in self._clients.values()]
 
+    def standing(self) -> tuple[object, ...]:
+        """Which workers there are and which are missing, not how they are: equal while so."""
+        views = tuple((v.worker_id, v.epoch, v.role, v.up, v.draining) for v in self.views())
+        return (views, self.missing)
+
     async def close(self) -> None:
         """End all sessions."""
         await asyncio.gather(*(client.close() for client in self._clients.values()), *self._closing)

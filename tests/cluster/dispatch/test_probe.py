@@ -1,9 +1,10 @@
 """Readiness is a token through every way that a request can take."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
-from tests.support.dispatchers import QUICK, dispatching
+from tests.support.dispatchers import PATIENT, QUICK, dispatching
 from tests.support.engines import ManualClock
 from tests.support.fake_worker import TOKEN, FakeWorker, running, until
 
@@ -130,3 +131,19 @@ async def test_answers_are_shared_while_they_are_fresh() -> None:
         await prober.readiness()
         assert len(worker.submissions) == 2
         await roster.close()
+
+
+async def test_a_fresh_answer_of_other_workers_does_not_count() -> None:
+    """Nobody hears that all is well behind the news that a worker is lost."""
+    workers = FakeWorker("mixed-0"), FakeWorker("mixed-1")
+    config = replace(PATIENT, probe_fresh_s=3600.0)
+    async with dispatching(*workers, config=config) as dispatcher:
+        assert (await dispatcher.readiness()).ready
+        await workers[1].die()
+        await until(lambda: len(dispatcher.available) == 1)
+        assert not (await dispatcher.readiness()).ready
+        survivor = [Duty(workers[0].where)]
+        dispatcher.follow(survivor, missing=("1 mixed worker is missing: being started",))
+        assert (await dispatcher.readiness()).reason.startswith("1 mixed worker is missing")
+        dispatcher.follow(survivor)
+        assert (await dispatcher.readiness()).ready
