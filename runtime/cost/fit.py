@@ -6,13 +6,19 @@ and least squares with non-negative coefficients solves it; the sides then follo
 and so on until neither changes. Where that ends depends on where it starts, so it starts from
 several guesses of the operations per byte at which arithmetic takes over, and keeps the best.
 
+What stairs add from each number of rows on is a price like the others, and therefore never below 0:
+fitted stairs never decrease. There are a dozen of them, enough to explain noise, so they have to be
+worth it: of fits with and without them the one with the least Bayesian information criterion is
+kept (Schwarz, Estimating the dimension of a model, 1978), which charges for each price above 0.
+
 First the prices, from the steps on the whole device; then for each smaller share how much slower
 arithmetic and traffic are; then the curves through those.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, product
 
 import numpy as np
 
@@ -21,14 +27,19 @@ from twinflow.runtime.cost.curve import Floats, fit_curve
 from twinflow.runtime.cost.least_squares import non_negative
 from twinflow.runtime.cost.model import CostModel, Curves, Prices
 from twinflow.runtime.cost.shape import ModelShape
+from twinflow.runtime.cost.steps import STAIRS
 from twinflow.runtime.cost.terms import COMPUTE, FIXED, MEMORY, Duel, Terms
 
 _LINEAR = (*FIXED, *COMPUTE, *MEMORY)
 _DUELS = ("dense_flop", "dense_byte", "expert_flop", "expert_byte")
 _NAMES = (*_LINEAR, *_DUELS)
+# Numbers of rows from which on matrices may cost more; what a single row costs is on the line.
+_RISES = range(2, STAIRS + 1)
 _ROUNDS = 30
 # Guesses of operations per byte: all arithmetic, in between, all traffic.
 _GUESSES = (0.0, *(2.0**power for power in range(9)), np.inf)
+# Squared errors below this are all the same: none.
+_EXACT = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,28 +114,43 @@ def fit_model(shape: ModelShape, measurements: Sequence[Measurement]) -> CostMod
 def _fit_prices(shape: ModelShape, measurements: Sequence[Measurement]) -> Prices:
     terms = [Terms.of(shape, each.load) for each in measurements]
     seconds = np.array([each.seconds for each in measurements])
-    guesses = product(_GUESSES, _GUESSES if shape.num_experts else (0.0,))
-    fits = [_alternate(terms, seconds, dense, expert) for dense, expert in guesses]
-    best = min(fits, key=lambda fit: fit[0])[1]
-    return Prices(**dict(zip(_NAMES, map(float, best), strict=True)))
+    guesses = list(product(_GUESSES, _GUESSES if shape.num_experts else (0.0,)))
+    fits = [
+        min((_alternate(terms, seconds, guess, rises) for guess in guesses), key=lambda fit: fit[0])
+        for rises in (range(0), _RISES)
+    ]
+    best = min(fits, key=lambda fit: _criterion(len(terms), *fit))[1]
+    found = [float(price) for price in best]
+    prices, stairs = dict(zip(_NAMES, found, strict=False)), found[len(_NAMES) :]
+    return Prices(**prices, stairs=tuple(accumulate(stairs, initial=0.0)) if any(stairs) else ())
+
+
+def _criterion(samples: int, squared_error: float, prices: Floats) -> float:
+    """The Bayesian information criterion of a fit."""
+    error = samples * math.log(max(squared_error, _EXACT) / samples)
+    return error + np.count_nonzero(prices) * math.log(samples)
 
 
 def _alternate(
-    terms: Sequence[Terms], seconds: Floats, dense: float, expert: float
+    terms: Sequence[Terms], seconds: Floats, guess: tuple[float, float], rises: range
 ) -> tuple[float, Floats]:
-    """The best fit met on the way from one guess: its squared error, and prices by `_NAMES`."""
-    flops_per_byte = {"dense": dense, "expert": expert}
+    """The best fit met on the way from one guess.
+
+    Returns its squared error, and prices by `_NAMES` and then by `rises`.
+    """
+    flops_per_byte = dict(zip(("dense", "expert"), guess, strict=True))
     sides = [
         tuple(duel.flops >= flops_per_byte[duel.kind] * duel.bytes for duel in each.duels)
         for each in terms
     ]
+    steep = np.array([[each.flops_from(rows) for rows in rises] for each in terms])
     found: list[tuple[float, Floats]] = []
     for _ in range(_ROUNDS):
-        columns = np.array(list(map(_row, terms, sides))) / seconds[:, None]
+        columns = np.hstack([list(map(_row, terms, sides)), steep]) / seconds[:, None]
         solution = non_negative(columns, np.ones(len(seconds)))
-        price = dict(zip(_NAMES, solution, strict=True))
+        price = dict(zip(_NAMES, solution, strict=False))
         following = [tuple(_arithmetic_is_dearer(d, price) for d in each.duels) for each in terms]
-        columns = np.array(list(map(_row, terms, following))) / seconds[:, None]
+        columns = np.hstack([list(map(_row, terms, following)), steep]) / seconds[:, None]
         found.append((float(((columns @ solution - 1.0) ** 2).sum()), solution))
         if following == sides:
             break

@@ -2,11 +2,14 @@
 
     T(step, share) = constant + rows sampled + sum over segments of layers * (
           max(dense arithmetic, dense weights read)  + max(expert arithmetic, experts read)
+        + stair of the dense matrices
         + attention of prefill rows + attention of decode rows + work of each row )
-        + max(head arithmetic, head read)
+        + max(head arithmetic, head read) + stair of the head
 
 The larger of arithmetic and traffic of each kind of matrix counts (Nexus, arXiv 2507.06608,
-section 4); a segment's matrices are read once, however many rows cross it. Arithmetic is divided
+section 4); a segment's matrices are read once, however many rows cross it. For a few rows the time
+of a matrix product is no line but a staircase, because kernels compute rows in tiles: what so many
+rows cost beyond the line is a price of its own for each number of rows. Arithmetic is divided
 by the share's speed on one curve, traffic by that on another; the constant and the sampling are
 the host's and know no share. Where the prices come from is not known here: they are fitted to
 measured steps (`twinflow.runtime.cost.fit`) or come from a description of a device
@@ -14,6 +17,7 @@ measured steps (`twinflow.runtime.cost.fit`) or come from a description of a dev
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from twinflow.runtime.cost.base import SegmentLoad, StepLoad
 from twinflow.runtime.cost.curve import SpeedCurve
@@ -35,6 +39,8 @@ class Prices:
         prefill_pair: of an operation of attention of prompt rows.
         prefill_kv: of reading a byte of KV for them.
         decode_kv: of attending to a byte of KV with a row of a generated token.
+        stairs: what matrices that all rows use cost beyond the line, per operation of one row: for
+            1 row, for 2, and so on, never decreasing; for more rows as for the last of these.
     """
 
     step: float = 0.0
@@ -47,11 +53,19 @@ class Prices:
     prefill_pair: float = 0.0
     prefill_kv: float = 0.0
     decode_kv: float = 0.0
+    stairs: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            if not getattr(self, name) >= 0.0:
+            if name != "stairs" and not getattr(self, name) >= 0.0:
                 raise ValueError(f"a price is at least 0: {name} is {getattr(self, name)}")
+        if not all(lower <= upper for lower, upper in pairwise((0.0, *self.stairs))):
+            raise ValueError(f"stairs are at least 0 and never decrease, not {self.stairs}")
+
+    def stair(self, rows: int) -> float:
+        """Seconds beyond the line, of each operation that one of so many rows takes."""
+        stairs = self.stairs
+        return stairs[min(rows, len(stairs)) - 1] if stairs and rows else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +142,17 @@ class CostModel:
             )
         arithmetic = prices.prefill_pair * shape.pair_flops * prefill.pairs + prices.row * rows
         kv = prices.prefill_kv * prefill.context + prices.decode_kv * segment.decode.context
+        arithmetic += prices.stair(padded) * shape.dense_flops
         return dense + experts + compute * arithmetic + memory * shape.kv_bytes * kv
 
     def _head(self, sampled: int, compute: float, memory: float) -> float:
         if not sampled:
             return 0.0
-        shape, prices = self.shape, self.prices
-        arithmetic = compute * prices.dense_flop * shape.head_flops * shape.padded(sampled)
-        return prices.sample * sampled + max(arithmetic, memory * self._head_bytes_time(sampled))
+        shape, prices, padded = self.shape, self.prices, self.shape.padded(sampled)
+        arithmetic = compute * prices.dense_flop * shape.head_flops * padded
+        line = max(arithmetic, memory * self._head_bytes_time(sampled))
+        stair = compute * prices.stair(padded) * shape.head_flops
+        return prices.sample * sampled + line + stair
 
     def _head_bytes_time(self, sampled: int) -> float:
         return self.prices.dense_byte * self.shape.head_bytes if sampled else 0.0

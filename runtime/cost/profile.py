@@ -44,7 +44,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         fitted: accuracy on those that it was.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     key: ProfileKey
     times: CostModel
     held_out: Accuracy

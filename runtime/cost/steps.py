@@ -6,6 +6,10 @@ Sizes only; running them is `twinflow.runtime.cost.measure`'s.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+# Steps of up to so many rows are measured one by one: a line through a few of them would miss the
+# stairs that kernels make by computing rows in tiles.
+STAIRS = 12
+
 
 @dataclass(frozen=True, slots=True)
 class Steps:
@@ -61,7 +65,10 @@ def fitting_steps(bounds: Bounds) -> list[Steps]:
 
 
 def checking_steps(bounds: Bounds) -> list[Steps]:
-    """Others, in between; none of them is among those that are fitted to."""
+    """Others, in between; none of them is among those that are fitted to.
+
+    Up to `STAIRS` rows that decode only the contexts are others: between stairs is nothing.
+    """
     return [steps for steps in _checking(bounds) if bounds.allow(steps)]
 
 
@@ -73,7 +80,8 @@ def _fitting(bounds: Bounds) -> Iterator[Steps]:
     sizes, long = _powers(bounds.rows - 1), bounds.context // 2
     yield from (Steps(rows=rows) for rows in sizes)
     yield from (Steps(rows=rows, start=long) for rows in sizes[::2])
-    for batch in _powers(min(bounds.batch, bounds.rows)):
+    batches = _powers(min(bounds.batch, bounds.rows))
+    for batch in (*range(1, STAIRS + 1), *(batch for batch in batches if batch > STAIRS)):
         yield from (Steps(batch=batch, context=length) for length in (16, long // 4, long))
     for batch in (1, 4, 16):
         yield from (Steps(rows=rows, batch=batch, context=64) for rows in sizes[3::2])
@@ -85,7 +93,7 @@ def _checking(bounds: Bounds) -> Iterator[Steps]:
     sizes, long = [3 * size // 4 for size in _powers(bounds.rows - 1)[2:]], bounds.context // 3
     yield from (Steps(rows=rows) for rows in sizes)
     yield from (Steps(rows=rows, start=long // 2) for rows in sizes[1::2])
-    for batch in (3, 6, 12, 24, 48):
+    for batch in (1, 2, 3, 5, 6, 7, 8, 11, 24, 48):
         yield from (Steps(batch=batch, context=length) for length in (long // 8, long))
     for batch in (2, 8):
         yield from (Steps(rows=rows, batch=batch, context=100) for rows in sizes[2::2])

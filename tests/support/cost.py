@@ -55,6 +55,8 @@ PRICES = Prices(
     prefill_kv=1e-11,
     decode_kv=6e-11,
 )
+# A machine whose kernels compute rows in tiles.
+STAIR_PRICES = replace(PRICES, stairs=(0.0, 0.0, 9e-12, 9e-12, 1.1e-11, 2e-11))
 EXPERT_PRICES = replace(PRICES, expert_flop=3e-12, expert_byte=7e-11)
 CURVES = Curves(SpeedCurve(0.3, 0.4), SpeedCurve(0.2, 0.1))
 

@@ -1,13 +1,23 @@
 """Fits find what was planted, and say how good they are."""
 
 from dataclasses import asdict, replace
+from itertools import accumulate
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from tests.support.cost import CURVES, EXPERT_PRICES, EXPERTS, LLAMA_8B, PRICES, loads
+from tests.support.cost import (
+    CURVES,
+    EXPERT_PRICES,
+    EXPERTS,
+    LLAMA_8B,
+    PRICES,
+    decodes,
+    loads,
+    step,
+)
 
 from twinflow.runtime.cost.curve import SpeedCurve, fit_curve
 from twinflow.runtime.cost.fit import Accuracy, Measurement, fit_model
@@ -45,6 +55,24 @@ def test_planted_prices_and_curves_are_found(truth: CostModel) -> None:
 def test_noise_comes_through_and_no_more(truth: CostModel) -> None:
     found = fit_model(truth.shape, measured(truth, noise=0.05))
     assert Accuracy.of(found, measured(truth)).p95 < 0.05
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.sampled_from([0.0, 0.0, 1.0, 3.0]), min_size=11, max_size=11))
+def test_a_staircase_is_found_and_never_descends(rises: list[float]) -> None:
+    """Whatever the stairs: batches are predicted with contexts that nobody measured."""
+    stairs = tuple(1e-11 * height for height in accumulate(rises, initial=0.0))
+    truth = CostModel(LLAMA_8B, replace(PRICES, stairs=stairs))
+    batches = [
+        step(decode=decodes(batch, context)) for batch in range(1, 13) for context in (16, 2048)
+    ]
+    steps = [Measurement(load, truth.seconds(load)) for load in (*loads(), *batches)]
+    found = fit_model(LLAMA_8B, steps)
+    assert bool(found.prices.stairs) == any(rises)
+    for context in (100, 4000):
+        for batch in range(1, 31):
+            load = step(decode=decodes(batch, context))
+            assert found.seconds(load) == pytest.approx(truth.seconds(load), rel=0.02)
 
 
 def test_steps_on_the_whole_device_alone_say_nothing_of_shares() -> None:

@@ -11,6 +11,7 @@ from tests.support.cost import (
     EXPERTS,
     LLAMA_8B,
     PRICES,
+    STAIR_PRICES,
     chunk,
     decodes,
     h100,
@@ -22,7 +23,12 @@ from twinflow.runtime.cost.base import PhaseLoad, SegmentLoad, StepLoad
 from twinflow.runtime.cost.model import CostModel, Prices
 from twinflow.runtime.cost.terms import Terms
 
-MODELS = [CostModel(LLAMA_8B, PRICES, CURVES), CostModel(EXPERTS, EXPERT_PRICES, CURVES), h100()]
+MODELS = [
+    CostModel(LLAMA_8B, PRICES, CURVES),
+    CostModel(LLAMA_8B, STAIR_PRICES, CURVES),
+    CostModel(EXPERTS, EXPERT_PRICES, CURVES),
+    h100(),
+]
 phases = st.builds(
     PhaseLoad, st.integers(0, 4096), st.integers(0, 1 << 24), st.integers(0, 1 << 20)
 )
@@ -122,6 +128,24 @@ def test_padding_is_paid() -> None:
     assert times[0] == times[1] < times[2]
 
 
+def test_stairs_are_climbed_by_rows_of_any_kind() -> None:
+    line, stairs = CostModel(LLAMA_8B, PRICES), CostModel(LLAMA_8B, STAIR_PRICES)
+
+    def extra(load: StepLoad) -> float:
+        return stairs.seconds(load) - line.seconds(load)
+
+    layers = LLAMA_8B.num_layers * LLAMA_8B.dense_flops
+    assert [extra(step(decode=decodes(rows, 9))) == 0.0 for rows in (1, 2, 3)] == [1, 1, 0]
+    for rows, height in ((4, 9e-12), (6, 2e-11), (600, 2e-11)):
+        batch = step(decode=decodes(rows, 9))
+        assert extra(batch) == pytest.approx(height * (layers + LLAMA_8B.head_flops))
+        assert extra(step(chunk(0, rows))) == pytest.approx(height * layers), "one row is sampled"
+    assert extra(step(chunk(0, 3), decodes(1, 9))) == pytest.approx(9e-12 * layers)
+
+
 def test_a_price_below_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="dense_byte"):
         Prices(dense_byte=-1e-12)
+    for stairs in ((-1e-12,), (1e-12, 0.0)):
+        with pytest.raises(ValueError, match="never decrease"):
+            Prices(stairs=stairs)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.cost import CURVES, EXPERT_PRICES, EXPERTS, chunk, decodes, h100, step
+from tests.support.cost import CURVES, EXPERTS, STAIR_PRICES, chunk, decodes, h100, step
 
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.cost.base import StepLoad
@@ -24,7 +24,7 @@ from twinflow.runtime.cost.profile import (
 KEY = ProfileKey(model="abc-float32", device="AMD EPYC (7)", dtype="float32", threads=2)
 PROFILE = Profile(
     key=KEY,
-    times=CostModel(EXPERTS, EXPERT_PRICES, CURVES),
+    times=CostModel(EXPERTS, STAIR_PRICES, CURVES),
     held_out=Accuracy(10, 0.02, 0.05, 0.06),
     fitted=Accuracy(30, 0.01, 0.04, 0.05),
 )
@@ -50,7 +50,7 @@ def test_a_profile_of_something_else_is_refused(tmp_path: Path, field: str, valu
         load_profile(path, wanted)
 
 
-@pytest.mark.parametrize("damage", ["", "{}", "[1]", '{"version": 2}'])
+@pytest.mark.parametrize("damage", ["", "{}", "[1]", '{"version": 1}'])
 def test_a_damaged_profile_is_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "p.json"
     path.write_text(damage)
