@@ -12,6 +12,7 @@ from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.outputs import SampledRun
 from twinflow.runtime.request import Request
 from twinflow.runtime.speculative.draft import NOTHING, Draft
+from twinflow.runtime.speculative.drafters.base import Outlook
 from twinflow.runtime.step_plan import RowGroup
 from twinflow.runtime.tree_branches import TreeBranch
 
@@ -78,6 +79,10 @@ class Executor(Protocol):
         Returns:
             One proposal for each, perhaps an empty one, in order.
         """
+        ...
+
+    def outlook(self, requests: Sequence[Request], nodes: int) -> Outlook:
+        """What proposals of so many nodes at most would take, for sequences that decode."""
         ...
 
     def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> Sequence[SampledRun]:

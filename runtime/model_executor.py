@@ -20,6 +20,7 @@ from twinflow.runtime.request import Request
 from twinflow.runtime.runner import Runner
 from twinflow.runtime.sampling import Sampler, SamplingState
 from twinflow.runtime.speculative.draft import NOTHING, Draft
+from twinflow.runtime.speculative.drafters.base import Outlook
 from twinflow.runtime.speculative.speculation import Speculation, judge
 
 
@@ -100,6 +101,12 @@ class ModelExecutor:
         if self._speculation is None:
             return [NOTHING] * len(requests)
         return self._speculation.propose(requests, limits)
+
+    def outlook(self, requests: Sequence[Request], nodes: int) -> Outlook:
+        """See `Executor.outlook`."""
+        if self._speculation is None:
+            return Outlook()
+        return self._speculation.outlook(requests, nodes)
 
     def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledRun]:
         """See `Executor.execute`."""

@@ -17,7 +17,7 @@ from twinflow.runtime.outputs import SampledToken
 from twinflow.runtime.request import Request, RequestStatus
 from twinflow.runtime.speculative.account import SpeculationAccount
 from twinflow.runtime.speculative.draft import NOTHING, Draft
-from twinflow.runtime.speculative.goodput.controller import Ask, GoodputController
+from twinflow.runtime.speculative.goodput.controller import Ask, Drafting, GoodputController
 from twinflow.runtime.step_plan import RowKind
 from twinflow.runtime.tree_branches import TreeBranch, open_branches
 
@@ -57,22 +57,46 @@ class Proposals:
         asks = [(request, limit) for request in requests if (limit := self._limit(request)) > 0]
         for request in requests:
             request.draft = NOTHING
-        if self._goodput is not None and asks:
-            decoding = sum(map(decodes, requests))
-            named = [Ask(request.request_id, limit) for request, limit in asks]
-            worth = self._goodput.limits(named, decoding)
-            chosen = zip(asks, worth, strict=True)
-            asks = [(request, limit) for (request, _), limit in chosen if limit > 0]
-        if asks:
+        if not asks:
+            return
+        if self._goodput is None:
             self._propose(*zip(*asks, strict=True))
+        else:
+            self._propose_worthwhile(self._goodput, asks, sum(map(decodes, requests)))
 
-    def _propose(self, requests: Sequence[Request], limits: Sequence[int]) -> None:
+    def _propose_worthwhile(
+        self, goodput: GoodputController, asks: Sequence[tuple[Request, int]], decoding: int
+    ) -> None:
+        """Propose as much as is worth it, and take down what that took."""
+        if goodput.holds(len(asks), decoding):
+            return
+        most = self._config.num_speculative_tokens
+        outlook = self._executor.outlook([request for request, _ in asks], most)
+        behind = outlook.behind or (0,) * len(asks)
+        named = [
+            Ask(request.request_id, limit, late, request.max_total_tokens - request.num_tokens)
+            for (request, limit), late in zip(asks, behind, strict=True)
+        ]
+        limits = goodput.limits(named, decoding, outlook.widths)
+        chosen = [
+            (request, limit, late)
+            for (request, _), limit, late in zip(asks, limits, behind, strict=True)
+            if limit
+        ]
+        if not chosen:
+            return
+        asked, limits, late = zip(*chosen, strict=True)
         began = self._clock()
+        drafts = self._propose(asked, limits)
+        seconds = self._clock() - began
+        levels = max(draft.depth for draft in drafts)
+        goodput.drafted(Drafting(seconds, levels, sum(map(len, drafts)), sum(late)))
+
+    def _propose(self, requests: Sequence[Request], limits: Sequence[int]) -> Sequence[Draft]:
         drafts = self._executor.propose(requests, limits)
-        if self._goodput is not None:
-            self._goodput.drafted(self._clock() - began)
         for request, draft in zip(requests, drafts, strict=True):
             request.draft = draft
+        return drafts
 
     def _limit(self, request: Request) -> int:
         """How many tokens may be proposed: with one more behind them they must be allowed."""

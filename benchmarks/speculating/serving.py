@@ -32,6 +32,7 @@ from twinflow.runtime.speculative.drafters.base import (
     Drafter,
     DraftQuery,
     LikelyNext,
+    Outlook,
 )
 from twinflow.runtime.speculative.goodput.controller import GoodputController
 from twinflow.runtime.speculative.speculation import Speculation
@@ -91,6 +92,9 @@ class TimedDrafter:
         drafts = self.drafter.propose(queries)
         self.seconds += self.clock() - start
         return drafts
+
+    def outlook(self, sequences: Sequence[DraftedSequence], nodes: int) -> Outlook:
+        return self.drafter.outlook(sequences, nodes)
 
     def observe(self, likely: Sequence[LikelyNext]) -> None:
         start = self.clock()

@@ -8,6 +8,7 @@ from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.outputs import SampledRun, SampledToken
 from twinflow.runtime.request import Request
 from twinflow.runtime.speculative.draft import NOTHING, Draft
+from twinflow.runtime.speculative.drafters.base import Outlook
 
 # The only token that is ever sampled.
 TOKEN_ID = 0
@@ -61,6 +62,10 @@ class VirtualExecutor:
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft]:
         """See `Executor.propose`: speculation is not simulated."""
         return [NOTHING] * len(requests)
+
+    def outlook(self, requests: Sequence[Request], nodes: int) -> Outlook:
+        """See `Executor.outlook`: likewise."""
+        return Outlook()
 
     def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledRun]:
         """See `Executor.execute`."""

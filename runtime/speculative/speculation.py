@@ -19,7 +19,7 @@ from twinflow.runtime.outputs import NumericalFault, SampledRun, SampledToken
 from twinflow.runtime.request import Request
 from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.speculative.draft import NOTHING, Draft
-from twinflow.runtime.speculative.drafters.base import Drafter, DraftQuery, LikelyNext
+from twinflow.runtime.speculative.drafters.base import Drafter, DraftQuery, LikelyNext, Outlook
 from twinflow.runtime.speculative.drafters.draft_kv import DraftKV
 from twinflow.runtime.speculative.drafters.draft_model import DraftModelDrafter
 from twinflow.runtime.speculative.drafters.registry import DrafterSetup, create_drafter
@@ -55,6 +55,10 @@ class Speculation:
         queries = [DraftQuery(r, limit) for r, limit in zip(requests, limits, strict=True)]
         nothing: Sequence[Draft] = [NOTHING] * len(queries)
         return self._ask(lambda: _checked(self._drafter.propose(queries), queries), nothing)
+
+    def outlook(self, requests: Sequence[Request], nodes: int) -> Outlook:
+        """See `Executor.outlook`."""
+        return self._ask(lambda: self._drafter.outlook(requests, nodes), Outlook())
 
     def likeliest(self, logits: Tensor) -> Tensor | None:
         """What the drafter will hear of logits.

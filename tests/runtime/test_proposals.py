@@ -6,7 +6,7 @@ read or published by anybody would change somebody's output.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 from tests.support.engines import (
@@ -26,6 +26,7 @@ from twinflow.runtime.outputs import FinishReason, NumericalFault, SampledRun, S
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.speculative.draft import Draft
+from twinflow.runtime.speculative.drafters.base import Outlook
 from twinflow.runtime.speculative.goodput.controller import GoodputController
 from twinflow.runtime.speculative.speculation import judge
 from twinflow.runtime.step_plan import RowKind
@@ -310,6 +311,40 @@ def test_goodput_decides_how_much_is_proposed_and_changes_no_token(
     assert figures is not None
     assert (figures.speculating > figures.silent) == worth
     assert figures.speculating > 0 < figures.silent
+
+
+@dataclass
+class LateExecutor(TimedExecutor):
+    """A drafter that has to read a sequence before it can propose anything to it."""
+
+    asked: int = 0
+    met: dict[str, int] = field(default_factory=dict)
+
+    def outlook(self, requests: Sequence[Request], nodes: int) -> Outlook:
+        return Outlook(tuple(map(self._behind, requests)), widths=(1,) * nodes)
+
+    def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft]:
+        self.asked += 1
+        for request in requests:
+            self.clock.advance(0.2 * self._behind(request))
+            self.met[request.request_id] = request.num_tokens
+        return super().propose(requests, limits)
+
+    def _behind(self, request: Request) -> int:
+        return request.num_tokens - self.met.get(request.request_id, 0)
+
+
+def test_a_drafter_is_left_alone_while_catching_up_is_not_worth_it() -> None:
+    executor = LateExecutor(ManualClock(), lambda rows: 0.1 * rows)
+    executor.guess = right
+    control = GoodputController((1,) * 3)
+    engine, _ = create_engine(SPEC, executor=executor, clock=executor.clock, goodput=control)
+    requests = [create_request(30, max_tokens=40) for _ in range(2)]
+    tokens = serve(engine, *requests)
+    for request in requests:
+        assert tokens[request.request_id] == expected_output(request.prompt_token_ids, 40)
+    # One question, to one of them, has told what catching up takes.
+    assert (executor.asked, len(executor.met), control.figures.probes) == (1, 1, 1)
 
 
 def test_a_fault_behind_a_proposed_token_is_met_again_only_if_the_token_comes_true() -> None:

@@ -27,6 +27,7 @@ from twinflow.runtime.speculative.drafters.base import (
     Drafter,
     DraftQuery,
     LikelyNext,
+    Outlook,
 )
 from twinflow.runtime.speculative.drafters.draft_model import DraftModelDrafter
 from twinflow.runtime.speculative.drafters.registry import DrafterSetup, create_drafter
@@ -92,6 +93,9 @@ class Foresight:
         if tokens and self.chance.random() < 0.4:
             tokens[self.chance.randrange(len(tokens))] = self.chance.randrange(VOCAB)
         return Draft.chain(tokens)
+
+    def outlook(self, sequences: Sequence[DraftedSequence], nodes: int) -> Outlook:
+        return Outlook()
 
     def observe(self, likely: Sequence[LikelyNext]) -> None:
         raise AssertionError("nobody asked to be told")

@@ -20,6 +20,7 @@ from twinflow.runtime.schedulers import create_scheduler
 from twinflow.runtime.schedulers.base import Scheduler, SchedulerLimits
 from twinflow.runtime.schedulers.setup import SchedulerSetup
 from twinflow.runtime.speculative.draft import NOTHING, Draft
+from twinflow.runtime.speculative.drafters.base import Outlook
 from twinflow.runtime.speculative.goodput.controller import GoodputController
 from twinflow.runtime.speculative.speculation import judge
 
@@ -104,6 +105,9 @@ class FakeExecutor:
         asked = zip(requests, limits, strict=True)
         found = [self.guess(request.token_ids, limit) for request, limit in asked]
         return [draft if isinstance(draft, Draft) else Draft.chain(draft) for draft in found]
+
+    def outlook(self, requests: Sequence[Request], nodes: int) -> Outlook:
+        return Outlook()
 
     def take_traffic(self) -> list[LayerTraffic]:
         """As if a row's position chose one of four experts, of 100 bytes, in every layer."""

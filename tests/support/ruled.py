@@ -30,7 +30,12 @@ from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.schedulers import create_scheduler
 from twinflow.runtime.schedulers.setup import SchedulerSetup
 from twinflow.runtime.speculative.draft import Draft, FloatArray, Siblings
-from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, LikelyNext
+from twinflow.runtime.speculative.drafters.base import (
+    DraftedSequence,
+    DraftQuery,
+    LikelyNext,
+    Outlook,
+)
 from twinflow.runtime.speculative.speculation import Speculation
 from twinflow.runtime.speculative.verification.base import VerificationRule
 from twinflow.runtime.speculative.verification.chance import CounterChance
@@ -117,6 +122,9 @@ class ToyDrafter:
         chance = CounterChance(2**40 + (sequence.params.seed or 0), sequence.num_tokens)
         parents = self.parents[: query.limit]
         return propose(replace(self.models, begun=output), self.siblings, parents, chance)
+
+    def outlook(self, sequences: Sequence[DraftedSequence], nodes: int) -> Outlook:
+        return Outlook()
 
     def observe(self, likely: Sequence[LikelyNext]) -> None:
         raise AssertionError("nobody asked to be told")

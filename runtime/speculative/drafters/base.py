@@ -65,6 +65,22 @@ class DraftQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class Outlook:
+    """What proposals to some sequences would take now.
+
+    Attributes:
+        behind: of each sequence, the tokens that the drafter has to compute before it can propose
+            anything, besides the last one and those in place of rejected ones; empty if there is
+            nothing to compute for anybody.
+        widths: nodes of each level of the largest proposal; empty if that has not changed since
+            the start.
+    """
+
+    behind: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LikelyNext:
     """What the target found likely behind a token.
 
@@ -91,6 +107,10 @@ class Drafter(Protocol):
 
     def propose(self, queries: Sequence[DraftQuery]) -> Sequence[Draft]:
         """One proposal for each query, in order; an empty one where there is nothing to say."""
+        ...
+
+    def outlook(self, sequences: Sequence[DraftedSequence], nodes: int) -> Outlook:
+        """What proposals of so many nodes at most would take; nothing is computed."""
         ...
 
     def observe(self, likely: Sequence[LikelyNext]) -> None:

@@ -175,6 +175,11 @@ class DraftKV:
         expected = self._expected.get(name)
         return expected is not None and not expected.here
 
+    def num_brought(self, name: str) -> int:
+        """Tokens of a sequence's prompt that have come or are on their way."""
+        expected = self._expected.get(name)
+        return 0 if expected is None else len(expected.prompt.tokens)
+
     def take(self, name: str) -> DraftedPrompt | None:
         """The prompt of a sequence if it has come; its blocks belong to the caller from now on."""
         expected = self._expected.pop(name, None)

@@ -31,7 +31,12 @@ from twinflow.runtime.outputs import SampledToken
 from twinflow.runtime.runner import DraftRunner
 from twinflow.runtime.sampling import Sampler, SamplingState
 from twinflow.runtime.speculative.draft import NOTHING, Draft
-from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, LikelyNext
+from twinflow.runtime.speculative.drafters.base import (
+    DraftedSequence,
+    DraftQuery,
+    LikelyNext,
+    Outlook,
+)
 from twinflow.runtime.speculative.drafters.draft_kv import DraftKV
 from twinflow.runtime.speculative.layer_parallel.plan import LayerPlan
 
@@ -219,6 +224,16 @@ class DraftModelDrafter:
             drafted.exact = min(drafted.exact, one.start)
         one.start += count
         one.tokens = one.tokens[count:]
+
+    def outlook(self, sequences: Sequence[DraftedSequence], nodes: int) -> Outlook:
+        """See `Drafter.outlook`."""
+        return Outlook(behind=tuple(map(self._behind_of, sequences)))
+
+    def _behind_of(self, sequence: DraftedSequence) -> int:
+        name = sequence.request_id
+        drafted = self._sequences.get(name)
+        written = self.kv.num_brought(name) if drafted is None else len(drafted.written)
+        return max(sequence.num_tokens - 1 - written, 0)
 
     def observe(self, likely: Sequence[LikelyNext]) -> None:
         """See `Drafter.observe`; never called."""

@@ -9,7 +9,7 @@ are given back at once. A path that finds none idle ends where it is.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from twinflow.runtime.model_runner import SequenceRows
 from twinflow.runtime.runner import DraftRunner
 from twinflow.runtime.sampling import Sampler, SamplingState
 from twinflow.runtime.speculative.draft import NOTHING, Draft, FloatArray
-from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery
+from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, Outlook
 from twinflow.runtime.speculative.drafters.draft_model import (
     DraftModelDrafter,
     Round,
@@ -92,6 +92,13 @@ class TreeModelDrafter(DraftModelDrafter):
         for query, draft in zip(queries, drafts, strict=True):
             self._measured.proposed(query.sequence, draft)
         return drafts
+
+    def outlook(self, sequences: Sequence[DraftedSequence], nodes: int) -> Outlook:
+        """See `Drafter.outlook`."""
+        found = super().outlook(sequences, nodes)
+        if self._measured is None:
+            return found
+        return replace(found, widths=self._measured.widths(nodes))
 
     def forget(self, sequence: DraftedSequence) -> None:
         """See `Drafter.forget`."""

@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twinflow.runtime.speculative.draft import NOTHING, Draft
-from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, LikelyNext
+from twinflow.runtime.speculative.drafters.base import (
+    DraftedSequence,
+    DraftQuery,
+    LikelyNext,
+    Outlook,
+)
 from twinflow.runtime.speculative.drafters.occurrences import Histories
 
 
@@ -54,6 +59,10 @@ class NgramDrafter:
         # The first of equal maxima, which is the latest.
         best = max(found, key=lambda occurrence: occurrence.length)
         return Draft.chain(index.following(best.end, query.limit))
+
+    def outlook(self, sequences: Sequence[DraftedSequence], nodes: int) -> Outlook:
+        """See `Drafter.outlook`: look-ups need nothing computed."""
+        return Outlook()
 
     def observe(self, likely: Sequence[LikelyNext]) -> None:
         """See `Drafter.observe`; never called."""

@@ -16,7 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twinflow.runtime.speculative.draft import NOTHING, Draft
-from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, LikelyNext
+from twinflow.runtime.speculative.drafters.base import (
+    DraftedSequence,
+    DraftQuery,
+    LikelyNext,
+    Outlook,
+)
 from twinflow.runtime.speculative.drafters.occurrences import Histories, OccurrenceIndex
 from twinflow.runtime.speculative.drafters.salted import BySalt
 
@@ -143,6 +148,10 @@ class SuffixDrafter:
             path.append(token)
             behind = [t for t in behind if len(t) > depth and t[depth] == token]
         return path
+
+    def outlook(self, sequences: Sequence[DraftedSequence], nodes: int) -> Outlook:
+        """See `Drafter.outlook`: look-ups need nothing computed."""
+        return Outlook()
 
     def observe(self, likely: Sequence[LikelyNext]) -> None:
         """See `Drafter.observe`; never called."""

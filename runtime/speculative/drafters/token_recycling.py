@@ -22,7 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinflow.runtime.speculative.draft import NOTHING, Draft
-from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, LikelyNext
+from twinflow.runtime.speculative.drafters.base import (
+    DraftedSequence,
+    DraftQuery,
+    LikelyNext,
+    Outlook,
+)
 from twinflow.runtime.speculative.drafters.salted import BySalt
 from twinflow.runtime.speculative.trees.config import TreeConfig
 from twinflow.runtime.speculative.trees.measured import MeasuredTree
@@ -101,6 +106,10 @@ class TokenRecyclingDrafter:
             return [candidate for candidate in row if candidate != _NOTHING]
 
         return template.fill(last, children, query.limit)
+
+    def outlook(self, sequences: Sequence[DraftedSequence], nodes: int) -> Outlook:
+        """See `Drafter.outlook`: look-ups need nothing computed."""
+        return Outlook() if self._measured is None else Outlook(widths=self._measured.widths(nodes))
 
     def observe(self, likely: Sequence[LikelyNext]) -> None:
         """See `Drafter.observe`; of two rows with the same token the later one counts."""

@@ -58,13 +58,16 @@ class Acceptance:
         own.add(accepted, tried, _OWN_DECAY)
         own.step = step
 
-    def rate(self, request_id: str, step: int) -> float:
-        """The chance that a level of a proposal is accepted if the one before it was."""
+    def rates(self, request_ids: Iterable[str], step: int) -> list[float]:
+        """The chances that a level of a request's proposal is accepted if the one before it was."""
         prior = self._shared.rate(_PRIOR, _PRIOR_WEIGHT)
-        own = self._own.get(request_id)
-        if own is None:
-            return prior
-        return own.rate(prior, _SHARED_WEIGHT, _STEP_DECAY ** (step - own.step))
+        owns = map(self._own.get, request_ids)
+        return [
+            prior
+            if own is None
+            else own.rate(prior, _SHARED_WEIGHT, _STEP_DECAY ** (step - own.step))
+            for own in owns
+        ]
 
     def prune(self, request_ids: Iterable[str]) -> None:
         """Forget everybody else, now and then: most of them are over."""

@@ -3,6 +3,9 @@
 One object for one engine, asked before each step that decodes and told afterwards what became of
 it. It reads no clock and changes no token. Each choice can be made again from its record.
 
+While nothing is worth it, a choice holds for a few steps, unless other requests decode: such a step
+costs what it costs without speculation.
+
 Steps that compute prompts too are not measured: what they take says little of a row that decodes.
 """
 
@@ -12,10 +15,12 @@ from typing import Protocol
 
 from twinflow.runtime.speculative.goodput.acceptance import Acceptance
 from twinflow.runtime.speculative.goodput.choice import (
+    MEASURED_BEHIND,
     Candidate,
     GoodputChoice,
     GoodputInputs,
     choose,
+    seconds_of,
 )
 from twinflow.runtime.speculative.goodput.times import RowTimes
 
@@ -23,8 +28,12 @@ from twinflow.runtime.speculative.goodput.times import RowTimes
 _PROBE_SHARE = 0.01
 # Fewest steps from one such attempt to the next.
 _PROBE_STEPS = 16
-# Weight of the newest measurement of drafting.
+# Steps without proposals from one choice to the next, while the same requests decode.
+_HELD_STEPS = 8
+# Weight of the newest measurement of catching up.
 _NEWEST = 0.25
+# Drafting depends on less than steps do, and each new measurement of it costs a proposal.
+_REMEMBERED_DRAFTS = 16 * 1024
 
 
 class Record(Protocol):
@@ -56,17 +65,36 @@ class GoodputFigures:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request that something may be proposed to, and the most nodes of that."""
+    """A request that something may be proposed to; see `Candidate`."""
 
     request_id: str
     limit: int
+    behind: int = 0
+    remaining: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """What it took to make the proposals of a step.
+
+    Attributes:
+        seconds: all of it.
+        levels: of the deepest proposal.
+        rows: nodes of all proposals.
+        behind: tokens that the drafter caught up with.
+    """
+
+    seconds: float
+    levels: int
+    rows: int
+    behind: int = 0
 
 
 class GoodputController:
     """See the module.
 
     Args:
-        widths: nodes of each level of the drafter's proposals.
+        widths: nodes of each level of the drafter's proposals at first.
         record: keeps every choice; None for nobody.
     """
 
@@ -74,11 +102,13 @@ class GoodputController:
         self._widths = tuple(widths)
         self._record = record
         self._times = RowTimes()
+        self._draft_times = RowTimes(_REMEMBERED_DRAFTS)
         self._acceptance = Acceptance()
-        self._draft_seconds: float | None = None
+        self._behind_seconds: float | None = None
         self._saved = 0.0
         self._steps = self._probed = 0
         self._choice = GoodputChoice(())
+        self._held, self._held_for = 0, (0, 0)
         self._figures = GoodputFigures()
 
     @property
@@ -86,27 +116,48 @@ class GoodputController:
         """What was chosen up to now."""
         return replace(self._figures)
 
-    def limits(self, asks: Sequence[Ask], decoding: int) -> tuple[int, ...]:
+    def holds(self, asking: int, decoding: int) -> bool:
+        """Whether the next step has no proposals, because those before it had none.
+
+        Args:
+            asking: requests that something may be proposed to.
+            decoding: rows that decode in it, at least as many.
+        """
+        if not self._held or self._held_for != (asking, decoding):
+            return False
+        self._held -= 1
+        self._steps += 1
+        self._figures.silent += 1
+        return True
+
+    def limits(
+        self, asks: Sequence[Ask], decoding: int, widths: Sequence[int] = ()
+    ) -> tuple[int, ...]:
         """Choose for the next step.
 
         Args:
             asks: at least one.
             decoding: rows that decode in it, at least as many.
+            widths: nodes of each level of the drafter's proposals from now on; nothing if they have
+                not changed.
 
         Returns:
             Most nodes to propose to each, perhaps none.
         """
         self._steps += 1
-        self._acceptance.prune(ask.request_id for ask in asks)
+        names = [ask.request_id for ask in asks]
+        self._acceptance.prune(names)
+        self._widths = tuple(widths) or self._widths
         inputs = GoodputInputs(
             decoding=decoding,
             candidates=tuple(
-                Candidate(self._acceptance.rate(ask.request_id, self._steps), ask.limit)
-                for ask in asks
+                Candidate(rate, ask.limit, ask.behind, ask.remaining)
+                for ask, rate in zip(asks, self._acceptance.rates(names, self._steps), strict=True)
             ),
             widths=self._widths,
             times=self._times.points(self._steps),
-            draft_seconds=self._draft_seconds or 0.0,
+            draft_times=self._draft_times.points(self._steps),
+            behind_seconds=self._behind_seconds,
             saved=self._saved if self._steps - self._probed >= _PROBE_STEPS else None,
         )
         choice = self._choice = choose(inputs)
@@ -119,14 +170,23 @@ class GoodputController:
             self._figures.speculating += 1
         else:
             self._figures.silent += 1
+            # Until a step without proposals was measured, there is nothing to compare them with.
+            self._held = _HELD_STEPS - 1 if inputs.times else 0
+            self._held_for = (len(asks), decoding)
         return choice.limits
 
-    def drafted(self, seconds: float) -> None:
-        """Proposals within the limits that were chosen last took so long to make."""
-        levels = self._depth(max(self._choice.limits))
-        each = seconds / levels
-        before = each if self._draft_seconds is None else self._draft_seconds
-        self._draft_seconds = before + _NEWEST * (each - before)
+    def drafted(self, made: Drafting) -> None:
+        """Proposals within the limits that were chosen last were made."""
+        levels = max(made.levels, 1)
+        if made.behind >= MEASURED_BEHIND:
+            known = self._draft_times.points(self._steps)
+            drafting = levels * seconds_of(known, made.rows / levels)
+            rows = made.behind if drafting else made.behind + made.rows
+            late = max(made.seconds - drafting, 0.0) / rows
+            before = late if self._behind_seconds is None else self._behind_seconds
+            self._behind_seconds = before + _NEWEST * (late - before)
+        elif made.rows and made.seconds > 0.0:
+            self._draft_times.note(made.rows / levels, made.seconds / levels, self._steps)
 
     def stepped(self, rows: int, seconds: float) -> None:
         """A step is over that decoded and verified, and nothing else.
@@ -149,12 +209,3 @@ class GoodputController:
         """Nothing is asked any more."""
         if self._record is not None:
             self._record.close()
-
-    def _depth(self, nodes: int) -> int:
-        """Levels of a proposal with so many nodes."""
-        depth = 0
-        for width in self._widths:
-            if nodes <= 0:
-                break
-            depth, nodes = depth + 1, nodes - width
-        return max(depth, 1)

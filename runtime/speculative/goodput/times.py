@@ -27,12 +27,17 @@ class _Average:
 
 
 class RowTimes:
-    """See the module."""
+    """See the module.
 
-    def __init__(self) -> None:
+    Args:
+        remembered: steps after which a measurement is forgotten.
+    """
+
+    def __init__(self, remembered: int = _REMEMBERED_STEPS) -> None:
+        self._remembered = remembered
         self._averages: dict[int, _Average] = {}
 
-    def note(self, rows: int, seconds: float, step: int) -> None:
+    def note(self, rows: float, seconds: float, step: int) -> None:
         """A step was measured.
 
         Args:
@@ -53,7 +58,7 @@ class RowTimes:
     def points(self, step: int) -> Points:
         """What is known, by rows; more rows never take less time."""
         for key, known in list(self._averages.items()):
-            if step - known.step > _REMEMBERED_STEPS:
+            if step - known.step > self._remembered:
                 del self._averages[key]
         points: list[tuple[float, float]] = []
         slowest = 0.0
@@ -63,7 +68,7 @@ class RowTimes:
         return tuple(points)
 
 
-def _key(rows: int) -> int:
+def _key(rows: float) -> int:
     if rows <= _EXACT_ROWS:
-        return rows
+        return round(rows)
     return _EXACT_ROWS + math.ceil(_PER_DOUBLING * math.log2(rows / _EXACT_ROWS))

@@ -58,6 +58,10 @@ class MeasuredTree:
         """The best tree of so many nodes."""
         return best_template(self.rates, self._config.depth, nodes)
 
+    def widths(self, nodes: int) -> tuple[int, ...]:
+        """Nodes of each of its levels."""
+        return self.template(nodes).widths
+
     def proposed(self, sequence: DraftedSequence, draft: Draft) -> None:
         """A sequence gets a proposal; what it will go on with is looked at when it asks again."""
         if draft.tokens:

@@ -12,7 +12,12 @@ from twinflow.runtime.executor import Work
 from twinflow.runtime.outputs import NumericalFault, SampledToken
 from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.speculative.draft import NOTHING, Draft
-from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQuery, LikelyNext
+from twinflow.runtime.speculative.drafters.base import (
+    DraftedSequence,
+    DraftQuery,
+    LikelyNext,
+    Outlook,
+)
 from twinflow.runtime.speculative.drafters.ngram import NgramConfig, NgramDrafter
 from twinflow.runtime.speculative.drafters.registry import drafter_names, register_drafter
 from twinflow.runtime.speculative.speculation import Speculation, create_speculation
@@ -30,6 +35,9 @@ class Scripted:
 
     def propose(self, queries: Sequence[DraftQuery]) -> list[Draft]:
         return self.answer()
+
+    def outlook(self, sequences: Sequence[DraftedSequence], nodes: int) -> Outlook:
+        return Outlook()
 
     def observe(self, likely: Sequence[LikelyNext]) -> None:
         self.heard.extend(likely)

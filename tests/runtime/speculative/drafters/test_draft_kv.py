@@ -89,6 +89,7 @@ def copied(source: DraftModelDrafter, blocks: list[int], to: DraftModelDrafter, 
 def test_a_drafter_goes_on_from_kv_that_has_come(model: Model, tree: TreeConfig | None) -> None:
     there, here, alone = (drafter(model, tree) for _ in range(3))
     copied(there, sent(there, "a"), here, "a")
+    assert here.outlook([sequence("a")], 4).behind == (0,)
     fed = FedRunner(here._runner)
     here._runner = fed
     moved, own = sequence("a"), sequence("a")

@@ -10,7 +10,7 @@ from tests.support.tiny_models import tiny_config
 from twinflow.runtime.models.base import Model
 from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.sampling_params import SamplingParams
-from twinflow.runtime.speculative.drafters.base import DraftQuery
+from twinflow.runtime.speculative.drafters.base import DraftQuery, Outlook
 from twinflow.runtime.speculative.drafters.draft_model import DraftModelDrafter
 
 GREEDY = SamplingParams(temperature=0, max_tokens=30)
@@ -64,6 +64,19 @@ def test_rejected_tokens_leave_no_trace(model: Model) -> None:
         )
         assert proposed(drafting, one, 4) == proposed(fresh, again, 4)
         fresh.forget(again)
+
+
+def test_what_it_has_to_catch_up_with_is_known_before(model: Model) -> None:
+    drafting, one = drafter(model), sequence()
+    assert drafting.outlook([one], 5) == Outlook(behind=(len(PROMPT) - 1,))
+    one.all_tokens.extend([*proposed(drafting, one, 4)[:2], 3])
+    # Proposed tokens that came true are computed already.
+    assert drafting.outlook([one, sequence("b")], 5).behind == (0, len(PROMPT) - 1)
+    proposed(drafting, one, 1)
+    one.all_tokens.extend([3] * 6)
+    assert drafting.outlook([one], 5).behind == (5,)
+    proposed(drafting, one)
+    assert drafting.outlook([one], 5).behind == (0,)
 
 
 def test_several_sequences_are_drafted_together(model: Model) -> None:

@@ -24,6 +24,11 @@ def inputs(*acceptances: float, times: Points = FLAT, most: int = 5) -> GoodputI
     return GoodputInputs(len(candidates), candidates, (1,) * most, times)
 
 
+def level(seconds: float) -> Points:
+    """Levels that take as long, whatever their rows."""
+    return ((1e-9, seconds), (1e9, seconds))
+
+
 def goodput(given: GoodputInputs, limits: tuple[int, ...]) -> float:
     """Tokens per second of a choice, for chains."""
     tokens = given.decoding + sum(
@@ -32,7 +37,7 @@ def goodput(given: GoodputInputs, limits: tuple[int, ...]) -> float:
         for level in range(1, limit + 1)
     )
     seconds = seconds_of(given.times, given.decoding + sum(limits))
-    return tokens / (seconds + max(limits) * given.draft_seconds)
+    return tokens / (seconds + max(limits) * seconds_of(given.draft_times, 1))
 
 
 curves = st.lists(st.floats(0.0, 2.0), min_size=2, max_size=6).map(
@@ -42,7 +47,8 @@ curves = st.lists(st.floats(0.0, 2.0), min_size=2, max_size=6).map(
 )
 problems = st.builds(
     lambda rates, most, times, each: replace(
-        inputs(*rates, times=times, most=most), draft_seconds=each
+        inputs(*rates, times=(*times, (20.0, times[-1][1] + 1.0)), most=most),
+        draft_times=level(each),
     ),
     st.lists(st.floats(0.0, 0.99), min_size=1, max_size=3),
     st.integers(1, 4),
@@ -58,7 +64,7 @@ def test_no_choice_is_better_by_more_than_the_margin(given: GoodputInputs) -> No
     best = max(goodput(given, limits) for limits in every)
     # With time that rises in rows and levels the greedy order is the best one only per number of
     # rows: depth may cost what another request's first level does not.
-    if given.draft_seconds == 0.0:
+    if not seconds_of(given.draft_times, 1):
         assert chosen >= best / 1.02 - 1e-9
     assert chosen >= goodput(given, (0,) * len(given.candidates)) - 1e-9
 
@@ -95,8 +101,49 @@ def test_nothing_is_worth_it_where_a_row_costs_what_a_token_does() -> None:
     assert choose(inputs(0.9, 0.9, times=SATURATED)).limits == (0, 0)
 
 
-def test_without_measurements_everything_is_tried() -> None:
-    assert choose(inputs(0.5, 0.5, times=())).limits == (5, 5)
+def test_without_measurements_a_step_without_proposals_is_measured_first() -> None:
+    assert choose(inputs(0.5, 0.5, times=())).limits == (0, 0)
+
+
+def test_nobody_goes_far_beyond_what_was_measured() -> None:
+    """Twice the rows, and one level more: those of a tree may be wide."""
+    given = inputs(*(0.9,) * 8, times=((1.0, 1.0), (8.0, 1.0)))
+    assert choose(given).rows == 9
+    assert choose(replace(given, times=((1.0, 1.0), (17.0, 1.0)))).rows == 17 * 2 - 8 + 1
+
+
+def test_catching_up_is_spread_over_what_the_request_may_still_get() -> None:
+    late = Candidate(0.9, 5, behind=100, remaining=50)
+    given = replace(inputs(0.9), candidates=(late,), behind_seconds=0.1)
+    assert choose(given).limits == (5,)
+    assert choose(replace(given, candidates=(replace(late, remaining=3),))).limits == (0,)
+    assert choose(replace(given, behind_seconds=5.0)).limits == (0,)
+
+
+def test_who_has_nothing_to_catch_up_with_comes_first() -> None:
+    late, ready = Candidate(0.9, 3, behind=100), Candidate(0.8, 3)
+    times = ((2.0, 1.0), (5.0, 1.0), (6.0, 9.0))
+    given = GoodputInputs(2, (late, ready), (1,) * 3, times, behind_seconds=0.1)
+    assert choose(given).limits == (0, 3)
+    assert choose(replace(given, behind_seconds=0.0)).limits == (2, 1)
+
+
+def test_a_probe_pays_for_all_of_the_catching_up_of_the_cheapest_request() -> None:
+    slow = ((2.0, 1.0), (3.0, 1.5), (20.0, 30.0))
+    candidates = (Candidate(0.3, 5, behind=40), Candidate(0.2, 5, behind=20))
+    given = GoodputInputs(2, candidates, (1,) * 5, slow, behind_seconds=0.1)
+    assert not choose(replace(given, saved=2.4)).rows
+    choice = choose(replace(given, saved=2.6))
+    assert (choice.limits, choice.probe) == ((0, 1), True)
+    assert choice.extra_seconds == pytest.approx(20 * 0.1 + 0.5)
+
+
+def test_what_catching_up_takes_is_found_out_with_one_request() -> None:
+    candidates = (Candidate(0.9, 2, behind=40), Candidate(0.9, 2, behind=30), Candidate(0.9, 2, 1))
+    given = GoodputInputs(3, candidates, (1,) * 2, FLAT)
+    choice = choose(given)
+    assert (choice.limits, choice.probe) == ((0, 2, 0), True)
+    assert choose(replace(given, behind_seconds=0.0)).limits == (2, 2, 2)
 
 
 def test_nobody_gets_more_than_the_limit() -> None:
@@ -106,7 +153,8 @@ def test_nobody_gets_more_than_the_limit() -> None:
 
 def test_drafting_that_takes_long_shortens_proposals() -> None:
     given = inputs(0.7)
-    lengths = [choose(replace(given, draft_seconds=each)).rows for each in (0.0, 0.05, 0.2, 1.0)]
+    times = [level(each) for each in (0.0, 0.05, 0.2, 1.0)]
+    lengths = [choose(replace(given, draft_times=each)).rows for each in times]
     assert lengths == sorted(lengths, reverse=True)
     assert (lengths[0], lengths[-1]) == (5, 0)
 

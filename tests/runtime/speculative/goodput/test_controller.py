@@ -10,7 +10,11 @@ import pytest
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.speculative.goodput.acceptance import Acceptance
-from twinflow.runtime.speculative.goodput.controller import Ask, GoodputController
+from twinflow.runtime.speculative.goodput.controller import (
+    Ask,
+    Drafting,
+    GoodputController,
+)
 from twinflow.runtime.speculative.goodput.record import differing_choices, read_choices
 from twinflow.runtime.speculative.goodput.setup import create_goodput
 from twinflow.runtime.speculative.goodput.times import RowTimes
@@ -58,11 +62,13 @@ class Machine:
     def _step(self) -> None:
         names = [str(number) for number in range(self.requests)]
         asks = [Ask(name, MOST) for name in names]
-        self.limits = self.controller.limits(asks, self.requests)
+        held = self.controller.holds(len(asks), self.requests)
+        nothing = (0,) * len(asks)
+        self.limits = nothing if held else self.controller.limits(asks, self.requests)
         rows = self.requests + sum(self.limits)
         seconds = self.times(rows) * (1.0 + self.chance.uniform(-self.noise, self.noise))
         if any(self.limits):
-            self.controller.drafted(0.0)
+            self.controller.drafted(Drafting(0.0, max(self.limits), sum(self.limits)))
         self.controller.stepped(rows, seconds)
         for number, limit in enumerate(self.limits):
             right = 0
@@ -96,6 +102,34 @@ def test_a_saturated_machine_loses_at_most_two_per_cent(requests: int, acceptanc
     assert made.controller.figures.silent > 1800
 
 
+def test_catching_up_costs_at_most_two_per_cent_where_it_is_not_worth_it() -> None:
+    """32 seats of short requests, each with a prompt that the drafter has to read first."""
+    controller = GoodputController((1,) * MOST)
+    requests, prompt, length, steps = 32, 100, 24, 2000
+    behind = [prompt] * requests
+    extra = 0.0
+    for step in range(steps):
+        number, done = divmod(step, length)
+        limits: tuple[int, ...] = (0,) * requests
+        if not controller.holds(requests, requests):
+            names = [f"{seat} {number}" for seat in range(requests)]
+            asks = [Ask(name, MOST, behind[seat], length - done) for seat, name in enumerate(names)]
+            limits = controller.limits(asks, requests)
+        rows, late = sum(limits), sum(b for b, limit in zip(behind, limits, strict=True) if limit)
+        drafting = 0.1 * max(limits) + 0.01 * late
+        if rows:
+            controller.drafted(Drafting(drafting, max(limits), rows, late))
+        controller.stepped(requests + rows, saturated(requests + rows))
+        for seat, limit in enumerate(limits):
+            behind[seat] = 0 if limit else behind[seat] + 1
+            if limit:
+                controller.verified(f"{seat} {number}", limit // 2, limit)
+        behind = [prompt] * requests if done == length - 1 else behind
+        extra += drafting + saturated(rows)
+    assert controller.figures.probes > 10
+    assert extra <= 0.02 * steps * saturated(requests)
+
+
 def test_proposals_that_are_never_right_are_given_up_and_probed() -> None:
     made = machine(memory_bound, 0.0)
     made.run(64)
@@ -109,9 +143,13 @@ def test_proposals_that_are_never_right_are_given_up_and_probed() -> None:
 def test_whoever_is_never_right_does_not_spoil_it_for_the_others() -> None:
     controller = GoodputController((1,) * MOST)
     made = Machine(controller, lambda rows: 1.0 + 0.05 * rows, lambda number: 0.9 * (number != 3))
-    made.run(300)
-    assert made.limits[3] == 0
-    assert min(limit for number, limit in enumerate(made.limits) if number != 3) > 1
+    made.run(200)
+    given = [0] * 8
+    for _ in range(200):
+        made.run(1)
+        given = [sum(both) for both in zip(given, made.limits, strict=True)]
+    assert given[3] < 100
+    assert min(total for number, total in enumerate(given) if number != 3) > 400
 
 
 def test_proposals_come_back_when_they_are_right_again_and_when_load_falls() -> None:
@@ -164,18 +202,20 @@ def test_what_was_learned_of_a_request_fades() -> None:
     for step in range(20):
         acceptance.note("good", 4, 4, step)
         acceptance.note("bad", 0, 4, step)
-    assert acceptance.rate("good", 20) > 0.9
-    assert acceptance.rate("bad", 20) < 0.2
-    assert acceptance.rate("new", 20) == pytest.approx(acceptance.rate("bad", 2000), abs=0.01)
+    assert acceptance.rates(["good"], 20)[0] > 0.9
+    assert acceptance.rates(["bad"], 20)[0] < 0.2
+    assert acceptance.rates(["new"], 20)[0] == pytest.approx(
+        acceptance.rates(["bad"], 2000)[0], abs=0.01
+    )
 
 
 def test_requests_that_are_over_are_forgotten() -> None:
     acceptance = Acceptance()
     for number in range(500):
         acceptance.note(str(number), 0, 1, number)
-    known = acceptance.rate("0", 500)
+    known = acceptance.rates(["0"], 500)[0]
     acceptance.prune(["499"])
-    assert acceptance.rate("0", 500) > known
+    assert acceptance.rates(["0"], 500)[0] > known
 
 
 def test_times_are_averages_that_never_fall_with_rows_and_do_not_last() -> None:

@@ -40,6 +40,7 @@ def test_the_tree_becomes_the_best_for_the_rates_there_are(rates: list[float]) -
     for _ in range(2000):
         say(tree, sequence, rates, rng)
     assert tree.rates == pytest.approx(rates, abs=0.06)
+    assert tree.widths(12) == tree.template(12).widths
     best = sequoia_tree(rates, budget=12, depth=4).accepted
     assert expected(tree.template(12), rates) > 0.96 * best
 
