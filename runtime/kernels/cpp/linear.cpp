@@ -26,10 +26,15 @@ constexpr int kTileRows = kLaneRegisters == 8 ? 6 : 12;
 // Rows that are kept in the second level cache while the panels pass by.
 constexpr int64_t kCachedFloats = 128 << 10;
 constexpr int kMaxBlockRows = 240;
-// Memory takes as long to answer as the multiplication of so many bytes of weights.
+// Memory takes as long to answer as the multiplication of so many bytes of weights by a few rows.
 constexpr int kFetchBytes = 4096;
 // Products for which it is worth waking other threads.
 constexpr int64_t kWorthSharing = 1 << 17;
+
+// Sums and a weight leave one register for values. The compiler would keep the values of one group
+// for the next one, and sums in memory instead.
+template <int kRows, int kGroups>
+constexpr bool kCrowded = kGroups == 2 && 2 * kRows > kLaneRegisters - 4;
 
 // A tile's place: rows and a block of inputs of one panel.
 template <class Weight>
@@ -42,10 +47,16 @@ struct Tile {
     int64_t base_stride;
     float* out;
     int64_t out_stride;
+    // Weights that are fetched meanwhile, and so many bytes of them for each input.
+    const char* ahead = nullptr;
+    int64_t ahead_step = 0;
 };
 
-template <class Weight, int kRows, int kGroups, bool kFetch>
-inline void multiply_groups(const Tile<Weight>& tile, int column) {
+// `kOnce`: nobody reads these weights again in this step, and they need not stay in a cache.
+template <class Weight, int kRows, int kGroups, bool kOnce>
+inline void multiply_groups(const Tile<Weight>& tile, int column, const char* ahead) {
+    constexpr auto kHint = kOnce ? _MM_HINT_NTA : _MM_HINT_T0;
+
     Lanes sums[kRows][kGroups];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -53,21 +64,23 @@ inline void multiply_groups(const Tile<Weight>& tile, int column) {
         for (int g = 0; g < kGroups; ++g) sums[r][g] = splat(0.0f);
     }
     const Weight* weights = tile.panel + column;
-    for (int k = 0; k < tile.inputs; ++k, weights += kPanel) {
-        if (kFetch) {
-            const char* ahead = reinterpret_cast<const char*>(weights) + kFetchBytes;
-            _mm_prefetch(ahead, _MM_HINT_T0);
-            if (sizeof(Weight) == 4) _mm_prefetch(ahead + 64, _MM_HINT_T0);
-        }
+    const float* values = tile.rows;
+    const int64_t stride = tile.row_stride, step = tile.ahead_step;
+    for (const float* end = values + tile.inputs; values < end; ++values) {
+        _mm_prefetch(ahead, kHint);
+        if (sizeof(Weight) == 4) _mm_prefetch(ahead + 64, kHint);
 #pragma GCC unroll 2
         for (int g = 0; g < kGroups; ++g) {
+            if (kCrowded<kRows, kGroups>) asm volatile("" ::: "memory");
             const Lanes weight = load_packed(weights + g * kLanes);
 #pragma GCC unroll 16
             for (int r = 0; r < kRows; ++r) {
-                const Lanes value = splat(tile.rows[r * tile.row_stride + k]);
+                const Lanes value = splat(values[r * stride]);
                 sums[r][g] = multiply_add(value, weight, sums[r][g]);
             }
         }
+        weights += kPanel;
+        ahead += step;
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -80,33 +93,50 @@ inline void multiply_groups(const Tile<Weight>& tile, int column) {
     }
 }
 
-template <class Weight, int kRows>
+// How often a tile of so many rows runs down its inputs.
+constexpr int passes_of(int rows) { return 2 * rows <= kLaneRegisters - 2 ? 1 : 2; }
+
+template <class Weight, int kRows, bool kOnce>
 void multiply_tile(const Tile<Weight>& tile) {
-    constexpr bool kWhole = 2 * kRows <= kLaneRegisters - 4;
-    if (kWhole) {
-        multiply_groups<Weight, kRows, 2, true>(tile, 0);
+    if (passes_of(kRows) == 1) {
+        multiply_groups<Weight, kRows, 2, kOnce>(tile, 0, tile.ahead);
     } else {
-        multiply_groups<Weight, kRows, 1, true>(tile, 0);
-        multiply_groups<Weight, kRows, 1, false>(tile, kLanes);
+        const char* second = tile.ahead + tile.inputs * tile.ahead_step;
+        multiply_groups<Weight, kRows, 1, kOnce>(tile, 0, tile.ahead);
+        multiply_groups<Weight, kRows, 1, kOnce>(tile, kLanes, second);
     }
 }
 
 template <class Weight>
 using TileKernel = void (*)(const Tile<Weight>&);
 
-template <class Weight, int... kRows>
+template <class Weight, bool kOnce, int... kRows>
 TileKernel<Weight> kernel_for(int rows, std::integer_sequence<int, kRows...>) {
-    static constexpr TileKernel<Weight> kKernels[] = {multiply_tile<Weight, kRows + 1>...};
+    static constexpr TileKernel<Weight> kKernels[] = {multiply_tile<Weight, kRows + 1, kOnce>...};
     return kKernels[rows - 1];
 }
 
-// One block of inputs of one panel, for any number of rows: `tile` is the first row's.
+// One block of inputs of one panel, for a few rows: memory is what takes time.
+template <class Weight>
+void multiply_once(Tile<Weight> tile, int rows) {
+    tile.ahead = reinterpret_cast<const char*>(tile.panel) + kFetchBytes;
+    tile.ahead_step = kPanel * sizeof(Weight);
+    kernel_for<Weight, true>(rows, std::make_integer_sequence<int, kTileRows>())(tile);
+}
+
+// One block of inputs of one panel, for any number of rows: `tile` is the first row's. Each pass
+// fetches its part of the block behind this one, so that memory is never idle.
 template <class Weight>
 void multiply_block(Tile<Weight> tile, int64_t num_rows) {
-    while (num_rows > 0) {
-        const int64_t tiles = (num_rows + kTileRows - 1) / kTileRows;
+    int64_t tiles = (num_rows + kTileRows - 1) / kTileRows;
+    const int64_t passes = tiles * passes_of(static_cast<int>((num_rows + tiles - 1) / tiles));
+    if (passes == 1) return multiply_once(tile, static_cast<int>(num_rows));
+    tile.ahead = reinterpret_cast<const char*>(tile.panel + tile.inputs * kPanel);
+    tile.ahead_step = static_cast<int64_t>(kPanel * sizeof(Weight)) / passes;
+    for (; tiles > 0; --tiles) {
         const int rows = static_cast<int>((num_rows + tiles - 1) / tiles);
-        kernel_for<Weight>(rows, std::make_integer_sequence<int, kTileRows>())(tile);
+        kernel_for<Weight, false>(rows, std::make_integer_sequence<int, kTileRows>())(tile);
+        tile.ahead += passes_of(rows) * tile.inputs * tile.ahead_step;
         tile.rows += rows * tile.row_stride;
         tile.base += rows * tile.base_stride;
         tile.out += rows * tile.out_stride;
