@@ -61,12 +61,28 @@ class HandoffCounters:
 
 
 @dataclass(slots=True)
+class DraftArrivals:
+    """What became of prompts whose KV of the target has come; totals.
+
+    Attributes:
+        handed_over: KV of the drafter has come too.
+        failed: it was asked for and has not come, so the drafter computes the prompt.
+        rebuilt: it was not asked for, and the drafter computes the prompt.
+    """
+
+    handed_over: int = 0
+    failed: int = 0
+    rebuilt: int = 0
+
+
+@dataclass(slots=True)
 class WorkerState:
     """What changes in a worker's life besides its requests."""
 
     draining: bool = False
     death: WorkerLost | None = None
     handoffs: HandoffCounters = field(default_factory=HandoffCounters)
+    draft_arrivals: DraftArrivals = field(default_factory=DraftArrivals)
 
 
 class WorkerCore:
@@ -174,6 +190,10 @@ class WorkerCore:
         speculation = speculation_to_pb(now.speculation)
         if now.goodput is not None:
             speculation.goodput.CopyFrom(goodput_to_pb(now.goodput))
+        drafts = self.state.draft_arrivals
+        speculation.draft_kv.handed_over = drafts.handed_over
+        speculation.draft_kv.failed = drafts.failed
+        speculation.draft_kv.rebuilt = drafts.rebuilt
         return pb.WorkerStats(
             num_running=now.num_running,
             num_waiting=now.num_waiting,

@@ -183,6 +183,13 @@ def _goodput_steps(stats: WorkerStats) -> Iterator[tuple[str, float]]:
         yield "probe", goodput.probe_steps
 
 
+def _draft_kv(stats: WorkerStats) -> Iterator[tuple[str, float]]:
+    found = stats.speculation.draft_kv
+    yield "handed_over", found.handed_over
+    yield "failed", found.failed
+    yield "rebuilt", found.rebuilt
+
+
 _LABELLED_METRICS = (
     _by_layer("twinflow:expert_steps", "Steps that needed experts of a layer.", lambda s: s.steps),
     _by_layer(
@@ -208,6 +215,13 @@ _LABELLED_METRICS = (
         "Decoding steps by what goodput control chose: speculate, none, or probe.",
         "choice",
         _goodput_steps,
+    ),
+    _LabelledMetric(
+        CounterMetricFamily,
+        "twinflow:draft_kv_arrivals",
+        "Prompts from other workers by the drafter's KV of them: handed_over, failed, or rebuilt.",
+        "outcome",
+        _draft_kv,
     ),
     _LabelledMetric(
         GaugeMetricFamily,

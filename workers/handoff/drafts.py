@@ -105,21 +105,6 @@ class DraftPrompts:
             owner.fail(name, HandoffError(f"{type(error).__name__}: {error}"))
 
 
-@dataclass(slots=True)
-class DraftArrivals:
-    """What became of prompts whose KV of the target has come; totals.
-
-    Attributes:
-        handed_over: KV of the drafter has come too.
-        failed: it was asked for and has not come.
-        rebuilt: it was not asked for.
-    """
-
-    handed_over: int = 0
-    failed: int = 0
-    rebuilt: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     """What is fetched."""
@@ -141,7 +126,7 @@ class DraftReceiver:
         choice: says what is fetched.
 
     Attributes:
-        arrivals: what has come of it.
+        arrivals: what has come of it; of the worker.
     """
 
     def __init__(
@@ -153,7 +138,7 @@ class DraftReceiver:
         self._choice = choice
         self._receiver = RankReceiver(end)
         self._fetches: dict[str, asyncio.Task[None]] = {}
-        self.arrivals = DraftArrivals()
+        self.arrivals = core.state.draft_arrivals
 
     def __len__(self) -> int:
         return len(self._fetches) + len(self._receiver)

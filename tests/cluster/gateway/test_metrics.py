@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from twinflow.cluster.gateway.metrics import GatewayMetrics
 from twinflow.protos.errors import Overloaded
 from twinflow.protos.twinflow.internal.v1.worker_pb2 import (
+    DraftKVStats,
     ExpertLayerStats,
     GoodputStats,
     SpeculationStats,
@@ -138,6 +139,7 @@ def test_speculation_is_reported_under_the_names_of_vllm(
         accepted_tokens=8,
         accepted_at=[6, 2],
         goodput=GoodputStats(speculating_steps=4, silent_steps=3, probe_steps=2),
+        draft_kv=DraftKVStats(handed_over=5, failed=1, rebuilt=7),
     )
     metrics.observe_worker("w", "decode", WorkerStats(speculation=account))
     labels = {"worker": "w", "role": "decode"}
@@ -148,6 +150,9 @@ def test_speculation_is_reported_under_the_names_of_vllm(
     for choice, steps in (("speculate", 4), ("none", 3), ("probe", 2)):
         steps_total = "twinflow:spec_decode_steps_total"
         assert sample(registry, steps_total, **labels, choice=choice) == steps
+    for outcome, count in (("handed_over", 5), ("failed", 1), ("rebuilt", 7)):
+        arrivals = "twinflow:draft_kv_arrivals_total"
+        assert sample(registry, arrivals, **labels, outcome=outcome) == count
 
 
 def test_a_worker_that_leaves_or_changes_its_role(

@@ -20,7 +20,7 @@ from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.runtime.speculative.account import SpeculationAccount
 from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.speculative.layer_parallel.config import LayerParallelConfig
-from twinflow.workers.handoff.drafts import DraftArrivals
+from twinflow.workers.core import DraftArrivals
 
 PARAMS = [
     SamplingParams(temperature=0, max_tokens=20, seed=0, ignore_eos=True),
@@ -111,3 +111,4 @@ async def test_kv_that_does_not_come_is_computed(model: Path, oracle: Oracle) ->
         assert decode.parts.receiver.drafts is not None
         assert decode.parts.receiver.drafts.arrivals == DraftArrivals(failed=1)
         assert decode.parts.core.state.handoffs.failed == 0
+        assert decode.parts.core.stats().speculation.draft_kv.failed == 1
