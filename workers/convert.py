@@ -4,6 +4,7 @@ The only place where the two shapes of a request meet. Defaults and bounds were 
 gateway; what arrives here incomplete is a protocol error.
 """
 
+import sys
 from collections.abc import Iterable
 
 from twinflow.parallel.partition.control import Mode
@@ -125,7 +126,8 @@ def logprobs_from_pb(entries: Iterable[pb.PositionLogprobs]) -> tuple[TokenLogpr
 
 def phases_from_pb(phases: Iterable[pb.Phase]) -> tuple[PhaseTime, ...]:
     """Phases of a timeline."""
-    return tuple(PhaseTime(phase.name, phase.seconds) for phase in phases)
+    # The same few names in thousands of timelines that are kept.
+    return tuple(PhaseTime(sys.intern(phase.name), phase.seconds) for phase in phases)
 
 
 def output_to_pb(request_id: str, attempt: int, delta: TokenDelta) -> pb.RequestOutput:

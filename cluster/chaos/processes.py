@@ -109,5 +109,12 @@ def _read(pid: int) -> Process | None:
         return None
     if state in _ENDED:
         return None
-    name = words[-2] if _MODULE in words else ""
-    return Process(pid, int(parent), name)
+    return Process(pid, int(parent), _service(pid) if _MODULE in words else "")
+
+
+def _service(pid: int) -> str:
+    """What a process of the launcher calls itself; nothing until it knows."""
+    with suppress(OSError):
+        name = (_PROC / str(pid) / "comm").read_text().strip()
+        return "" if name.startswith("python") else name
+    return ""

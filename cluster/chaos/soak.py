@@ -12,16 +12,21 @@ from twinflow.cluster.chaos.checker import Case, Kind, Violation, check
 from twinflow.cluster.chaos.deployed import Deployed
 from twinflow.cluster.chaos.growth import Bars, Growth, Life, Sample, growth_of
 from twinflow.cluster.chaos.history import History, RequestRecord
-from twinflow.cluster.chaos.load import Load
+from twinflow.cluster.chaos.load import Load, asking
 from twinflow.cluster.chaos.processes import Footprint
 from twinflow.cluster.chaos.runner import RunSettings
+from twinflow.cluster.chaos.stream import ask
 from twinflow.cluster.cli.tables import aligned
+from twinflow.cluster.dispatch.history import CAPACITY
+from twinflow.protos.errors import ServerError
 
 _SAMPLE_S = 15.0
 _IDLE_S = 60.0
 _POLL_S = 0.5
 # Connections that nobody uses are closed by then; see `--kv-link-idle-timeout`.
 _REST_S = 5.0
+# Completions of one request; each is a sequence that the gateway remembers.
+_FILL_WITH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +98,9 @@ class Soak:
         self._kills = 0
 
     def run(self) -> SoakOutcome:
-        """Load it twice, with a rest before, between and after: what is held then is compared."""
+        """Fill, load twice, and rest after each load: what is held then is compared."""
         bars = self._plan.bars
+        self._fill()
         requests = self._load(min(bars.warm_up_s, self._plan.seconds / 2), seed=1, kills=False)
         first = self._rest()
         left_s = self._plan.seconds - min(bars.warm_up_s, self._plan.seconds / 2)
@@ -112,6 +118,25 @@ class Soak:
         return SoakOutcome(
             requests=requests, growth=growth, violations=violations, kills=self._kills
         )
+
+    def _fill(self) -> None:
+        """Ask for as many sequences as the gateway remembers.
+
+        It keeps the stories of the latest ones for operators. Until it has that many, every request
+        adds one, which is a use of memory and no leak.
+
+        Raises:
+            ServerError: one was not answered.
+        """
+        self._say(f"{CAPACITY} short sequences, which is what the gateway remembers")
+        for number in range(0, CAPACITY, _FILL_WITH):
+            record = RequestRecord(f"fill-{number}", 0, self._clock())
+            body = asking(self._settings.prompts[0], self._deployed.model, record.name)
+            body |= {"prompt": "time", "max_tokens": 1, "n": _FILL_WITH}
+            patience_s = self._settings.shape.patience_s
+            ask(self._deployed.endpoint, body, record, patience_s=patience_s, clock=self._clock)
+            if len(record.tokens) != _FILL_WITH:
+                raise ServerError(f"{record.name} was not answered: {record.ends}")
 
     def _load(self, seconds: float, *, seed: int, kills: bool) -> list[RequestRecord]:
         load = Load(

@@ -120,6 +120,11 @@ class Controller:
         """What is wanted."""
         return self._desired
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether everything is as wanted."""
+        return self._at_rest
+
     def tick(self) -> None:
         """Look, listen, decide, act.
 

@@ -12,7 +12,8 @@ from twinflow.workers.role import Role
 
 # A worker that ends sooner than this after it began to serve counts as one that failed to start.
 YOUNG_S = 30.0
-# The pause after the first failure; each further one doubles it.
+# The pause after the first failure; each further one doubles it. It keeps workers that cannot start
+# or serve from taking the processor, and runs from when the one that failed began to serve.
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 
@@ -143,7 +144,7 @@ def apply(state: ClusterState, event: Event) -> ClusterState:
             )
             return replace(state.with_worker(worker), next_epoch=state.next_epoch + 1)
         case StartRefused(role, why):
-            return _failed(state, role, why)
+            return _failed(state, role, why, state.now)
         case _:
             worker_or_none = state.find(event.worker_id, event.epoch)
             return state if worker_or_none is None else _live(state, worker_or_none, event)
@@ -187,16 +188,18 @@ def _forgive(state: ClusterState) -> ClusterState:
 def _died(state: ClusterState, worker: Worker, why: str) -> ClusterState:
     lost = state.with_worker(replace(worker, phase="lost", since=state.now, detail=why))
     if worker.phase == "starting":
-        return _failed(lost, worker.role, why)
+        return _failed(lost, worker.role, why, state.now)
     if worker.phase != "serving":
         return lost  # it was to end anyway
     if state.now - worker.since < YOUNG_S:
-        return _failed(lost, worker.role, why)
+        # While it served there was no crash loop: the pause runs since then.
+        return _failed(lost, worker.role, why, worker.since)
     return replace(lost, failures={**lost.failures, worker.role: Failures()})
 
 
-def _failed(state: ClusterState, role: Role, why: str) -> ClusterState:
+def _failed(state: ClusterState, role: Role, why: str, since: float) -> ClusterState:
+    """One more failure in a row; the next start waits for a pause that began at `since`."""
     count = state.failures_of(role).count + 1
     pause_s = min(FIRST_PAUSE_S * 2 ** (count - 1), LONGEST_PAUSE_S)
-    failures = Failures(count, state.now + pause_s, why, state.now)
+    failures = Failures(count, since + pause_s, why, state.now)
     return replace(state, failures={**state.failures, role: failures})

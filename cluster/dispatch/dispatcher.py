@@ -335,6 +335,7 @@ class Dispatcher:
         return all(worker.running for worker in self._roster.clients.values())
 
     def _worker_changed(self, worker: WorkerClient) -> None:
+        self._resize_index()
         if not worker.up:
             self._index.forget(worker.where.worker_id)
             self._listener.lose_worker(worker.where.worker_id)
@@ -343,7 +344,13 @@ class Dispatcher:
 
     def _worker_removed(self, worker_id: str) -> None:
         self._index.forget(worker_id)
+        self._resize_index()
         self._listener.remove_worker(worker_id)
+
+    def _resize_index(self) -> None:
+        """More names than caches have blocks would be wrong guesses."""
+        clients = self._roster.clients.values()
+        self._index.resize(sum(client.info().num_blocks for client in clients))
 
     def check_integrity(self) -> None:
         """Whatever is counted somewhere was admitted and is not over.

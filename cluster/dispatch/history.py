@@ -13,8 +13,8 @@ from twinflow.cluster.router.snapshot import Route
 from twinflow.runtime.outputs import PhaseTime, TokenDelta
 
 StoryState = Literal["running", "finished", "aborted", "failed"]
-# A story is some hundred bytes.
-_CAPACITY = 4096
+# How many are kept. A story of one stay is a kilobyte.
+CAPACITY = 4096
 # What front doors put before a request's id in their answers.
 _PREFIXES = ("chatcmpl-", "cmpl-")
 
@@ -24,14 +24,18 @@ class AttemptStory:
     """One stay of a sequence on the workers.
 
     Attributes:
-        route: where it was.
+        decode: worker that it was submitted to.
+        decode_epoch: which life of it.
+        prefill: worker that computed its prompt for that one; empty if none did.
         began: when, in seconds of the history's clock.
         ended: when; None if it runs.
         tokens: that it brought.
         outcome: why it ended; empty while it runs.
     """
 
-    route: Route
+    decode: str
+    decode_epoch: int
+    prefill: str
     began: float
     ended: float | None = None
     tokens: int = 0
@@ -74,7 +78,7 @@ class History:
         capacity: stories to keep.
     """
 
-    def __init__(self, clock: Callable[[], float], capacity: int = _CAPACITY) -> None:
+    def __init__(self, clock: Callable[[], float], capacity: int = CAPACITY) -> None:
         self._clock = clock
         self._capacity = capacity
         self._stories: OrderedDict[str, Story] = OrderedDict()
@@ -97,7 +101,12 @@ class History:
 
     def attempt(self, story: Story, route: Route) -> None:
         """It is sent somewhere."""
-        story.attempts.append(AttemptStory(route, self._clock()))
+        # Names, not views of workers: those are large, and this is kept.
+        prefill = route.prefill.worker_id if route.prefill else ""
+        stay = AttemptStory(
+            route.decode.worker_id, route.decode.epoch, prefill, began=self._clock()
+        )
+        story.attempts.append(stay)
 
     def deliver(self, story: Story, delta: TokenDelta) -> None:
         """It has brought tokens."""

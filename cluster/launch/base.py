@@ -108,6 +108,10 @@ class Launcher(Protocol):
         """Start a process for each service, which share a node; returns before they are ready."""
         ...
 
+    def stand_by(self) -> None:
+        """Prepare for services that may have to be started; called while there is nothing to do."""
+        ...
+
     def release(self, handles: Sequence[ServiceHandle]) -> None:
         """Free what services that have ended still take up; they were started together."""
         ...

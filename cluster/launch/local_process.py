@@ -1,5 +1,6 @@
-"""The process behind a `LocalHandle`: `... local_process KIND LOG_LEVEL NAME`.
+"""The process behind a `LocalHandle`: `... local_process KIND LOG_LEVEL`.
 
+It loads its code, and then needs to hear which service it is.
 Standard output is the channel to the launcher. The process keeps it for itself and lets everything
 that libraries print go to standard error.
 """
@@ -11,20 +12,24 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from io import RawIOBase
+from pathlib import Path
 from typing import BinaryIO, cast
 
 import msgspec
 import uvloop
 
 from twinflow.cluster.launch.base import ServiceKind, ServiceStatus
-from twinflow.cluster.launch.local import Order, encode_status
+from twinflow.cluster.launch.local import Assignment, Order, encode_status
 from twinflow.cluster.launch.logs import configure_logging
 from twinflow.cluster.launch.service import ServiceRunner, create_service, load_code
 from twinflow.cluster.launch.silence import SIGN_OF_LIFE_S
 
 _REPORT_INTERVAL_S = 0.1
 _DEFAULT_GRACE_S = 5.0
+# Of which Linux keeps 15 characters.
+_OWN_NAME = Path("/proc/self/comm")
 # What workers wait for once the launcher is gone: the gateway, which has noticed too, ends its
 # streams with an error that says why, and they have nothing more to do.
 _ORPHANED_WORKER_GRACE_S = 2.0
@@ -42,14 +47,14 @@ def main() -> int:
 
 
 async def _serve(kind: ServiceKind, orders: RawIOBase, channel: BinaryIO) -> int:
-    config = orders.readline()
     stops: asyncio.Queue[float] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stops.put_nowait, _DEFAULT_GRACE_S)
+    ears = _Ears(loop, loop.create_future(), stops)
     orphaned_s = 0.0 if kind == "gateway" else _ORPHANED_WORKER_GRACE_S
-    threading.Thread(target=_listen, args=(orders, loop, stops, orphaned_s), daemon=True).start()
+    threading.Thread(target=ears.listen, args=(orders, orphaned_s), daemon=True).start()
     told = asyncio.create_task(stops.get())
-    starting = asyncio.create_task(_start(kind, config, channel, stops))
+    starting = asyncio.create_task(_start(kind, ears, channel))
     await asyncio.wait({starting, told}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         # Nobody is served yet, and a thread that loads a model cannot be told to end.
@@ -83,15 +88,50 @@ async def _stop_when_told(
     return failed
 
 
+@dataclass(frozen=True, slots=True)
+class _Ears:
+    """What a process hears from its launcher.
+
+    Attributes:
+        loop: of the process.
+        assignment: what it is.
+        stops: orders to stop.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    assignment: "asyncio.Future[Assignment]"
+    stops: "asyncio.Queue[float]"
+
+    def listen(self, orders: RawIOBase, orphaned_s: float) -> None:
+        """Pass on what is heard; the end of input is an order to stop within `orphaned_s`."""
+        with suppress(RuntimeError):  # the loop has closed: it has stopped already
+            if line := orders.readline():
+                told = msgspec.json.decode(line, type=Assignment)
+                self.loop.call_soon_threadsafe(self.assignment.set_result, told)
+            while line := orders.readline():
+                order = msgspec.json.decode(line, type=Order)
+                self.loop.call_soon_threadsafe(self.stops.put_nowait, order.stop)
+            self.loop.call_soon_threadsafe(self.stops.put_nowait, orphaned_s)
+
+
 async def _start(
-    kind: ServiceKind, config: bytes, channel: BinaryIO, stops: "asyncio.Queue[float]"
+    kind: ServiceKind, ears: _Ears, channel: BinaryIO
 ) -> "tuple[ServiceRunner, asyncio.Task[None]]":
     """Start the service; returns it, ready or failed, and what reports on it."""
     await _load_code(kind, channel)
-    runner = ServiceRunner(create_service(kind, config), lambda: stops.put_nowait(0.0))
+    told = await ears.assignment
+    _be_called(told.name)
+    service = create_service(kind, bytes(told.config))
+    runner = ServiceRunner(service, lambda: ears.stops.put_nowait(0.0))
     reporter = asyncio.create_task(_report(runner, channel))
     await runner.start()
     return runner, reporter
+
+
+def _be_called(name: str) -> None:
+    """For whoever looks at the processes of the machine."""
+    with suppress(OSError):  # not Linux
+        _OWN_NAME.write_text(name)
 
 
 async def _load_code(kind: ServiceKind, channel: BinaryIO) -> None:
@@ -101,20 +141,6 @@ async def _load_code(kind: ServiceKind, channel: BinaryIO) -> None:
         channel.write(encode_status(ServiceStatus("starting", "loading code")))
         await asyncio.wait({loading}, timeout=SIGN_OF_LIFE_S)
     await loading
-
-
-def _listen(
-    orders: RawIOBase,
-    loop: asyncio.AbstractEventLoop,
-    stops: "asyncio.Queue[float]",
-    orphaned_s: float,
-) -> None:
-    """Pass orders on; the end of input is an order to stop within `orphaned_s`."""
-    with suppress(RuntimeError):  # the loop has closed: it has stopped already
-        while line := orders.readline():
-            order = msgspec.json.decode(line, type=Order)
-            loop.call_soon_threadsafe(stops.put_nowait, order.stop)
-        loop.call_soon_threadsafe(stops.put_nowait, orphaned_s)
 
 
 async def _hurry_when_told(runner: ServiceRunner, stops: "asyncio.Queue[float]") -> None:

@@ -176,6 +176,9 @@ class RayLauncher:
             for index, spec in enumerate(specs)
         ]
 
+    def stand_by(self) -> None:
+        """See `Launcher.stand_by`; Ray's processes are Ray's."""
+
     def release(self, handles: Sequence[ServiceHandle]) -> None:
         """See `Launcher.release`."""
         group = self._groups.pop(handles[0].name, None)

@@ -239,6 +239,8 @@ class Deployment:
                 self._statuses([self._gateway])
             if self._controller is not None:
                 self._controller.tick()
+                if self._controller.at_rest:
+                    self._launcher.stand_by()
             self._sleep(_WATCH_S)
 
     def _control(self, workers: Sequence[Worker], link: Link, planner: WorkerPlanner) -> Controller:
@@ -346,7 +348,7 @@ def create_launcher(config: ServeConfig) -> Launcher:
     if config.launcher == "local":
         from twinflow.cluster.launch.local import LocalLauncher  # noqa: PLC0415
 
-        return LocalLauncher(with_gpus=config.device != "cpu")
+        return LocalLauncher(with_gpus=config.device != "cpu", standby=config.standby)
     if config.address == LOCAL:
         ray_environment.prepare_own()
     else:

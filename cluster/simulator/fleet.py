@@ -55,7 +55,7 @@ class Gateway:
 
     def route(self, spec: GenerationSpec, now: float) -> Route:
         """Where a sequence goes."""
-        names: list[bytes] = []
+        names: list[int] = []
         if self._caching:
             names = self._index.names(spec.prompt_token_ids, spec.cache_salt)
         request = RouteRequest(

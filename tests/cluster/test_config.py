@@ -101,6 +101,8 @@ def test_each_phase_needs_a_worker(given: dict[str, object]) -> None:
         ("kv_cache_memory", "lots"),
         ("kv_transfer_timeout", 0),
         ("launcher", "kubernetes"),
+        ("standby", "-1"),
+        ("standby", "1"),  # Ray, which is the default, starts processes by itself
         ("log_level", "loud"),
         ("max_model_len", 0),
         ("max_num_queued_reqs", "none"),

@@ -106,6 +106,7 @@ class FakeLauncher:
         handles: every service, in the order of their start.
         opened: how often.
         closed: how often.
+        rests: how often there was nothing to do.
         released: names of the services whose places were given back.
     """
 
@@ -116,6 +117,7 @@ class FakeLauncher:
     handles: list[FakeHandle] = field(default_factory=list)
     opened: int = 0
     closed: int = 0
+    rests: int = 0
     released: list[str] = field(default_factory=list)
 
     def nodes(self) -> list[Node]:
@@ -134,6 +136,9 @@ class FakeLauncher:
         self.prepare(handle)
         self.handles.append(handle)
         return handle
+
+    def stand_by(self) -> None:
+        self.rests += 1
 
     def release(self, handles: Sequence[ServiceHandle]) -> None:
         self.released += [handle.name for handle in handles]

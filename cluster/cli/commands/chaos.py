@@ -63,6 +63,8 @@ _DEFAULTS: dict[str, object] = {
     "grpc_port": "0",
     "log_level": "warning",
 }
+# What fills up while a soak warms up: caches, and what the gateway knows of them.
+_SOAK_DEFAULTS: dict[str, object] = {"num_kv_blocks": "512"}
 _OWN = (
     "seeds",
     "first_seed",
@@ -120,7 +122,8 @@ def run(invocation: Invocation) -> int:
         ServerError: the deployment does not start.
     """
     served = {name: value for name, value in invocation.given.items() if name not in _OWN}
-    given = _DEFAULTS | served | {"admin_token": [secrets.token_hex(16)]}
+    defaults = _DEFAULTS | (_SOAK_DEFAULTS if "soak" in invocation.given else {})
+    given = defaults | served | {"admin_token": [secrets.token_hex(16)]}
     config = resolve(given, invocation.environ, invocation.complaints)
     if config.launcher != "local":
         raise ConfigError(

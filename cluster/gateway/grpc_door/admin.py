@@ -174,11 +174,10 @@ def _story(story: Story, now: float) -> pb.SequenceStory:
     if story.first_token is not None:
         told.first_token_ms = _ms(story.first_token - story.began)
     for attempt in story.attempts:
-        route = attempt.route
         told.attempts.add(
-            decode_worker=route.decode.worker_id,
-            decode_epoch=route.decode.epoch,
-            prefill_worker=route.prefill.worker_id if route.prefill else "",
+            decode_worker=attempt.decode,
+            decode_epoch=attempt.decode_epoch,
+            prefill_worker=attempt.prefill,
             began_ms=_ms(attempt.began - story.began),
             ended_ms=_ms((attempt.ended or now) - story.began),
             tokens=attempt.tokens,

@@ -93,8 +93,8 @@ class RequestStory:
             first_token_s=None if story.first_token is None else story.first_token - began,
             attempts=tuple(
                 Stay(
-                    prefill=attempt.route.prefill.worker_id if attempt.route.prefill else "",
-                    decode=attempt.route.decode.worker_id,
+                    prefill=attempt.prefill,
+                    decode=attempt.decode,
                     began_s=attempt.began - began,
                     ended_s=None if attempt.ended is None else attempt.ended - began,
                     outcome=attempt.outcome,

@@ -245,6 +245,15 @@ class TestDeaths:
         where.settle()
         assert where.sizes["decode"] == 1
 
+    def test_the_pause_of_one_that_served_runs_from_when_it_began_to(self) -> None:
+        state = cluster(worker("decode-0", 1, since=100.0), now=100.5)
+        early = events.apply(state, events.Died("decode-0", 1, "killed"))
+        assert early.failures_of("decode").not_before == 101.0
+        state = events.apply(state, events.Ticked(120.0, {}))
+        late = events.apply(state, events.Died("decode-0", 1, "killed"))
+        assert late.failures_of("decode").count == 1
+        assert late.failures_of("decode").not_before < late.now
+
     def test_a_worker_that_lasted_is_replaced_at_once_every_time(self) -> None:
         where = world(prefill=1, decode=1)
         for _ in range(2 * GIVE_UP_AFTER):

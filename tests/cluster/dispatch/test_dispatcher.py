@@ -418,7 +418,7 @@ async def test_a_prompt_is_named_once_for_all_its_completions_and_attempts(
     named: list[Sequence[int]] = []
     names_of = PrefixIndex.names
 
-    def names(index: PrefixIndex, token_ids: Sequence[int], salt: str) -> list[bytes]:
+    def names(index: PrefixIndex, token_ids: Sequence[int], salt: str) -> list[int]:
         named.append(token_ids)
         return names_of(index, token_ids, salt)
 

@@ -317,6 +317,22 @@ class TestWatch:
         assert stage.launcher.config_of(dead)["epoch"] == 3
         assert stage.gateway.table[dead].epoch == 3
 
+    def test_processes_stand_by_only_once_everything_is_as_wanted(self) -> None:
+        def slow(handle: FakeHandle) -> None:
+            if len(stage.launcher.handles) >= 3:
+                handle.steps = [ServiceStatus("starting", "loading weights")]
+
+        stage = Stage(slow)
+        rests: list[int] = []
+        stage.deployment.start(NODES)
+        stage.clock.at = [
+            (50.0, lambda: setattr(stage.launcher.named("decode-0"), "steps", [gone("decode-0")])),
+            (55.0, lambda: rests.append(stage.launcher.rests)),
+            (80.0, stage.interrupt),
+        ]
+        stage.deployment.watch()
+        assert rests[0] == stage.launcher.rests > 0
+
     @pytest.mark.parametrize("lost", ["mixed-0", "mixed-0-rank1"])
     def test_a_rank_that_dies_takes_its_worker_along(self, lost: str) -> None:
         stage = Stage(mixed=2, tensor_parallel_size=2)

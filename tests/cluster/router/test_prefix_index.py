@@ -68,6 +68,28 @@ def test_a_lost_worker_is_forgotten() -> None:
     assert len(index) == 0
 
 
+def test_a_smaller_memory_keeps_what_was_used_last() -> None:
+    index = PrefixIndex(block_size=4)
+    send(index, list(range(13)), "p0")
+    send(index, [99] * 13, "p1")
+    index.resize(4)
+    assert len(index) == 4
+    assert hits(index, [99] * 13) == {"p1": 12}
+    assert hits(index, list(range(13))) == {"p0": 4}
+    index.check_integrity()
+
+
+def test_thousands_of_lives_take_no_more_room_than_one() -> None:
+    index = PrefixIndex(block_size=4)
+    for life in range(5000):
+        send(index, list(range(9)), f"p{life}")
+        index.forget(f"p{life}")
+    send(index, list(range(9)), "p")
+    index.check_integrity()
+    assert len(index) == 2
+    assert hits(index, list(range(9))) == {"p": 8}
+
+
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=14)
 sent = st.lists(st.tuples(prompts, st.sampled_from(["p0", "p1"])), max_size=12)
 
