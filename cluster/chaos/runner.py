@@ -8,7 +8,7 @@ from pathlib import Path
 from twinflow.cluster.chaos.checker import Bounds, Case, Kind, Violation, check
 from twinflow.cluster.chaos.deployed import Deployed
 from twinflow.cluster.chaos.faults import Fault, Target
-from twinflow.cluster.chaos.history import Counters, History, RequestRecord, Span
+from twinflow.cluster.chaos.history import History, RequestRecord, Span
 from twinflow.cluster.chaos.load import Load, LoadShape, Prompt, asking
 from twinflow.cluster.chaos.network import OwnNetwork
 from twinflow.cluster.chaos.recovery import Recovery
@@ -228,11 +228,3 @@ class Runner:
             self._deployed.kill()
             self._deployed = None
         self.deployed.pids()
-
-
-def totals(outcomes: Sequence[Outcome]) -> Counters:
-    """Requests of all runs whose deployment survived."""
-    lasting = [one for one in outcomes if not one.fault.is_fatal]
-    sent = sum(len(one.history.requests) for one in lasting)
-    finished = sum(one.num_finished for one in lasting)
-    return Counters(accepted=sent, finished=finished, failed=sent - finished)

@@ -3,14 +3,17 @@
 What can be broken, when, and what must not happen is twinflow.cluster.chaos.
 """
 
-import json
+import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TextIO, TypeVar
+
+import msgspec
 
 from twinflow.cluster.chaos import report
 from twinflow.cluster.chaos.checker import Bounds
@@ -18,8 +21,9 @@ from twinflow.cluster.chaos.faults import Action, Fault, Target
 from twinflow.cluster.chaos.load import LoadShape, draw_prompts
 from twinflow.cluster.chaos.network import OwnNetwork, is_own
 from twinflow.cluster.chaos.plan import Scope, plan_faults
-from twinflow.cluster.chaos.runner import Outcome, Runner, RunSettings, totals
+from twinflow.cluster.chaos.runner import Runner, RunSettings
 from twinflow.cluster.chaos.soak import Soak, SoakPlan, soak_json, soak_lines
+from twinflow.cluster.chaos.verdict import Verdict, key_of
 from twinflow.cluster.cli.files import write_text
 from twinflow.cluster.cli.flags import add_flags, flag_name, number_above_0, whole_number
 from twinflow.cluster.cli.parser import Commands, Invocation
@@ -48,6 +52,7 @@ exit status:
 
 examples:
   twinflow chaos ./smollm2-135m --seeds 20
+  twinflow chaos ./smollm2-135m --seeds 0-4 --report matrix --resume
   twinflow chaos ./smollm2-135m --targets prefill decode --actions kill --moments hand-off
   twinflow chaos ./smollm2-135m --soak 30
   twinflow chaos ./smollm2-135m --first-seed 7 --seeds 1 --report chaos
@@ -74,8 +79,11 @@ _OWN = (
     "rate",
     "patience",
     "report",
+    "resume",
     "soak",
 )
+# What says nothing about a deployment that others with the same settings would not say.
+_UNTOLD = frozenset({"admin_token", "port", "grpc_port", "log_level", "launcher"})
 _NUM_PROMPTS = 24
 _LEAST_SUCCESS = 0.995
 E = TypeVar("E", bound=Enum)
@@ -91,7 +99,11 @@ def add_to(commands: Commands) -> None:
         epilog=EPILOG,
     )
     group = parser.add_argument_group("Faults")
-    group.add_argument("--seeds", metavar="N", help="do every fault so often [default: 1]")
+    group.add_argument(
+        "--seeds",
+        metavar="N",
+        help="do every fault so often, or with seeds like 5-9 [default: 1]",
+    )
     group.add_argument("--first-seed", metavar="N", help="count seeds from here [default: 0]")
     group.add_argument("--targets", nargs="+", metavar="TARGET", help="who is hit [default: all]")
     group.add_argument("--actions", nargs="+", metavar="ACTION", help="what is done")
@@ -109,6 +121,11 @@ def add_to(commands: Commands) -> None:
         "5 minutes, and see what grows",
     )
     group.add_argument("--report", metavar="NAME", help="write NAME.json, NAME.md and NAME.log")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with NAME.json: what it has already is not done again, and stays in it",
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON file with settings")
     add_flags(parser)
     parser.runs(run)
@@ -144,15 +161,12 @@ def run(invocation: Invocation) -> int:
         if target in scope.targets:
             invocation.stdout.write(f"Left out: {target.value}, because {reason}.\n")
             scope = replace(scope, targets=[one for one in scope.targets if one is not target])
-    first, count = arguments.whole("first_seed", 0), arguments.whole("seeds", 1)
-    planned = [
-        (seed, fault) for seed in range(first, first + count) for fault in plan_faults(seed, scope)
-    ]
+    planned = [(seed, fault) for seed in arguments.seeds() for fault in plan_faults(seed, scope)]
     if not planned:
         raise ConfigError("no target, action and moment that go together are left")
-    outcomes = _break(invocation.stdout, arguments, given, network, planned)
-    invocation.stdout.write("\n" + "\n".join(report.lines(outcomes)) + "\n")
-    return _status(outcomes)
+    runs = _Matrix(invocation.stdout, arguments, given).fill(network, planned)
+    invocation.stdout.write("\n" + "\n".join(report.lines(runs)) + "\n")
+    return _status(runs)
 
 
 def _soak(stdout: TextIO, arguments: "_Arguments", given: Mapping[str, object]) -> int:
@@ -200,39 +214,99 @@ def _impossible(config: ServeConfig, network: OwnNetwork | None) -> Iterator[tup
         yield Target.SESSION, "this is not a network that nobody else uses"
 
 
-def _break(
-    stdout: TextIO,
-    arguments: "_Arguments",
-    given: Mapping[str, object],
-    network: OwnNetwork | None,
-    planned: Sequence[tuple[int, Fault]],
-) -> list[Outcome]:
-    """Do faults one after the other; what is known so far is written after each."""
-    outcomes: list[Outcome] = []
-    name = arguments.text("report", "")
-    with tempfile.TemporaryDirectory(prefix="twinflow-chaos-") as scratch:
-        settings = _settings(arguments, given, Path(scratch), LoadShape())
-        with Runner(settings, network) as runner:
-            for number, (seed, fault) in enumerate(planned, 1):
-                outcomes.append(runner.run(seed, fault))
-                stdout.write(report.progress_line(number, len(planned), outcomes[-1]) + "\n")
-                stdout.flush()
-                if name:
-                    _report(name, outcomes)
-            if left := runner.close():
-                stdout.write(f"Still there after the end: {', '.join(left)}\n")
-    return outcomes
+class _Matrix:
+    """Does faults one after the other; what is known so far is written after each.
+
+    Args:
+        stdout: hears of each.
+        arguments: of the command.
+        given: settings of `twinflow serve`.
+
+    Raises:
+        ConfigError: there is nothing to go on with, or it is about something else.
+    """
+
+    def __init__(
+        self, stdout: TextIO, arguments: "_Arguments", given: Mapping[str, object]
+    ) -> None:
+        self._stdout = stdout
+        self._arguments = arguments
+        self._given = given
+        self._name = arguments.text("report", "")
+        self._settings = _told(arguments, given)
+        self._runs = self._earlier() if "resume" in arguments.given else []
+
+    def fill(
+        self, network: OwnNetwork | None, planned: Sequence[tuple[int, Fault]]
+    ) -> Sequence[Verdict]:
+        """Do what is planned and has not been done; returns everything that has been."""
+        done = {key_of(run.seed, run) for run in self._runs}
+        left = [one for one in planned if key_of(*one) not in done]
+        if len(left) < len(planned):
+            self._say(f"{len(planned) - len(left)} of {len(planned)} faults were done before.")
+        if left:
+            with tempfile.TemporaryDirectory(prefix="twinflow-chaos-") as scratch:
+                settings = _settings(self._arguments, self._given, Path(scratch), LoadShape())
+                with Runner(settings, network) as runner:
+                    self._work(runner, left)
+                    if stray := runner.close():
+                        self._say(f"Still there after the end: {', '.join(stray)}")
+        return self._runs
+
+    def _work(self, runner: Runner, left: Sequence[tuple[int, Fault]]) -> None:
+        began = time.monotonic()
+        for number, (seed, fault) in enumerate(left, 1):
+            before = time.monotonic()
+            outcome = runner.run(seed, fault)
+            now = time.monotonic()
+            run = Verdict.of(outcome, seconds=now - before, machine_load=os.getloadavg()[0])
+            self._runs.append(run)
+            left_s = (now - began) / number * (len(left) - number)
+            self._say(report.progress_line(number, len(left), run, left_s))
+            self._write()
+
+    def _write(self) -> None:
+        if self._name:
+            told = report.Report.of(self._settings, self._runs)
+            write_text(Path(f"{self._name}.json"), told.encode())
+            write_text(Path(f"{self._name}.md"), report.markdown(told, "twinflow chaos"))
+
+    def _earlier(self) -> list[Verdict]:
+        path = Path(f"{self._name}.json")
+        if not self._name:
+            raise ConfigError("--resume: say with --report what to go on with")
+        if not path.exists():
+            return []
+        try:
+            found = msgspec.json.decode(path.read_bytes(), type=report.Report)
+        except (OSError, msgspec.DecodeError) as error:
+            raise ConfigError(f"--resume: {path} is not a report of this command") from error
+        if found.settings != self._settings:
+            other = sorted(dict(found.settings.items() ^ self._settings.items()))
+            raise ConfigError(f"--resume: {path} was made with other settings ({', '.join(other)})")
+        return list(found.runs)
+
+    def _say(self, text: str) -> None:
+        self._stdout.write(text + "\n")
+        self._stdout.flush()
 
 
-def _report(name: str, outcomes: Sequence[Outcome]) -> None:
-    write_text(Path(f"{name}.json"), json.dumps(report.as_dict(outcomes), indent=1) + "\n")
-    write_text(Path(f"{name}.md"), report.markdown(outcomes, "twinflow chaos"))
+def _told(arguments: "_Arguments", given: Mapping[str, object]) -> dict[str, str]:
+    """What was broken, and under what load, as a report has it."""
+    told = {name: str(value) for name, value in given.items() if name not in _UNTOLD}
+    shape = LoadShape()
+    return told | {
+        "model": Path(str(given["model"])).name,
+        "rate": f"{arguments.number('rate', shape.rate):g}",
+        "patience": f"{arguments.number('patience', 1.0):g}",
+        "cores": str(os.cpu_count()),
+    }
 
 
-def _status(outcomes: Sequence[Outcome]) -> int:
-    told = totals(outcomes)
-    enough = told.finished >= _LEAST_SUCCESS * told.accepted
-    return 0 if enough and not any(outcome.violations for outcome in outcomes) else 1
+def _status(runs: Sequence[Verdict]) -> int:
+    sent, succeeded = report.survived(runs)
+    enough = succeeded >= _LEAST_SUCCESS * sent
+    return 0 if enough and not any(run.violations for run in runs) else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +322,19 @@ class _Arguments:
     def whole(self, name: str, default: int) -> int:
         """A whole number, at least 0."""
         return whole_number(name, self.text(name, str(default)))
+
+    def seeds(self) -> range:
+        """How many from the first one on, or from one to another."""
+        text = self.text("seeds", "1")
+        first, dash, last = text.partition("-")
+        if not dash:
+            begin = self.whole("first_seed", 0)
+            return range(begin, begin + whole_number("seeds", text))
+        if "first_seed" in self.given:
+            raise ConfigError("--first-seed: --seeds says already where to begin")
+        if not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
+            raise ConfigError(f"--seeds {text!r}: must be a number, or two such as 5-9")
+        return range(int(first), int(last) + 1)
 
     def number(self, name: str, default: float) -> float:
         """A number above 0."""
