@@ -1,11 +1,13 @@
 """The simulator against `twinflow serve`: `python -m benchmarks.prediction MODEL`.
 
 From nothing to a verdict: measures the model's steps (`twinflow profile`), starts a server with one
-mixed worker of as many threads and the same limits, loads it at a part of what the simulation says
-it can serve (`benchmarks.serve`), and simulates every run (`benchmarks.simulator`). Exit status 1
-if the median of TTFT or of TBT of a run is off by more than 15 %. The machine must do nothing else,
-and have a core besides the worker's, for the gateway and for whoever makes the load. `--out` gets
-the profile, the load test's report, what the server said, and report.md.
+mixed worker of as many threads, the same scheduler and the same limits, loads it at a part of what
+the simulation says it can serve (`benchmarks.serve`), and simulates every run request by request
+(`benchmarks.simulator`): both sides have the same arrivals and lengths, so that chance is no part
+of the difference and a hundred requests are enough for medians. Exit status 1 if the median of
+TTFT or of TBT of a run is off by more than 15 %. The machine must do nothing else, and have a core
+besides the worker's, for the gateway and for whoever makes the load. `--out` gets the profile, the
+load test's report, what the server said, and report.md.
 """
 
 import argparse
@@ -36,11 +38,11 @@ _TWINFLOW = (sys.executable, "-m", "twinflow")
 _START_S = 300.0
 # The same for whoever measures, serves and simulates.
 _LIMITS = {
-    "max-num-batched-tokens": "512",
+    "max-num-batched-tokens": "256",
     "max-num-seqs": "32",
     "kv-cache-memory": str(1 << 29),
 }
-_MODEL_LEN = ("--max-model-len", "1024")
+_MODEL_LEN = ("--max-model-len", "512")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         profile = _profile(args)
         config = simulator.config_of(
-            simulator.parse([str(args.out / "load"), str(profile), *_flags()])
+            simulator.parse([str(args.out / "load"), str(profile), *_policy(args), *_flags()])
         )
         rates = [part * full_rate(config, args) for part in args.loads]
         server = _serve(args)
@@ -65,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return simulator.EXIT_UNUSABLE
     heading = (
         f"`python -m benchmarks.prediction {shlex.join(arguments)}`\n\n{machine_line()}; "
-        f"{args.threads} threads compute, {args.requests} requests a run.\n\n"
+        f"{args.threads} threads compute, {args.requests} requests a run, scheduler "
+        f"{args.scheduler}.\n\n"
     )
     (args.out / "report.md").write_text(heading + table, "utf-8")
     sys.stdout.write(heading + table)
@@ -100,7 +103,8 @@ def _profile(args: argparse.Namespace) -> Path:
 def _serve(args: argparse.Namespace) -> Running:
     flags = ("--mixed", "1", "--launcher", "local", "--port", "{port}", "--grpc-port", "0")
     own = ("--device", "cpu", "--threads-per-worker", str(args.threads), *_MODEL_LEN, *_flags())
-    server = Server("mixed", (*_TWINFLOW, "serve"), (*flags, *own), ready="/ready")
+    flags += (*own, *_policy(args))
+    server = Server("mixed", (*_TWINFLOW, "serve"), flags, ready="/ready")
     values = {"port": str(args.port), "cores": ",".join(map(str, os.sched_getaffinity(0)))}
     return start(server, args.model, values, args.out, _START_S)
 
@@ -119,6 +123,11 @@ async def _load(args: argparse.Namespace, arm: Arm, pid: int, rates: Sequence[fl
     await report_session(config, shlex.join(sys.argv), sys.stderr)
 
 
+def _policy(args: argparse.Namespace) -> tuple[str, str]:
+    """The scheduler of the server and of the simulation."""
+    return "--scheduler", args.scheduler
+
+
 def _flags() -> list[str]:
     return [word for name, value in _LIMITS.items() for word in (f"--{name}", value)]
 
@@ -129,12 +138,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     spare = max(1, len(os.sched_getaffinity(0)) - 1)
     add("model", type=Path, help="a checkpoint's directory")
     add("--threads", type=int, default=spare, help="of the worker (all cores but one)")
-    add("--loads", type=float, nargs="+", default=[0.3, 0.6], help="of the simulated capacity")
-    add("--requests", type=int, default=150, help="of each run (150)")
-    add("--repeats", type=int, default=3, help="runs at each load (3)")
-    add("--input-tokens", type=Lengths.parse, default=Lengths.parse("uniform:16:400"))
-    add("--output-tokens", type=Lengths.parse, default=Lengths.parse("uniform:8:64"))
-    add("--seconds", default="60", help="to measure steps (60)")
+    add("--loads", type=float, nargs="+", default=[0.35, 0.65], help="of the simulated capacity")
+    add("--requests", type=int, default=100, help="of each run (100)")
+    add("--repeats", type=int, default=1, help="runs at each load (1)")
+    add("--input-tokens", type=Lengths.parse, default=Lengths.parse("uniform:16:160"))
+    add("--output-tokens", type=Lengths.parse, default=Lengths.parse("uniform:8:40"))
+    add("--scheduler", default="chunked", help="of both sides: chunked, layered, ... (chunked)")
+    add("--seconds", default="30", help="to measure steps (30)")
     add("--seed", type=int, default=0)
     add("--port", type=int, default=18300, help="a free one (18300)")
     add("--out", type=Path, default=Path("results/prediction"))

@@ -7,7 +7,8 @@ Every block is in exactly one of three states:
     free     reference count 0, no name
 
 Cached and free blocks form one list in order of release, so the least recently used cached block
-is evicted first. Block 0 is the null block: padding rows write to it, nobody ever holds it. The
+is evicted first. Blocks that were never held come before all others, in order, and are counted
+instead of listed: a large pool costs no more to make than a small one. Block 0 is the null block: padding rows write to it, nobody ever holds it. The
 pool knows neither requests nor tokens.
 """
 
@@ -29,7 +30,9 @@ class BlockPool:
             raise ValueError(f"a pool needs at least 2 blocks, not {num_blocks}")
         self._references = [0] * num_blocks
         self.sharing_changes = 0
-        self._idle: OrderedDict[int, None] = OrderedDict((b, None) for b in range(1, num_blocks))
+        # No block from this one on was ever held; the idle ones before it are listed.
+        self._untouched = NULL_BLOCK + 1
+        self._idle: OrderedDict[int, None] = OrderedDict()
         self._names: dict[int, bytes] = {}
         self._blocks: dict[bytes, int] = {}
 
@@ -41,7 +44,7 @@ class BlockPool:
     @property
     def num_idle(self) -> int:
         """Blocks that `allocate` could hand out now: free ones and cached ones."""
-        return len(self._idle)
+        return len(self._idle) + len(self._references) - self._untouched
 
     def references(self, block: int) -> int:
         """How many holders a block has."""
@@ -62,11 +65,16 @@ class BlockPool:
         Raises:
             ValueError: there are fewer idle blocks.
         """
-        if count > len(self._idle):
-            raise ValueError(f"{count} blocks wanted, {len(self._idle)} are idle")
-        taken = [self._idle.popitem(last=False)[0] for _ in range(count)]
-        for block in taken:
+        if count > self.num_idle:
+            raise ValueError(f"{count} blocks wanted, {self.num_idle} are idle")
+        start = self._untouched
+        self._untouched = min(start + count, len(self._references))
+        taken = list(range(start, self._untouched))
+        for _ in range(count - len(taken)):
+            block, _ = self._idle.popitem(last=False)
             self._forget(block)
+            taken.append(block)
+        for block in taken:
             self._references[block] = 1
         return taken
 
@@ -134,8 +142,9 @@ class BlockPool:
         for block, (counted, kept) in enumerate(zip(counts, self._references, strict=True)):
             if counted != kept:
                 raise AssertionError(f"block {block}: {counted} holders, count says {kept}")
-            if block != NULL_BLOCK and (kept == 0) != (block in self._idle):
-                raise AssertionError(f"block {block}: count {kept}, idle {block in self._idle}")
+            idle = block in self._idle or block >= self._untouched
+            if block != NULL_BLOCK and (kept == 0) != idle:
+                raise AssertionError(f"block {block}: count {kept}, idle {idle}")
         if counts[NULL_BLOCK] or NULL_BLOCK in self._idle or NULL_BLOCK in self._names:
             raise AssertionError("the null block is in use")
         if {name: block for block, name in self._names.items()} != self._blocks:
