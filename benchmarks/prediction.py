@@ -102,9 +102,9 @@ def _profile(args: argparse.Namespace) -> Path:
 
 def _serve(args: argparse.Namespace) -> Running:
     flags = ("--mixed", "1", "--launcher", "local", "--port", "{port}", "--grpc-port", "0")
-    own = ("--device", "cpu", "--threads-per-worker", str(args.threads), *_MODEL_LEN, *_flags())
-    flags += (*own, *_policy(args))
-    server = Server("mixed", (*_TWINFLOW, "serve"), flags, ready="/ready")
+    device = ("--device", "cpu", "--threads-per-worker", str(args.threads))
+    limits = (*_MODEL_LEN, *_flags(), *_policy(args))
+    server = Server("mixed", (*_TWINFLOW, "serve"), (*flags, *device, *limits), ready="/ready")
     values = {"port": str(args.port), "cores": ",".join(map(str, os.sched_getaffinity(0)))}
     return start(server, args.model, values, args.out, _START_S)
 

@@ -5,8 +5,9 @@ tests run fakes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from twinflow.runtime.layer_traffic import LayerTraffic
 from twinflow.runtime.outputs import SampledRun
@@ -21,8 +22,7 @@ from twinflow.runtime.tree_branches import TreeBranch
 LayersDone = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True):
     """One row group with what is needed to compute it.
 
     Attributes:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import msgspec
+
 from twinflow.runtime.speculative.account import SpeculationAccount
 
 
@@ -29,8 +31,7 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(msgspec.Struct, frozen=True):
     """The next token of a sequence.
 
     Attributes:
@@ -74,8 +75,7 @@ class PhaseTime:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class TokenDelta:
+class TokenDelta(msgspec.Struct, frozen=True):
     """New tokens of one sequence since the last delta.
 
     Attributes:

@@ -37,9 +37,17 @@ class RequestQueues:
     @property
     def receiving(self) -> list[Request]:
         """Requests whose KV is on its way."""
+        return self._parked(RequestStatus.RECEIVING)
+
+    @property
+    def held(self) -> list[Request]:
+        """Requests that are done and whose KV another worker still reads."""
+        return self._parked(RequestStatus.HELD)
+
+    def _parked(self, status: RequestStatus) -> list[Request]:
         if not self.num_parked:
             return []
-        return [r for r in self._requests.values() if r.status is RequestStatus.RECEIVING]
+        return [r for r in self._requests.values() if r.status is status]
 
     def get(self, request_id: str) -> Request | None:
         """The live request with this id."""

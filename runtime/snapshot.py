@@ -1,18 +1,17 @@
 """An engine's load and totals at one moment, safe to read from any thread."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.lanes.base import LaneFigures
 from twinflow.runtime.layer_traffic import LayerTotals
-from twinflow.runtime.request import RequestStatus
 from twinflow.runtime.speculative.account import SpeculationAccount
 from twinflow.runtime.speculative.goodput.controller import GoodputFigures
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSnapshot:
+class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Figures of one engine between two steps; blocks are those of all ranks that share them.
 
     Attributes:
@@ -54,8 +53,8 @@ class EngineSnapshot:
     prefix_hits: int = 0
     steps: int = 0
     busy_seconds: float = 0.0
-    experts: Mapping[int, LayerTotals] = field(default_factory=dict)
-    speculation: SpeculationAccount = field(default_factory=SpeculationAccount)
+    experts: Mapping[int, LayerTotals] = msgspec.field(default_factory=dict)
+    speculation: SpeculationAccount = msgspec.field(default_factory=SpeculationAccount)
     quarantined_blocks: int = 0
     lanes: LaneFigures | None = None
     goodput: GoodputFigures | None = None
@@ -65,15 +64,16 @@ def take_snapshot(engine: Engine) -> EngineSnapshot:
     """The figures of an engine now; call it on the engine's thread."""
     queues, blocks, counters = engine.queues, engine.blocks, engine.counters
     shards = engine.config.block_shards
-    held = [request for request in queues if request.status is RequestStatus.HELD]
-    receiving = sum(request.status is RequestStatus.RECEIVING for request in queues)
-    scheduled = (*queues.waiting, *queues.running)
+    receiving = queues.receiving
+    held = queues.held
     return EngineSnapshot(
         num_running=len(queues.running),
         num_waiting=len(queues.waiting),
-        num_receiving=receiving,
+        num_receiving=len(receiving),
         num_held=len(held),
-        waiting_tokens=sum(r.num_uncomputed for r in scheduled if not r.fetch),
+        waiting_tokens=sum(
+            [r.num_uncomputed for r in (*queues.waiting, *queues.running) if not r.fetch]
+        ),
         free_blocks=blocks.num_idle * shards,
         total_blocks=blocks.num_blocks * shards,
         leased_blocks=sum(blocks.num_held(request.request_id) for request in held) * shards,

@@ -3,10 +3,14 @@
 There is no prefill phase and no decode phase. A prefill chunk, a decode token, a speculative
 verify run and one layer group of a layered prefill are all rows of one request in one range of
 layers. Schedulers make plans, runners execute them; a plan holds no tensors.
+
+What is made for every row or step is a `msgspec.Struct`, here and elsewhere: as frozen dataclasses
+these values took a fifth of the time of a simulation to make.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 
 class RowKind(StrEnum):
@@ -17,8 +21,7 @@ class RowKind(StrEnum):
     VERIFY = "verify"
 
 
-@dataclass(frozen=True, slots=True)
-class RowGroup:
+class RowGroup(msgspec.Struct, frozen=True):
     """Consecutive tokens of one request that cross a contiguous range of layers in one step.
 
     Attributes:
@@ -57,8 +60,7 @@ class RowGroup:
         return self.layer_start < end <= self.layer_end
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(msgspec.Struct, frozen=True):
     """Everything one engine step executes.
 
     Attributes:

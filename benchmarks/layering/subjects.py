@@ -136,7 +136,7 @@ class CountingExecutor(VirtualExecutor):
     """A simulated executor that also counts the experts that rows are expected to need."""
 
     def __init__(self, clock: VirtualClock, times: CostModel) -> None:
-        super().__init__(clock, lambda load, requests: times.seconds(load))
+        super().__init__(clock, lambda load, work: times.seconds(load))
         self._shape = times.shape
         self._traffic: list[LayerTraffic] = []
 

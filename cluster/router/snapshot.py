@@ -7,6 +7,8 @@ function of it.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from twinflow.workers.role import Role
 
 
@@ -23,8 +25,7 @@ class RankView:
     parts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerView:
+class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     """One worker.
 
     Attributes:

@@ -34,11 +34,11 @@ class VirtualExecutor:
 
     Args:
         clock: of the engine.
-        seconds: how long a step takes that begins now, and which requests are in it.
+        seconds: how long a step takes that begins now, by its load and its rows.
     """
 
     def __init__(
-        self, clock: VirtualClock, seconds: Callable[[StepLoad, frozenset[str]], float]
+        self, clock: VirtualClock, seconds: Callable[[StepLoad, Sequence[Work]], float]
     ) -> None:
         self._clock = clock
         self._seconds = seconds
@@ -70,6 +70,5 @@ class VirtualExecutor:
     def execute(self, work: Sequence[Work], on_layers: LayersDone | None) -> list[SampledRun]:
         """See `Executor.execute`."""
         load = StepLoad.of([item.group for item in work])
-        requests = frozenset(item.request.request_id for item in work)
-        self._clock.now += self._seconds(load, requests)
+        self._clock.now += self._seconds(load, work)
         return [(_TOKEN,)] * load.sampled

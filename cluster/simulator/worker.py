@@ -21,6 +21,7 @@ from twinflow.parallel.partition.control import Decision, Mode
 from twinflow.runtime.cost.base import StepLoad
 from twinflow.runtime.cost.lanes import Lane
 from twinflow.runtime.engine import Engine
+from twinflow.runtime.executor import Work
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.lanes.view import decode_load, decodes
 from twinflow.runtime.lifecycle import EngineOutputs, ReceiveOrder
@@ -259,10 +260,11 @@ class SimulatedWorker:
             return
         self.wake(now)
 
-    def _seconds(self, load: StepLoad, requests: frozenset[str]) -> float:
+    def _seconds(self, load: StepLoad, work: Sequence[Work]) -> float:
         self._note_kv()
         lane = self._scheduler.lane
         if self._lanes is not None and lane is not None:
+            requests = frozenset(item.request.request_id for item in work)
             return self._lanes.begin(lane, load, requests)
         return self._config.times.seconds(Lane(load, 1.0))
 
@@ -366,7 +368,7 @@ def _engine(
     config: SimulationConfig,
     scheduler: LaneScheduler,
     clock: VirtualClock,
-    seconds: Callable[[StepLoad, frozenset[str]], float],
+    seconds: Callable[[StepLoad, Sequence[Work]], float],
 ) -> Engine:
     engine = config.engine
     blocks = BlockManager(

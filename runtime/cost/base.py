@@ -6,15 +6,15 @@ of them knows how it comes to its answer.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
+
+import msgspec
 
 from twinflow.runtime.step_plan import RowGroup, RowKind
 
 
-@dataclass(frozen=True, slots=True)
-class PhaseLoad:
+class PhaseLoad(msgspec.Struct, frozen=True):
     """Rows of one phase.
 
     Attributes:
@@ -39,8 +39,7 @@ class PhaseLoad:
         return cls(count, count * start + count * (count + 1) // 2, start + count)
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentLoad:
+class SegmentLoad(msgspec.Struct, frozen=True):
     """Consecutive layers that the same rows cross.
 
     Attributes:
@@ -59,8 +58,7 @@ class SegmentLoad:
         return self.prefill.rows + self.decode.rows
 
 
-@dataclass(frozen=True, slots=True)
-class StepLoad:
+class StepLoad(msgspec.Struct, frozen=True):
     """A step, from the first layer to the last.
 
     Attributes:
@@ -75,18 +73,17 @@ class StepLoad:
     def of(cls, groups: Iterable[RowGroup]) -> "StepLoad":
         """Sum up the row groups of a plan."""
         groups = tuple(groups)
-        borders = {g.layer_start for g in groups} | {g.layer_end for g in groups}
+        sampled = sum([group.sampled_rows for group in groups])
+        borders = {border for group in groups for border in (group.layer_start, group.layer_end)}
         if len(borders) == 2:  # as in nearly all steps: all rows cross the same layers
             first, end = sorted(borders)
-            segment = SegmentLoad(end - first, _phase(groups, False), _phase(groups, True))
-            return cls((segment,), sum([group.sampled_rows for group in groups]))
+            return cls((SegmentLoad(end - first, *_phases(groups)),), sampled)
         segments = []
         for first, end in pairwise(sorted(borders)):
             crossing = [g for g in groups if g.layer_start <= first and end <= g.layer_end]
             if crossing:
-                loads = [_phase(crossing, decode) for decode in (False, True)]
-                segments.append(SegmentLoad(end - first, *loads))
-        return cls(tuple(segments), sum(group.sampled_rows for group in groups))
+                segments.append(SegmentLoad(end - first, *_phases(crossing)))
+        return cls(tuple(segments), sampled)
 
 
 class StepTimes(Protocol):
@@ -102,13 +99,14 @@ class StepTimes(Protocol):
         ...
 
 
-def _phase(groups: Iterable[RowGroup], decode: bool) -> PhaseLoad:
+def _phases(groups: Iterable[RowGroup]) -> tuple[PhaseLoad, PhaseLoad]:
+    """Prompt rows and rows of generated tokens."""
     # Numbers, not sums of `PhaseLoad.of`: simulations come by here millions of times.
-    rows = pairs = context = 0
+    prefill, decode = [0, 0, 0], [0, 0, 0]
     for group in groups:
-        if (group.kind is not RowKind.PREFILL) == decode:
-            start, count = group.token_start, group.token_count
-            rows += count
-            pairs += count * start + count * (count + 1) // 2
-            context += start + count
-    return PhaseLoad(rows, pairs, context)
+        sums = prefill if group.kind is RowKind.PREFILL else decode
+        start, count = group.token_start, group.token_count
+        sums[0] += count
+        sums[1] += count * start + count * (count + 1) // 2
+        sums[2] += start + count
+    return PhaseLoad(*prefill), PhaseLoad(*decode)

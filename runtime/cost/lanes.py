@@ -9,6 +9,8 @@ lasts many times as long, and so finds decoding several times slower than it is 
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from twinflow.runtime.cost.base import StepLoad, StepTimes
 
 # Never measured to be more: MuxWise, arXiv 2504.14489, 30 % on an H100 and 20 % on an A100.
@@ -23,8 +25,7 @@ class SharedDeviceTimes(StepTimes, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
+class Lane(msgspec.Struct, frozen=True):
     """A step and what computes it.
 
     Attributes:

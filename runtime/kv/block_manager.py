@@ -135,6 +135,8 @@ class BlockManager:
     def num_quarantined(self) -> int:
         """Blocks that only sequences in quarantine hold: all others that are not idle are those of
         live sequences."""
+        if not self._quarantined:
+            return 0
         holders = Counter(b for name in self._quarantined for b in self._tables[name].held)
         return sum(self._pool.references(block) == count for block, count in holders.items())
 

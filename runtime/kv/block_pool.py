@@ -8,8 +8,8 @@ Every block is in exactly one of three states:
 
 Cached and free blocks form one list in order of release, so the least recently used cached block
 is evicted first. Blocks that were never held come before all others, in order, and are counted
-instead of listed: a large pool costs no more to make than a small one. Block 0 is the null block: padding rows write to it, nobody ever holds it. The
-pool knows neither requests nor tokens.
+instead of listed: a large pool costs no more to make than a small one. Block 0 is the null block:
+padding rows write to it, nobody ever holds it. The pool knows neither requests nor tokens.
 """
 
 from collections import OrderedDict

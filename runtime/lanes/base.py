@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from twinflow.parallel.partition.control import Mode
 from twinflow.parallel.partition.layout import Layout
 from twinflow.runtime.executor import LayersDone, Work
@@ -17,8 +19,7 @@ from twinflow.runtime.outputs import SampledRun
 from twinflow.runtime.request import Request
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Step:
+class Step(msgspec.Struct, frozen=True, eq=False):
     """A step that is handed over to be computed.
 
     Attributes:
@@ -44,8 +45,7 @@ class Step:
         return frozenset(item.request.request_id for item in self.work)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StepOutcome:
+class StepOutcome(msgspec.Struct, frozen=True, eq=False):
     """What has come of a step.
 
     Attributes:

@@ -7,7 +7,8 @@ two, here and in simulations.
 """
 
 from collections.abc import Container, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from twinflow.parallel.partition.control import Mode
 from twinflow.runtime.cost.base import PhaseLoad, SegmentLoad, StepLoad

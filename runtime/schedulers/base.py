@@ -5,8 +5,10 @@ and changes nothing. The engine carries its plan out; the same policy objects ru
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from twinflow.runtime.kv.block_manager import PrefixMatch
 from twinflow.runtime.output_history import OutputHistory
@@ -69,8 +71,7 @@ class SchedulerLimits:
     rows_per_seat: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerState:
+class SchedulerState(msgspec.Struct, frozen=True):
     """The requests of an engine at the start of a step.
 
     Attributes:
@@ -88,7 +89,7 @@ class SchedulerState:
     num_parked: int
     blocks: BlockView
     growing: Sequence[Request] = ()
-    history: OutputHistory = field(default_factory=OutputHistory)
+    history: OutputHistory = msgspec.field(default_factory=OutputHistory)
 
 
 class Scheduler(Protocol):

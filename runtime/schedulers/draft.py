@@ -9,7 +9,8 @@ policy's order: if one does not fit, none behind it is let in, so no request wai
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from twinflow.runtime.request import Request, RequestStatus
 from twinflow.runtime.schedulers.base import SchedulerLimits, SchedulerState

@@ -1,7 +1,8 @@
 """Into how many groups a wave cuts the layers, and where the groups end."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from twinflow.runtime.cost.base import StepLoad, StepTimes
 from twinflow.runtime.schedulers.search import largest

@@ -1,10 +1,11 @@
 """The closed form: monotone in every number, whole on the whole device, sums as it says."""
 
-from dataclasses import replace
+import dataclasses
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.support.cost import (
     CURVES,
     EXPERT_PRICES,
@@ -120,7 +121,10 @@ def test_few_rows_are_bound_by_memory_and_many_by_arithmetic() -> None:
 
 
 def test_padding_is_paid() -> None:
-    tiled = CostModel(replace(LLAMA_8B, row_tile=16), replace(PRICES, row=0.0, dense_byte=0.0))
+    tiled = CostModel(
+        dataclasses.replace(LLAMA_8B, row_tile=16),
+        dataclasses.replace(PRICES, row=0.0, dense_byte=0.0),
+    )
     times = [
         tiled.seconds(StepLoad((SegmentLoad(32, PhaseLoad(n), PhaseLoad()),), 0))
         for n in (1, 16, 17)

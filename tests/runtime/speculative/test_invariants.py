@@ -1,9 +1,10 @@
 """The invariants of a step with proposals fire when they are broken."""
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 from tests.support.engines import EngineSpec, create_request
 
 from twinflow.runtime.executor import Work
@@ -60,18 +61,19 @@ def missing_row(work: Work) -> Work:
 
 def lost_ancestor(work: Work) -> Work:
     *others, last = work.branches
-    return replace(work, branches=[*others, replace(last, ancestors=last.ancestors[1:])])
+    orphan = dataclasses.replace(last, ancestors=last.ancestors[1:])
+    return replace(work, branches=[*others, orphan])
 
 
 def same_blocks(work: Work) -> Work:
     first, second, *others = work.branches
-    own = replace(second, blocks=first.blocks[: len(second.blocks)])
+    own = dataclasses.replace(second, blocks=first.blocks[: len(second.blocks)])
     return replace(work, branches=[first, own, *others])
 
 
 def other_prefix(work: Work) -> Work:
     first, second, *others = work.branches
-    wrong = replace(second, blocks=(29, *second.blocks[1:]))
+    wrong = dataclasses.replace(second, blocks=(29, *second.blocks[1:]))
     return replace(work, branches=[first, wrong, *others])
 
 
@@ -95,7 +97,7 @@ def test_what_is_broken_is_seen(break_it: Callable[[Work], Work], message: str) 
 
 def test_slots_of_others_and_published_blocks_are_seen() -> None:
     work, blocks = prepared()
-    twin = replace(work, request=replace(work.request, request_id="other"))
+    twin = replace(work, request=dataclasses.replace(work.request, request_id="other"))
     with pytest.raises(AssertionError, match="write the slot"):
         check_step([work, twin], blocks)
     work.request.num_computed = work.request.num_tokens + 2  # as if proposals were its own
