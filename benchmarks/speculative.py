@@ -25,6 +25,7 @@ from benchmarks.speculating import stages, tasks
 from benchmarks.speculating.arms import NONE, Loaded, arm_names, make_arm, most_tokens
 from benchmarks.speculating.report import (
     Cell,
+    concurrency_table,
     draw_serving,
     draw_stages,
     serving_table,
@@ -71,7 +72,10 @@ def serve(args: argparse.Namespace, arguments: str) -> Report:
         "and range.\n"
     )
     figures = {"cells": [cell.figures() for cell in cells]}
-    return Report(heading, serving_table(cells), figures, lambda: draw_serving(cells))
+    tables = (
+        f"{serving_table(cells)}\n\nTokens per pass / TPOT to none:\n\n{concurrency_table(cells)}"
+    )
+    return Report(heading, tables, figures, lambda: draw_serving(cells))
 
 
 def _compare(

@@ -111,6 +111,20 @@ def serving_table(cells: Sequence[Cell]) -> str:
     return markdown_table(heads, rows)
 
 
+def concurrency_table(cells: Sequence[Cell]) -> str:
+    """One row for each arm, with tokens per pass and TPOT to none at each task and concurrency."""
+    columns = list(dict.fromkeys((cell.task, cell.concurrency) for cell in cells))
+    rows = []
+    for arm in dict.fromkeys(cell.arm for cell in cells):
+        own = [cell for cell in cells if cell.arm == arm]
+        by_column = {(cell.task, cell.concurrency): cell for cell in own}
+        found = [by_column[column] for column in columns]
+        rows.append(
+            (arm, *(f"{cell.tokens_per_pass:.2f} / {cell.tpot_ratio.median:.2f}" for cell in found))
+        )
+    return markdown_table(["arm", *(f"{task}, {count}" for task, count in columns)], rows)
+
+
 def draw_serving(cells: Sequence[Cell]) -> Figure:
     """Tokens per pass at one sequence, and TPOT by concurrency."""
     several = len({cell.concurrency for cell in cells}) > 1

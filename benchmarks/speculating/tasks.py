@@ -5,6 +5,7 @@
     summary   a page of the language reference, to be summarised
     question  a short question about a module of the library: nearly all there is to attend to is
               what the model itself has said
+    chat      a short question as anybody may ask, in each round others of a list
 
 Each round has pieces of its own, so that what a drafter has learnt from earlier rounds is never
 the answer itself. Runs nothing.
@@ -16,17 +17,40 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 from twinflow.runtime.text.tokenizer import Tokenizer
 
-NAMES = ("code", "copy", "summary", "question")
+NAMES = ("code", "copy", "summary", "question", "chat")
 _ENDS = "<|im_end|>"
 _QUESTIONS = (
     "What is the Python module {} good for?",
     "Write a short Python program that uses the module {}.",
     "Name three functions of Python's module {} and say what they do.",
     "Explain Python's module {} to a beginner.",
+)
+_CHAT = (
+    "What is the capital of France?",
+    "Explain photosynthesis in two sentences.",
+    "Write a Python function that reverses a string.",
+    "List three benefits of regular exercise.",
+    "Translate to French: The weather is nice today.",
+    "Who wrote Romeo and Juliet?",
+    "What is 17 plus 25? Explain your steps.",
+    "Describe the water cycle briefly.",
+    "Give me a recipe for pancakes.",
+    "Summarize the plot of Cinderella.",
+    "What causes the seasons on Earth?",
+    "Write a short poem about the sea.",
+    "How does a refrigerator work?",
+    "Name five programming languages and one use for each.",
+    "What is machine learning?",
+    "Write an email asking for a day off.",
+    "Explain gravity to a child.",
+    "What are the primary colors?",
+    "Give three tips for a job interview.",
+    "Write a SQL query that selects all users older than 30.",
 )
 _ASKED = "Summarise the text above in a few sentences."
 
@@ -47,6 +71,9 @@ class TaskSource:
 
     def prompts(self, task: str, number: int, count: int) -> list[list[int]]:
         """Some prompts of a task, in a round."""
+        if task == "chat":
+            chosen = islice(cycle(_CHAT), number * count, (number + 1) * count)
+            return [self._encode(self._as_chat(text)) for text in chosen]
         rng = random.Random(f"{self.seed} {task} {number}")
         if task == "question":
             return [self._question(rng) for _ in range(count)]
