@@ -208,7 +208,7 @@ def draw(found: Sequence[Outcome]) -> Figure:
                 axes.plot([one.rate for one in own], list(map(of, own)), style + "o", label=policy)
             axes.set(title=f"{trace}: {title}", xlabel="requests/s", ylim=(0, None))
             axes.grid(alpha=0.3)
-        row[0].legend(fontsize="small")
+        row[0].legend(loc="best", fontsize="small")
     return figure
 
 

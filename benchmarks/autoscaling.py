@@ -253,7 +253,7 @@ def draw(found: Sequence[Outcome]) -> Figure:
             counts = [workers.get(role, 0) for _, workers in auto.history]
             sizes.step(times, counts, where="post", label=role)
         sizes.set(title=f"{trace}: workers of auto", xlabel="min", ylim=(0, None))
-        sizes.legend(fontsize="small")
+        sizes.legend(loc="best", fontsize="small")
         sizes.grid(alpha=0.3)
     return figure
 

@@ -63,5 +63,5 @@ def draw(found: Sequence[Cell]) -> Figure:
         sums = [cell.ms.median * cell.sums.median for cell in own]
         axes.bar(names, sums, color="C1", label="of which sums over ranks")
         axes.set(title=phase, xlabel="ranks", ylabel="ms")
-        axes.legend(fontsize="small")
+        axes.legend(loc="best", fontsize="small")
     return figure

@@ -123,7 +123,7 @@ def draw(found: Sequence[Cell]) -> Figure:
             axes.set(xlabel="tokens of context")
             axes.set_xscale("log", base=2)
             axes.grid(alpha=0.3)
-            axes.legend(fontsize="small")
+            axes.legend(loc="best", fontsize="small")
     return figure
 
 

@@ -82,5 +82,5 @@ def draw(report: Report, path: Path) -> None:
     for axes in (ttft, gaps, timeline, goodput):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[1]:
-            axes.legend(fontsize="small")
+            axes.legend(loc="best", fontsize="small")
     figure.savefig(path, dpi=_DOTS_PER_INCH)

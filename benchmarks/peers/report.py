@@ -109,7 +109,7 @@ class RaceReport:
                 error_bars(axes, [c.size for c in own], [c.per_cpu for c in own], label=arm)
             axes.set(title=phase, xlabel=label, ylabel="tokens per core-second")
             axes.set(xscale="log", yscale="log")
-            axes.legend(fontsize="x-small")
+            axes.legend(loc="best", fontsize="x-small")
         return figure
 
 

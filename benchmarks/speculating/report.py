@@ -141,7 +141,7 @@ def draw_serving(cells: Sequence[Cell]) -> Figure:
     left.invert_yaxis()
     left.set(xlabel="tokens per target pass", title=f"{least} at a time")
     left.axvline(1.0, color="black", linewidth=0.8)
-    left.legend(fontsize="small")
+    left.legend(loc="best", fontsize="small")
     for right in others:
         _draw_concurrency(right, [cell for cell in cells if cell.task == tasks[0]], arms)
         right.set(title=tasks[0])
@@ -156,7 +156,7 @@ def _draw_concurrency(axes: Axes, cells: Sequence[Cell], arms: Sequence[str]) ->
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set(xlabel="sequences at a time", ylabel="TPOT to that of none")
     axes.set_xscale("log", base=2)
-    axes.legend(fontsize="x-small")
+    axes.legend(loc="best", fontsize="x-small")
 
 
 def stage_table(times: Times) -> str:
@@ -192,5 +192,5 @@ def draw_stages(times: Times) -> Figure:
             error_bars(axes, sizes, found, layout)
         axes.axhline(1.0, color="black", linewidth=0.8)
         axes.set(title=shape, xlabel="layers side by side", ylabel="times as quick")
-        axes.legend(fontsize="small")
+        axes.legend(loc="best", fontsize="small")
     return figure
