@@ -88,7 +88,7 @@ def draw(cells: Sequence[Cell]) -> Figure:
     ttft.set(title="mean TTFT", yscale="log")
     _draw(tbt, cells, "tbt_p99")
     tbt.set(title="p99 of gaps between tokens", yscale="log")
-    tbt.legend(loc="best", fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    tbt.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
