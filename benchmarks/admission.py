@@ -1,5 +1,8 @@
 """Admission policies against each other, simulated: `python -m benchmarks.admission TRACE ...`.
 
+    python -m benchmarks.admission azure2023_conv.csv
+    python -m benchmarks.admission --input-tokens uniform:32:4096 --output-tokens uniform:2048:4096
+
 The same requests come at the same times to one worker with each policy: past-future, aggressive,
 conservative, and an oracle that knows how long outputs will be. Clients allow for more tokens than
 they get, as most do. Schedulers and admission are the objects that serve; steps take what the
@@ -15,7 +18,7 @@ Writes report.md (the table), report.json and report.png. Checks nothing: tests 
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from benchmarks.reporting import Report, markdown_table, new_figure
 from twinflow.cluster.simulator.config import Deployment, Link, SimulationConfig
 from twinflow.cluster.simulator.fleet import Fleet
 from twinflow.cluster.simulator.hardware import Hardware
+from twinflow.cluster.simulator.lengths import Lengths
 from twinflow.cluster.simulator.measures import Objective
 from twinflow.cluster.simulator.traces import read_trace
 from twinflow.cluster.simulator.workload import Workload
@@ -138,22 +142,34 @@ def measure(args: argparse.Namespace) -> list[Outcome]:
     """Every policy under every load, one load after the other."""
     slo = [Objective.parse(text) for text in args.slo]
     config, found = deployment(args.kv_gib * 2**30), []
-    for path in args.traces:
-        shapes = read_trace(path)
+    for name, load in _loads(args, config.engine.max_model_len):
         for rate in args.rates:
-            workload = Workload(
-                args.requests,
-                shapes=shapes,
-                rate=rate,
-                max_tokens=config.engine.max_model_len,
-                allowance=args.max_tokens,
-            )
+            workload = replace(load, rate=rate)
             for policy in POLICIES:
                 engine = replace(config.engine, admission=policy)
                 fleet = simulate(workload, replace(config, engine=engine), slo)
-                found.append(outcome(path.stem, workload, fleet, policy))
-            sys.stderr.write(f"{path.stem} at {rate:g} requests a second\n")
+                found.append(outcome(name, workload, fleet, policy))
+            sys.stderr.write(f"{name} at {rate:g} requests a second\n")
     return found
+
+
+def _loads(args: argparse.Namespace, longest: int) -> Iterator[tuple[str, Workload]]:
+    """Names and workloads: the traces, and drawn lengths if they are asked for."""
+    bounds = Workload(
+        args.requests,
+        input_tokens=args.input_tokens or Lengths.parse("fixed:1"),
+        output_tokens=args.output_tokens or Lengths.parse("fixed:1"),
+        rate=args.rates[0],
+        max_tokens=longest,
+        allowance=args.max_tokens,
+    )
+    for path in args.traces:
+        yield (
+            path.stem,
+            replace(bounds, shapes=read_trace(path), input_tokens=None, output_tokens=None),
+        )
+    if args.input_tokens and args.output_tokens:
+        yield "drawn lengths", bounds
 
 
 def as_markdown(found: Sequence[Outcome]) -> str:
@@ -217,7 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(description="Admission policies next to an oracle.")
     add = parser.add_argument
-    add("traces", nargs="+", type=Path, help="Azure CSV, Mooncake JSONL or lengths CSV")
+    add("traces", nargs="*", type=Path, help="Azure CSV, Mooncake JSONL or lengths CSV")
+    add("--input-tokens", type=Lengths.parse, help="draw lengths of prompts, as twinflow simulate")
+    add("--output-tokens", type=Lengths.parse, help="and of outputs")
     add("--rates", nargs="+", type=float, default=[4.0, 5.0, 6.0], help="requests per second")
     add("--requests", type=int, default=2000, help="of each run [default: 2000]")
     add("--max-tokens", type=int, default=2048, help="that clients allow for [default: 2048]")
@@ -225,6 +243,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--slo", nargs="+", default=["ttft:5000", "gap:500"], help="as of twinflow simulate")
     add("--out", type=Path, metavar="DIR", help="where the report is written")
     args = parser.parse_args(arguments)
+    if not args.traces and not (args.input_tokens and args.output_tokens):
+        parser.error("give a trace, or --input-tokens and --output-tokens")
     found = measure(args)
     heading = f"`python -m benchmarks.admission {shlex.join(arguments)}`\n"
     figures = {"outcomes": [asdict(one) for one in found]}
