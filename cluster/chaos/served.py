@@ -14,6 +14,7 @@ from typing import TextIO
 from twinflow.cluster.cli.environment import process_environment
 from twinflow.cluster.cli.progress import ReadySummary
 from twinflow.cluster.cli.sources import resolve
+from twinflow.cluster.launch.logs import configure_logging
 from twinflow.cluster.launch.serve import serve
 from twinflow.protos.errors import TwinflowError
 
@@ -47,6 +48,7 @@ class LineUI:
 def main() -> int:
     """Serve as the first line of standard input says; returns the command's exit status."""
     given = json.loads(sys.stdin.readline())
+    configure_logging("info")
     threading.Thread(target=_stop_with_the_runner, daemon=True).start()
     ui = LineUI(sys.stdout)
     try:

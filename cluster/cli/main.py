@@ -22,6 +22,7 @@ from twinflow.cluster.cli.commands import (
     status,
 )
 from twinflow.cluster.cli.parser import Invocation, Parser, Run
+from twinflow.cluster.launch.logs import configure_logging
 from twinflow.protos.errors import SetupError, TwinflowError
 
 DESCRIPTION = """\
@@ -42,6 +43,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line of this process (or `argv`) and return the exit status."""
     words = sys.argv[1:] if argv is None else argv
+    configure_logging("info")
     return run(words, environment.process_environment(), sys.stdin, sys.stdout, sys.stderr)
 
 

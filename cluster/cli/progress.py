@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
+from twinflow.cluster.launch.logs import LossyStream
+
 _QUESTION = "What is the capital of France?"
 
 
@@ -64,7 +66,8 @@ class TerminalUI:
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream
+        # Telling of a deployment must not be what ends it.
+        self._stream = LossyStream(stream)
         self._clock = clock
         self._began = clock()
         # The progress line that the cursor stands behind; empty at the beginning of a line.
