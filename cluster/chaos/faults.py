@@ -47,6 +47,9 @@ class Action(Enum):
     BLIP = "blip"
     """SIGSTOP, and SIGCONT after 2 s: nobody may be given up for that."""
 
+    SLOW = "slow"
+    """A tenth of a processor for 10 s, as from a quota: nobody may be given up for that either."""
+
     CORRUPT = "corrupt"
     """A bit of a block flips on the way."""
 
@@ -85,9 +88,10 @@ class Cell:
 
 
 _PROCESS = (Action.KILL, Action.TERMINATE, Action.FREEZE, Action.BLIP)
+_WORKER = (*_PROCESS, Action.SLOW)
 _ACTIONS: dict[Target, tuple[Action, ...]] = {
-    Target.PREFILL: _PROCESS,
-    Target.DECODE: _PROCESS,
+    Target.PREFILL: _WORKER,
+    Target.DECODE: _WORKER,
     Target.RANK: (Action.KILL, Action.FREEZE, Action.BLIP),
     # A gateway or a controller that is gone takes the deployment along, and nobody watches them.
     Target.GATEWAY: (Action.KILL, Action.BLIP),

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,6 +62,38 @@ def send(pid: int, number: signal.Signals) -> None:
     """Send a signal; nothing happens if the process has ended."""
     with suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+class Throttle:
+    """Gives a process a share of the time of a processor, by stopping it again and again.
+
+    What a quota of a control group does, without the privileges that one needs. It begins at once.
+
+    Args:
+        pid: of the process.
+        share: of the time in which it may run, in [0, 1].
+        period_s: of one round.
+    """
+
+    def __init__(self, pid: int, share: float, period_s: float = 0.1) -> None:
+        self._pid = pid
+        self._runs_s = share * period_s
+        self._stands_s = period_s - self._runs_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._alternate, name="throttle", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Let it run; returns once it may."""
+        self._over.set()
+        self._thread.join()
+
+    def _alternate(self) -> None:
+        while not self._over.is_set():
+            send(self._pid, signal.SIGSTOP)
+            self._over.wait(self._stands_s)
+            send(self._pid, signal.SIGCONT)
+            self._over.wait(self._runs_s)
 
 
 def footprint(pid: int) -> Footprint | None:

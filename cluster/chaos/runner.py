@@ -1,7 +1,7 @@
 """One fault after the other on a running deployment, each under load and each with its history."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from twinflow.cluster.chaos.stream import ask
 from twinflow.cluster.chaos.strike import Striker
 from twinflow.cluster.chaos.watch import Watch
 from twinflow.protos.errors import ServerError
+from twinflow.workers.fault_points import Point
 
 _POLL_S = 0.05
 # Load before a fault, so that there is something to disturb, and after all is well again.
@@ -25,6 +26,7 @@ _MOMENT_S = 120.0
 _RESTORE_S = 90.0
 _IDLE_S = 45.0
 _GONE_S = 30.0
+_RANK = "-rank"
 # After these the next fault is done to another deployment.
 _BEYOND_REPAIR = frozenset({Kind.NOT_RESTORED, Kind.HELD, Kind.LEFT_BEHIND, Kind.NO_OUTCOME})
 
@@ -138,6 +140,8 @@ class Runner:
         """Do a fault under load; returns when all is well again, or is not in time."""
         if not self.expected:
             self.learn()
+        if fault.point is Point.START_UP and has_gaps(self.deployed.pids()):
+            self._renew()
         history = self._endure(fault)
         if fault.is_fatal:
             self._renew()
@@ -228,3 +232,18 @@ class Runner:
             self._deployed.kill()
             self._deployed = None
         self.deployed.pids()
+
+
+def has_gaps(names: Collection[str]) -> bool:
+    """Whether the successor of some worker would have another name than that.
+
+    It takes the lowest number that is free; after a worker has drained, that may be the drained
+    one's. A fault at start-up waits for the victim's name.
+    """
+    numbered = [name.rpartition("-") for name in names if _RANK not in name]
+    pools = {pool for pool, _, _ in numbered}
+    return any(
+        sorted(int(number) for pool, _, number in numbered if pool == one)
+        != list(range(sum(pool == one for pool, _, _ in numbered)))
+        for one in pools
+    )

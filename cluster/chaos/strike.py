@@ -17,6 +17,8 @@ from twinflow.workers.fault_points import FaultOrder, Point, give_order, struck,
 
 BLIP_S = 2.0
 PARTITION_S = 15.0
+SLOW_S = 10.0
+_SLOW_SHARE = 0.1
 # How long a delayed block is on the way; the other is beyond every time-out of a hand-off.
 _DELAY_S = 3.0
 _STALL_S = 12.0
@@ -138,6 +140,9 @@ class Striker:
                 undo_at=at + BLIP_S,
                 undo=lambda: processes.send(pid, signal.SIGCONT),
             )
+        if fault.action is Action.SLOW:
+            throttle = processes.Throttle(self._deployed.pids()[victim], _SLOW_SHARE)
+            return Strike(at=at, broken_from=broken, undo_at=at + SLOW_S, undo=throttle.release)
         if fault.target is Target.SESSION:
             return self._cut(victim, one_way=fault.action is Action.ONE_WAY)
         sudden = fault.action in (Action.KILL, Action.FREEZE) and fault.loses_a_worker

@@ -1,8 +1,10 @@
 """1 000 mixed requests, some bad and some broken off: each ends once, and nothing stays behind."""
 
 import os
+import resource
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -94,3 +96,40 @@ async def test_the_queue_is_as_long_as_it_was_and_the_deployment_is_ready(
     assert len(answer["choices"]) == QUEUE
     deployment.wait_idle()
     assert httpx.get(f"{deployment.http_url}/ready", timeout=10.0).json()["ready"] is True
+
+
+@contextmanager
+def no_more_descriptors(pid: int) -> Iterator[None]:
+    """A process may open nothing beside what it has open."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    held = len(os.listdir(f"/proc/{pid}/fd"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (held, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.slow
+async def test_without_descriptors_new_connections_are_closed_and_those_there_go_on(
+    deployment: Deployment,
+) -> None:
+    """Nobody hangs, and once there are descriptors again nothing has happened."""
+    (gateway,) = (p for p in deployment.processes().values() if "gateway" in p.cmdline())
+    url = f"{deployment.http_url}/health"
+    async with httpx.AsyncClient(timeout=30.0) as there:
+        assert (await there.get(url)).status_code == 200
+        with no_more_descriptors(gateway.pid):
+            for _ in range(3):
+                async with httpx.AsyncClient(timeout=30.0) as new:
+                    with pytest.raises(
+                        (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
+                    ):
+                        await new.get(url)
+                assert (await there.get(url)).status_code == 200
+    wait_until(
+        lambda: httpx.get(url, timeout=30.0).status_code == 200,
+        "the gateway to take connections again",
+        QUIET_S,
+        lambda: deployment.log[-1000:],
+    )

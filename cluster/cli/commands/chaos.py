@@ -40,7 +40,7 @@ tells the truth. Needs Linux; for tests, never for a deployment that anybody use
 
 EPILOG = """\
 targets:  prefill, decode (workers), rank, gateway, controller, link (KV), session (to a worker)
-actions:  kill, terminate, freeze, blip, corrupt, cut, delay, stall, partition, one-way
+actions:  kill, terminate, freeze, blip, slow, corrupt, cut, delay, stall, partition, one-way
 moments:  start-up, queued, prefill, hand-off, decode, draining
 
   What does not go together is left out. Ranks need --tensor-parallel-size 2 or more. Sessions are

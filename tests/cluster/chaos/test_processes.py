@@ -5,8 +5,16 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
-from twinflow.cluster.chaos.processes import family, footprint, is_alive, listening_ports, send
+from twinflow.cluster.chaos.processes import (
+    Throttle,
+    family,
+    footprint,
+    is_alive,
+    listening_ports,
+    send,
+)
 
 
 def test_a_family_is_found_and_can_be_ended() -> None:
@@ -25,6 +33,21 @@ def test_a_family_is_found_and_can_be_ended() -> None:
     assert family(parent.pid) == {}
     assert footprint(parent.pid) is None
     send(parent.pid, signal.SIGKILL)
+
+
+def test_a_process_is_slowed_down_and_let_go() -> None:
+    """It answers all the time, and runs for good in the end."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as echo:
+        assert echo.stdin is not None
+        assert echo.stdout is not None
+        throttle = Throttle(echo.pid, share=0.5, period_s=0.01)
+        for _ in range(5):
+            echo.stdin.write(b"x")
+            echo.stdin.flush()
+            assert echo.stdout.read(1) == b"x"
+        throttle.release()
+        state = (Path("/proc") / str(echo.pid) / "stat").read_text().rpartition(")")[2].split()[0]
+        assert state != "T"
 
 
 def test_ports_of_both_families_are_found() -> None:
