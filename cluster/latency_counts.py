@@ -23,10 +23,12 @@ class LatencyCounts:
 
     Attributes:
         width: see above.
+        total_s: sum of all of them, exact.
     """
 
     def __init__(self, width: float = _FINE) -> None:
         self.width = width
+        self.total_s = 0.0
         self._log_width = math.log1p(width)
         self._counts = [0] * (int(math.log(_HIGHEST_S / _LOWEST_S) / self._log_width) + 1)
         # Neighbours in a batch have equal gaps: the class of the latest one is kept.
@@ -42,6 +44,7 @@ class LatencyCounts:
         if seconds != self._latest[0]:
             self._latest = (seconds, self._class_of(seconds))
         self._counts[self._latest[1]] += count
+        self.total_s += seconds * count
 
     def add_run(self, first: float, last: float, steps: int, batch: int) -> None:
         """Count the gaps of consecutive steps whose lengths go evenly from first to last."""
@@ -51,6 +54,12 @@ class LatencyCounts:
             return
         for seconds in np.linspace(first, last, steps).tolist():
             self.add(seconds, batch)
+
+    @property
+    def mean(self) -> float | None:
+        """In seconds, exact; None without latencies."""
+        number = sum(self._counts)
+        return self.total_s / number if number else None
 
     def percentile(self, q: float) -> float | None:
         """See `percentile_of`."""

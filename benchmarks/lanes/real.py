@@ -121,6 +121,7 @@ def _figures(found: Latencies, seconds: float, switches: int) -> Figures:
     return Figures(
         ttft_mean=1000 * _mean(ttft),
         ttft_p99=1000 * percentile(ttft, 99),
+        tbt_mean=1000 * sum(gaps) / max(len(gaps), 1),
         tbt_p50=1000 * percentile(gaps, 50),
         tbt_p99=1000 * percentile(gaps, 99),
         e2e_mean=1000 * _mean(found.e2e),

@@ -50,7 +50,8 @@ class Figures:
     Attributes:
         ttft_mean: time to first token.
         ttft_p99: likewise.
-        tbt_p50: gap between two tokens.
+        tbt_mean: gap between two tokens.
+        tbt_p50: likewise.
         tbt_p99: likewise.
         e2e_mean: time to the last token.
         rate: requests that were served per second.
@@ -59,6 +60,7 @@ class Figures:
 
     ttft_mean: float
     ttft_p99: float
+    tbt_mean: float
     tbt_p50: float
     tbt_p99: float
     e2e_mean: float
@@ -118,11 +120,12 @@ def _figures(report: Report) -> Figures:
         raise RuntimeError(f"{report.rejected} requests were rejected, {report.failed} failed")
     ttft, gaps, whole = (report.latencies[name] for name in ("TTFT", "TBT", "E2E"))
     return Figures(
-        ttft_mean=ttft.mean or 0.0,
+        ttft_mean=ttft.mean,
         ttft_p99=ttft.p99,
+        tbt_mean=gaps.mean,
         tbt_p50=gaps.p50,
         tbt_p99=gaps.p99,
-        e2e_mean=whole.mean or 0.0,
+        e2e_mean=whole.mean,
         rate=report.request_rate,
         switches=report.switches,
     )

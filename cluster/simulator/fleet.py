@@ -186,6 +186,7 @@ class Fleet:
         return params
 
     def _arrive(self, spec: GenerationSpec, number: int, now: float) -> None:
+        self.measures.arrive(now)
         gateway = self._gateways[number % len(self._gateways)]
         try:
             gateway.queue.admit((spec,))

@@ -113,6 +113,7 @@ class Measures:
         kv_transfers: prompts that one worker computed for another one.
         busy_s: seconds of whole devices in use, by role.
         kv_s: the same, each second counted by the part of the KV memory that was in use.
+        begin_s: when the first request came; infinite before it did.
         end_s: when the last token came.
     """
 
@@ -128,12 +129,21 @@ class Measures:
         self.kv_transfers = 0
         self.busy_s: dict[Role, float] = {}
         self.kv_s: dict[Role, float] = {}
-        self.end_s = 0.0
+        self.begin_s, self.end_s = math.inf, 0.0
 
     @property
     def finished(self) -> int:
         """Requests that ended well."""
         return len(self.ttft)
+
+    @property
+    def duration_s(self) -> float:
+        """From the first arrival on to the last token; 0 without one."""
+        return max(self.end_s - self.begin_s, 0.0)
+
+    def arrive(self, now: float) -> None:
+        """A request came."""
+        self.begin_s = min(self.begin_s, now)
 
     def busy(self, role: Role, seconds: float, kv_use: float) -> None:
         """A worker's device was in use, and a part of its KV memory."""

@@ -19,13 +19,13 @@ class Spread:
     """Summary of one measure, in milliseconds.
 
     Attributes:
-        mean: None where only classes were counted.
+        mean: of all values.
         p50: median.
         p90: 90th percentile.
         p99: 99th percentile.
     """
 
-    mean: float | None
+    mean: float
     p50: float
     p90: float
     p99: float
@@ -88,7 +88,7 @@ class Report:
         rows = [("", "mean", *(f"p{q}" for q in PERCENTILES))]
         for name, spread in self.latencies.items():
             values = (spread.mean, spread.p50, spread.p90, spread.p99)
-            rows.append((f"{name} ms", *("-" if v is None else f"{v:.2f}" for v in values)))
+            rows.append((f"{name} ms", *(f"{v:.2f}" for v in values)))
         return [
             f"requests   {total}: {self.finished} finished, {self.rejected} rejected, "
             f"{self.failed} failed; {self.preemptions} preemptions, "
@@ -118,18 +118,18 @@ def make_report(
         switches: of all controllers.
     """
     total = measures.finished + measures.rejected + measures.failed
-    duration = measures.end_s or 1.0
+    duration = measures.duration_s or 1.0
     spreads = {name.upper(): Spread.of(values) for name, values in measures.latencies().items()}
-    gaps = [measures.gaps.percentile(q) for q in PERCENTILES]
+    gaps = (measures.gaps.mean, *map(measures.gaps.percentile, PERCENTILES))
     found = [1000.0 * gap for gap in gaps if gap is not None]
-    spreads["TBT"] = Spread(None, *found) if found else None
+    spreads["TBT"] = Spread(*found) if found else None
     deployment = config.deployment
     return Report(
         workers=deployment.num_workers,
         finished=measures.finished,
         rejected=measures.rejected,
         failed=measures.failed,
-        duration_s=measures.end_s,
+        duration_s=measures.duration_s,
         request_rate=measures.finished / duration,
         token_rate=measures.output_tokens / duration,
         goodput=measures.good / duration,

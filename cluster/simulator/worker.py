@@ -15,7 +15,7 @@ from twinflow.cluster.router.snapshot import WorkerView
 from twinflow.cluster.simulator.agenda import Agenda
 from twinflow.cluster.simulator.config import SimulationConfig
 from twinflow.cluster.simulator.executor import VirtualClock, VirtualExecutor
-from twinflow.cluster.simulator.lanes import LaneDevice, Lanes, LaneScheduler
+from twinflow.cluster.simulator.lanes import LaneDevice, Lanes, LaneScheduler, LaneStep
 from twinflow.cluster.simulator.run_ahead import Run, advance, steps_ahead
 from twinflow.parallel.partition.control import Decision, Mode
 from twinflow.runtime.cost.base import StepLoad
@@ -118,6 +118,9 @@ class SimulatedWorker:
             device = LaneDevice(config.partition, config.times, config.num_layers)
             self._lanes = Lanes(device, self.engine, listener.decided)
         self._steps: set[Mode] = set()
+        # When each lane's step ends as things are, and who is told how long it used the device.
+        self._ends: dict[Mode, float] = {}
+        self._after: dict[Mode, Callable[[float, float], None]] = {}
         self._run: _Busy | None = None
         self._waits_since = -1.0
         self._kv_use = 0.0
@@ -209,6 +212,7 @@ class SimulatedWorker:
         for lane in (Mode.PREFILL, Mode.DECODE):
             if lane not in self._steps and self._run is None:
                 self._step(lane, now)
+        self._schedule_lanes(self._lanes, now)
 
     def _step(self, lane: Mode | None, now: float) -> None:
         """Let the engine take steps until one of them takes time or nothing can be done."""
@@ -223,9 +227,11 @@ class SimulatedWorker:
             outputs.receives = []
             end = self._clock.now
             if end > now:
-                slot = lane or Mode.DECODE
-                self._steps.add(slot)
-                self._agenda.at(end, partial(self._step_over, lane, outputs, now))
+                self._steps.add(lane or Mode.DECODE)
+                if lane is None:
+                    self._agenda.at(end, partial(self._whole_over, outputs, now))
+                else:
+                    self._after[lane] = partial(self._step_over, outputs, now)
                 return
             if outputs:
                 self._listener.step_over(self, outputs, now, now)
@@ -244,16 +250,30 @@ class SimulatedWorker:
         if not self._steps and self._run is None:
             self.wake(now)
 
-    def _step_over(
-        self, lane: Mode | None, outputs: EngineOutputs, began: float, now: float
-    ) -> None:
-        self._steps.discard(lane or Mode.DECODE)
-        share = 1.0
-        if self._lanes is not None and lane is not None:
-            share = self._lanes.end(lane).share
-        self._listener.busy(self, share * (now - began), self._kv_use)
-        self._listener.step_over(self, outputs, began, now)
+    def _whole_over(self, outputs: EngineOutputs, began: float, now: float) -> None:
+        self._steps.discard(Mode.DECODE)
+        self._step_over(outputs, began, now - began, now)
         self._go_on(now)
+
+    def _schedule_lanes(self, lanes: Lanes, now: float) -> None:
+        """Expect the ends of the lanes' steps, as far as they are not expected as they are."""
+        for lane, step in lanes.steps.items():
+            end = max(step.end, now)
+            if self._ends.get(lane) != end:
+                self._ends[lane] = end
+                self._agenda.at(end, partial(self._lane_over, lanes, lane, step))
+
+    def _lane_over(self, lanes: Lanes, lane: Mode, step: LaneStep, now: float) -> None:
+        if lanes.steps.get(lane) is not step or self._ends[lane] != now:
+            return  # the other lane has changed when it ends
+        self._steps.discard(lane)
+        del self._ends[lane]
+        self._after.pop(lane)(lanes.end(lane, now).used, now)
+        self._go_on(now)
+
+    def _step_over(self, outputs: EngineOutputs, began: float, used: float, now: float) -> None:
+        self._listener.busy(self, used, self._kv_use)
+        self._listener.step_over(self, outputs, began, now)
 
     def _go_on(self, now: float) -> None:
         if not self._steps and self._run is None and self._start_run(now):
@@ -265,7 +285,7 @@ class SimulatedWorker:
         lane = self._scheduler.lane
         if self._lanes is not None and lane is not None:
             requests = frozenset(item.request.request_id for item in work)
-            return self._lanes.begin(lane, load, requests)
+            return self._lanes.begin(lane, load, requests, self._clock.now)
         return self._config.times.seconds(Lane(load, 1.0))
 
     def _elsewhere(self, lane: Mode | None) -> frozenset[str]:
@@ -322,21 +342,19 @@ class SimulatedWorker:
         self._run = None
         run, requests = busy.run, busy.requests
         step = min(run.steps_until(now), busy.steps)
-        begins, ends = run.end(step - 1), run.end(step)
+        begins = run.end(step - 1)
         load = decode_load(requests, self._config.num_layers, step - 1)
         self._advance(busy, step)
         if step > 1:
             self._tell_run(busy, step - 1)
-        lanes.resume(load, frozenset(request.request_id for request in requests))
+        lanes.resume(load, frozenset(request.request_id for request in requests), begins)
         self._steps.add(Mode.DECODE)
-        rest = _Busy(Run(begins, ends - begins, 0.0, 1), requests, 1)
-        self._agenda.at(ends, partial(self._part_over, lanes, rest))
+        self._after[Mode.DECODE] = partial(self._part_over, requests, begins)
 
-    def _part_over(self, lanes: Lanes, busy: _Busy, now: float) -> None:
-        self._steps.discard(Mode.DECODE)
-        lanes.end(Mode.DECODE)
-        self._tell_run(busy, 1)
-        self._go_on(now)
+    def _part_over(
+        self, requests: Sequence[Request], began: float, used: float, now: float
+    ) -> None:
+        self._tell_run(_Busy(Run(began, now - began, 0.0, 1), requests, 1), 1, used)
 
     def _schedule_end(self, busy: _Busy) -> None:
         self._agenda.at(busy.run.end(busy.steps), partial(self._run_over, busy))
@@ -356,11 +374,13 @@ class SimulatedWorker:
         counters.busy_seconds += end - busy.run.start
         counters.generation_tokens += steps * len(busy.requests)
 
-    def _tell_run(self, busy: _Busy, steps: int) -> None:
-        seconds = busy.run.end(steps) - busy.run.start
+    def _tell_run(self, busy: _Busy, steps: int, used: float | None = None) -> None:
+        """So many steps are over; they used the device for so long, or as a run does."""
+        if used is None:
+            used = self._run_share * (busy.run.end(steps) - busy.run.start)
         begun = self._kv_use
         self._note_kv()
-        self._listener.busy(self, self._run_share * seconds, (begun + self._kv_use) / 2)
+        self._listener.busy(self, used, (begun + self._kv_use) / 2)
         self._listener.run_over(busy.requests, busy.run, steps)
 
 

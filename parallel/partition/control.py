@@ -72,14 +72,15 @@ class ControlConfig(msgspec.Struct, frozen=True, kw_only=True):
         decode_slack: beta; what a decode step may take, likewise.
         kv_high: decoding is favoured above this use of KV memory.
         kv_low: and until its use falls below this.
-        delta: processors by which a split must differ from the present one to be taken.
+        delta: processors by which a split must differ from the present one to be taken; unless
+            said otherwise two layouts of an H100 (see `LaneOptions.control` for other devices).
     """
 
     prefill_slack: float = PREFILL_SLACK
     decode_slack: float = DECODE_SLACK
     kv_high: float = 0.70
     kv_low: float = 0.62
-    delta: int = 16
+    delta: int = 32
 
     def __post_init__(self) -> None:
         if not (self.prefill_slack >= 1.0 and self.decode_slack >= 1.0):

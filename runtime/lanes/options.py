@@ -28,9 +28,14 @@ class LaneOptions:
     decisions: Path | None = None
 
     def control(self, grid: Grid) -> ControlConfig:
-        """How a device with these layouts is divided: small differences are not worth a switch."""
-        step = grid.splits[1] - grid.splits[0] if len(grid.splits) > 1 else 1
-        delta = min(2 * step, max(1, grid.processors // 8))
+        """How a device with these layouts is divided.
+
+        A split changes by two layouts or more: one that is next to the present one differs by
+        less than batches do from step to step. Three layouts or fewer have no such band, for with
+        it the middle one would never be left.
+        """
+        few = len(grid.splits) <= 3
+        delta = 0 if few else 2 * (grid.splits[1] - grid.splits[0])
         return ControlConfig(
             prefill_slack=self.prefill_slack, decode_slack=self.decode_slack, delta=delta
         )

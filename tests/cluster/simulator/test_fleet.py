@@ -53,6 +53,22 @@ def test_one_request_takes_what_its_steps_take() -> None:
     assert measures.busy_s["mixed"] == pytest.approx(measures.e2e[0])
 
 
+def test_rates_count_from_the_first_arrival_on() -> None:
+    early, late = (
+        Setting().run(at((start, 500, 3), (start + 1.0, 500, 3))) for start in (0.0, 60.0)
+    )
+    one, other = early.report(), late.report()
+    assert other.duration_s == pytest.approx(one.duration_s)
+    assert other.request_rate == pytest.approx(2 / one.duration_s)
+    assert other.device_use["mixed"] == pytest.approx(one.device_use["mixed"])
+
+
+def test_the_mean_gap_is_that_of_all_gaps() -> None:
+    gaps = [seconds(step(decode=decodes(1, context))) for context in range(501, 521)]
+    report = Setting().run(at((0.0, 500, 21))).report()
+    assert report.latencies["TBT"].mean == pytest.approx(1000 * sum(gaps) / len(gaps))
+
+
 def test_a_long_prompt_is_computed_in_chunks_beside_decodes() -> None:
     fleet = Setting().run(at((0.0, 16, 40), (0.05, 3000, 2)), max_num_batched_tokens=1024)
     chunks = [seconds(step(chunk(start, 1023))) for start in (0, 1023)]

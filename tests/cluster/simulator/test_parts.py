@@ -118,6 +118,7 @@ def test_percentiles_of_gaps_are_within_a_class(values: list[float], q: int) -> 
         counts.add(value)
     rank = max(-(-q * len(values) // 100), 1)
     assert counts.percentile(q) == pytest.approx(sorted(values)[rank - 1], rel=0.005)
+    assert counts.mean == pytest.approx(sum(values) / len(values))
     lengths, shares = counts.distribution()
     assert shares[-1] == pytest.approx(1.0)
     assert list(lengths) == sorted(lengths)
@@ -129,7 +130,8 @@ def test_runs_of_growing_gaps_are_spread() -> None:
     counts.add_run(1.0, 1.0001, 10, 1)
     assert int(counts.counts.sum()) == 313
     assert counts.percentile(50) == pytest.approx(1.5, rel=0.02)
-    assert LatencyCounts().percentile(50) is None
+    assert counts.mean == pytest.approx((303 * 1.5 + 10 * 1.00005) / 313)
+    assert LatencyCounts().percentile(50) is LatencyCounts().mean is None
 
 
 def test_measures_of_a_request() -> None:

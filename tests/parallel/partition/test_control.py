@@ -25,6 +25,7 @@ from twinflow.parallel.partition.layout import MOST_SPLITS, Grid, Layout
 from twinflow.parallel.partition.record import Setup, read_decisions, replay, write_decisions
 from twinflow.runtime.cost.forecast import StepForecast
 from twinflow.runtime.cost.lanes import LaneTimes
+from twinflow.runtime.lanes.options import LaneOptions
 
 H100 = Grid.of(132, 8, 8)
 FINE = Grid(132, tuple(range(16, 117, 8)))
@@ -166,11 +167,15 @@ def test_the_mode_has_a_band() -> None:
     assert modes == [p, p, d, d, d, p, p, p, d]
 
 
-def drift(delta: int, decode_times: list[float]) -> int:
+def drift(
+    delta: int, decode_times: list[float], grid: Grid = FINE, reasons: set[Reason] | None = None
+) -> int:
     """Switches of a controller while the batches' shapes wander."""
-    controller = Controller(ControlConfig(delta=delta, decode_slack=1.2), FINE)
+    controller = Controller(ControlConfig(delta=delta, decode_slack=1.2), grid)
     for seconds in decode_times:
-        controller.decide(both(), PowerForecast(0.1, 0.01, (0.2, seconds)))
+        decision = controller.decide(both(), PowerForecast(0.1, 0.01, (0.2, seconds)))
+        if reasons is not None:
+            reasons.add(decision.reason)
     return controller.switches
 
 
@@ -182,6 +187,17 @@ def test_small_differences_change_nothing_and_a_large_one_changes_once() -> None
     stepped = [0.15] * 50 + [0.9] * 50
     assert drift(16, [0.15] * 50) == 1
     assert drift(16, stepped) == 2
+
+
+def test_the_band_that_lanes_get_is_wider_than_one_layout_of_an_h100() -> None:
+    """With the layouts that there really are, whose distance is the least a split can change by."""
+    rng = Random(1)
+    noise = [0.29 + rng.uniform(-0.05, 0.05) for _ in range(300)]
+    delta, reasons = LaneOptions().control(H100).delta, set[Reason]()
+    assert drift(0, noise, H100) > 50
+    assert drift(delta, noise, H100, reasons) == 0
+    assert Reason.SETTLED in reasons
+    assert drift(delta, [0.05] * 50 + [0.9] * 50, H100) == 2
 
 
 def test_the_layouts_of_a_device_are_few_and_as_fine_as_that_allows() -> None:

@@ -78,7 +78,19 @@ def test_two_lanes_and_by_which_rule(times: CostModel | None, rule: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("grid", "delta"), [(Grid.of(2), 1), (Grid.of(12), 1), (Grid.of(132, 8, 8), 16)]
+    ("grid", "least"),
+    [
+        (Grid.of(2), 0),
+        (Grid.of(4), 1),
+        (Grid.of(12), 2),
+        (Grid.of(58, 8, 8), 2),
+        (Grid.of(132, 8, 8), 2),
+    ],
+    ids=["2 cores", "4 cores", "12 cores", "L4", "H100"],
 )
-def test_small_differences_are_not_worth_a_switch(grid: Grid, delta: int) -> None:
-    assert LaneOptions().control(grid).delta == delta
+def test_a_split_changes_by_two_layouts_where_there_are_enough(grid: Grid, least: int) -> None:
+    delta, middle = LaneOptions().control(grid).delta, grid.splits[grid.middle]
+    changes = [abs(split - middle) for split in grid.splits if split != middle]
+    taken = [change for change in changes if change >= delta]
+    step = min(changes, default=0)
+    assert min(taken, default=0) == least * step
