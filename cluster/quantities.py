@@ -55,6 +55,11 @@ def memory(value: object) -> int:
     return _scaled(value, _MEMORY_UNITS, "must be an amount of memory such as 4GiB or 4000MB")
 
 
+def in_seconds(milliseconds: float | None) -> float | None:
+    """The same time; none is none."""
+    return None if milliseconds is None else milliseconds / 1000
+
+
 def _scaled(value: object, units: Mapping[str, int], complaint: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value

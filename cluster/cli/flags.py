@@ -72,19 +72,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Give `parser` a flag for every field of ServeConfig, under the field's heading."""
     headings = {group: parser.add_argument_group(group.value) for group in Group}
     for name, field in ServeConfig.model_fields.items():
-        heading = headings[next(item for item in field.metadata if isinstance(item, Group))]
-        if name == POSITIONAL:
-            heading.add_argument(name, metavar=flag_name(name), nargs="?", help=_help(field))
-        elif field.annotation is bool:
-            heading.add_argument(
-                flag_name(name), action=argparse.BooleanOptionalAction, help=_help(field)
-            )
-        elif get_origin(field.annotation) is tuple:
-            heading.add_argument(
-                flag_name(name), action="extend", nargs="+", metavar=_noun(name), help=_help(field)
-            )
-        else:
-            heading.add_argument(flag_name(name), metavar=_metavar(name, field), help=_help(field))
+        add_flag(headings[next(item for item in field.metadata if isinstance(item, Group))], name)
+
+
+def add_flag(heading: "argparse._ArgumentGroup", name: str) -> None:
+    """Put the flag of one field of ServeConfig under a heading, of `serve` or another command."""
+    field = ServeConfig.model_fields[name]
+    if name == POSITIONAL:
+        heading.add_argument(name, metavar=flag_name(name), nargs="?", help=_help(field))
+    elif field.annotation is bool:
+        heading.add_argument(
+            flag_name(name), action=argparse.BooleanOptionalAction, help=_help(field)
+        )
+    elif get_origin(field.annotation) is tuple:
+        heading.add_argument(
+            flag_name(name), action="extend", nargs="+", metavar=_noun(name), help=_help(field)
+        )
+    else:
+        heading.add_argument(flag_name(name), metavar=_metavar(name, field), help=_help(field))
 
 
 def complain_about_unknown(unknown: Sequence[str], valid: Sequence[str]) -> list[str]:

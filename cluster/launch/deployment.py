@@ -17,6 +17,7 @@ from twinflow.cluster.launch.base import ServiceSpec
 from twinflow.cluster.launch.latents import NO_SHARING, LatentChoice
 from twinflow.cluster.launch.machine import Node
 from twinflow.cluster.launch.places import Floor, Place, place_workers
+from twinflow.cluster.quantities import in_seconds
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.host_memory import MemoryShare
 from twinflow.workers.config import WorkerConfig
@@ -180,8 +181,8 @@ def _plan_worker(config: ServeConfig, role: Role, name: str, token: str) -> Work
         scheduler=config.scheduler_of(role),
         prefill_order=config.prefill_order_of(role),
         admission=config.admission_of(role),
-        tbt_objective=_seconds(config.tbt_objective_ms),
-        ttft_objective=_seconds(config.ttft_objective_ms),
+        tbt_objective=in_seconds(config.tbt_objective_ms),
+        ttft_objective=in_seconds(config.ttft_objective_ms),
         lanes=config.lanes,
         prefill_slack=config.prefill_slack,
         decode_slack=config.decode_slack,
@@ -195,10 +196,6 @@ def _plan_worker(config: ServeConfig, role: Role, name: str, token: str) -> Work
         link_idle_s=config.kv_link_idle_timeout,
         speculative_config=config.speculative_config,
     )
-
-
-def _seconds(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1000
 
 
 def plan_gateway(

@@ -4,6 +4,7 @@ Values only, every one filled in. Where they come from, flags or a file, is the 
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from twinflow.cluster.dispatch.admission import AdmissionLimits
@@ -93,7 +94,9 @@ class SimulationConfig:
 
     Attributes:
         deployment: workers.
-        engine: limits and policies of each worker's engine.
+        engine: limits and policies of the engine of each worker whose pool has no others.
+        engines: those of pools that have others; of one size of blocks and sequences with `engine`,
+            because KV is handed over.
         num_layers: layers of the model.
         token_bytes: bytes of KV of a token.
         times: how long steps take.
@@ -111,8 +114,19 @@ class SimulationConfig:
     token_bytes: float
     times: LaneTimes
     link: Link
+    engines: Mapping[Role, EngineConfig] = field(default_factory=dict)
     partition: Partition | None = None
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     report_s: float = 0.05
     run_ahead: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for role, engine in self.engines.items():
+            for name in ("block_size", "max_model_len", "enable_prefix_caching"):
+                if getattr(engine, name) != getattr(self.engine, name):
+                    raise ValueError(f"{name} of the {role} pool is not that of the others")
+
+    def engine_of(self, role: Role) -> EngineConfig:
+        """Limits and policies of a worker of a pool."""
+        return self.engines.get(role, self.engine)

@@ -98,7 +98,7 @@ class Fleet:
     Args:
         config: of the deployment.
         objectives: what a good request keeps to.
-        on_decision: told every decision about the division of a device.
+        on_decision: told every decision about the division of a device, and whose device it is.
 
     Attributes:
         workers: of all replicas.
@@ -109,7 +109,7 @@ class Fleet:
         self,
         config: SimulationConfig,
         objectives: Sequence[Objective] = (),
-        on_decision: Callable[[Decision], None] | None = None,
+        on_decision: Callable[[str, Decision], None] | None = None,
     ) -> None:
         self._config = config
         self._on_decision = on_decision
@@ -264,10 +264,10 @@ class Fleet:
         """See `WorkerListener.busy`."""
         self.measures.busy(worker.role, seconds, kv_use)
 
-    def decided(self, decision: Decision) -> None:
+    def decided(self, worker: SimulatedWorker, decision: Decision) -> None:
         """See `WorkerListener.decided`."""
         if self._on_decision is not None:
-            self._on_decision(decision)
+            self._on_decision(worker.worker_id, decision)
 
     def _hand_over(self, journey: Journey, delta: TokenDelta, began: float, now: float) -> None:
         """A prompt is computed: its first token goes ahead, its KV follows."""

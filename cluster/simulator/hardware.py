@@ -60,7 +60,7 @@ class Hardware:
                 f"device has {device.memory_bytes / 1e9:.0f} GB"
             )
         # As the driver would divide it, whose parts are no smaller than what they differ by.
-        step = device.processor_step
-        grid = Grid.of(device.processors, step, step)
+        step, processors = device.processor_step, device.processors
+        grid = Grid.of(processors, step, step) if processors >= 2 * step else None
         times = device.cost_model(shape)
         return cls(times, room, device.link_bytes_per_s, device.contention, grid)

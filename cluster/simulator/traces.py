@@ -7,8 +7,8 @@
 
 Azure LLM inference traces 2023 (Splitwise, ISCA'24, CC-BY-4.0); ShareGPT and arXiv length files as
 published with Sarathi-Serve and Vidur; Mooncake traces (FAST'25). Rows with a length of 0 cannot
-be sent and are left out. Scaling and choosing rows is the business of whoever sends them, for real
-or in a simulation.
+be sent and are left out; a length below 0 is damage. Scaling and choosing rows is the business of
+whoever sends them, for real or in a simulation.
 """
 
 import csv
@@ -93,7 +93,8 @@ def read_trace(path: Path) -> list[Shape]:
     """Read a trace, its format recognised by its columns; the first arrival is at 0 s.
 
     Raises:
-        ConfigError: the file cannot be read, has no rows, or a row is not what its format says.
+        ConfigError: the file cannot be read, has no rows that can be sent, or a row is not what its
+            format says.
     """
     try:
         rows = _rows(path)
@@ -105,10 +106,19 @@ def read_trace(path: Path) -> list[Shape]:
     shapes = []
     for number, row in enumerate(rows, start=1):
         try:
-            shapes.append(reader(row))
+            shapes.append(_sound(reader(row)))
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"--trace {path}: row {number} is damaged: {error!r}") from error
-    return _from_zero([shape for shape in shapes if shape.input_tokens and shape.output_tokens])
+    sent = [shape for shape in shapes if shape.input_tokens and shape.output_tokens]
+    if not sent:
+        raise ConfigError(f"--trace {path}: no row can be sent, as each has a length of 0")
+    return _from_zero(sent)
+
+
+def _sound(shape: Shape) -> Shape:
+    if min(shape.input_tokens, shape.output_tokens) < 0:
+        raise ValueError("a length is below 0")
+    return shape
 
 
 def _from_zero(shapes: list[Shape]) -> list[Shape]:

@@ -18,6 +18,7 @@ from twinflow.cluster.simulator.executor import VirtualClock, VirtualExecutor
 from twinflow.cluster.simulator.lanes import LaneDevice, Lanes, LaneScheduler, LaneStep
 from twinflow.cluster.simulator.run_ahead import Run, advance, steps_ahead
 from twinflow.parallel.partition.control import Decision, Mode
+from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.cost.base import StepLoad
 from twinflow.runtime.cost.lanes import Lane
 from twinflow.runtime.engine import Engine
@@ -57,8 +58,8 @@ class WorkerListener(Protocol):
         """The worker's whole device was in use for so long, and that part of its KV memory."""
         ...
 
-    def decided(self, decision: Decision) -> None:
-        """A device is divided so from now on."""
+    def decided(self, worker: "SimulatedWorker", decision: Decision) -> None:
+        """The worker's device is divided so from now on."""
         ...
 
 
@@ -110,13 +111,15 @@ class SimulatedWorker:
         self._agenda = agenda
         self._listener = listener
         self._clock = VirtualClock()
-        setup = SchedulerSetup.of(config.engine, config.num_layers, config.times.times)
-        self._scheduler = LaneScheduler(create_scheduler(config.engine.scheduler, setup))
-        self.engine = _engine(config, self._scheduler, self._clock, self._seconds)
+        own = config.engine_of(role)
+        setup = SchedulerSetup.of(own, config.num_layers, config.times.times)
+        self._scheduler = LaneScheduler(create_scheduler(own.scheduler, setup))
+        executor = VirtualExecutor(self._clock, self._seconds)
+        self.engine = _engine(own, config.num_layers, self._scheduler, executor, self._clock)
         self._lanes: Lanes | None = None
         if config.partition is not None and role == "mixed":
             device = LaneDevice(config.partition, config.times, config.num_layers)
-            self._lanes = Lanes(device, self.engine, listener.decided)
+            self._lanes = Lanes(device, self.engine, partial(listener.decided, self))
         self._steps: set[Mode] = set()
         # When each lane's step ends as things are, and who is told how long it used the device.
         self._ends: dict[Mode, float] = {}
@@ -298,11 +301,11 @@ class SimulatedWorker:
     def _start_run(self, now: float) -> bool:
         """Take several steps at once if they will all be the same; False if not."""
         running, waiting = self.engine.queues.running, self.engine.queues.waiting
-        full = len(self.engine.queues) - len(waiting) >= self._config.engine.max_num_seqs
+        full = len(self.engine.queues) - len(waiting) >= self.engine.config.max_num_seqs
         config = self._config
         if not config.run_ahead or not running:
             return False
-        if len(running) > config.engine.max_num_batched_tokens:
+        if len(running) > self.engine.config.max_num_batched_tokens:
             return False
         if (waiting and not full) or not all(map(decodes, running)):
             return False
@@ -385,18 +388,17 @@ class SimulatedWorker:
 
 
 def _engine(
-    config: SimulationConfig,
+    config: EngineConfig,
+    num_layers: int,
     scheduler: LaneScheduler,
+    executor: VirtualExecutor,
     clock: VirtualClock,
-    seconds: Callable[[StepLoad, Sequence[Work]], float],
 ) -> Engine:
-    engine = config.engine
     blocks = BlockManager(
-        engine.num_blocks,
-        engine.block_size,
+        config.num_blocks,
+        config.block_size,
         model_fingerprint="",
         layout_digest="",
-        enable_prefix_caching=engine.enable_prefix_caching,
+        enable_prefix_caching=config.enable_prefix_caching,
     )
-    executor = VirtualExecutor(clock, seconds)
-    return Engine(engine, executor, blocks, scheduler, num_layers=config.num_layers, clock=clock)
+    return Engine(config, executor, blocks, scheduler, num_layers=num_layers, clock=clock)

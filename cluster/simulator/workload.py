@@ -47,13 +47,18 @@ class Workload:
     allowance: int | None = None
 
     def __post_init__(self) -> None:
-        drawn = self.input_tokens is not None and self.output_tokens is not None
-        if bool(self.shapes) == drawn:
-            raise ConfigError("give --trace, or --input-tokens and --output-tokens")
+        drawn = self.input_tokens is not None
+        if drawn != (self.output_tokens is not None) or drawn == bool(self.shapes):
+            raise ConfigError("give either --trace, or --input-tokens and --output-tokens")
         if self.requests < 1 or not self.length_scale > 0:
             raise ConfigError("--requests is at least 1 and --length-scale above 0")
         if self.rate is None and (drawn or self.shapes[0].at_s is None):
             raise ConfigError("--rate is needed: the workload has no arrival times of its own")
+        if self.rate is None and self.requests > len(self.shapes) and not self.shapes[-1].at_s:
+            raise ConfigError(
+                "--rate is needed: all rows of the trace come at the same time, and how long after "
+                "that they should come again is not known"
+            )
 
     @property
     def block_tokens(self) -> int:

@@ -17,6 +17,7 @@ from twinflow.runtime.cost.shape import ModelShape
 DEVICES = Path(__file__).parent / "devices"
 
 Positive = Annotated[float, msgspec.Meta(gt=0.0)]
+Units = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -46,8 +47,8 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     memory_bytes: Positive
     step_s: Positive
     link_bytes_per_s: Positive
-    processors: int
-    processor_step: int
+    processors: Units
+    processor_step: Units
     compute: SpeedCurve
     memory: SpeedCurve
     contention: Annotated[float, msgspec.Meta(ge=0.0)]

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from twinflow.cluster.cli.files import check_file, check_picture
+from twinflow.cluster.cli.flags import flag_name
 from twinflow.cluster.cli.parser import Commands, Invocation
 from twinflow.cluster.cli.sources import report
-from twinflow.cluster.quantities import memory
+from twinflow.cluster.quantities import count, memory
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.cost.fit import Accuracy, Measurement, fit_model
 from twinflow.runtime.cost.profile import Profile, ProfileKey, profile_path, save_profile
@@ -152,9 +154,7 @@ def run(invocation: Invocation, measure: Measure = measure_steps) -> int:
     """
     options = _options(invocation)
     output = invocation.given.get("output")
-    folder = options.model if output is None else Path(str(output)).parent
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{folder}: cannot be written to; name another place with --output")
+    _check_places(invocation, options.model)
     with tqdm(total=100, desc="measuring", file=invocation.stdout, disable=None) as bar:
 
         def show(part: float) -> None:
@@ -184,14 +184,26 @@ def run(invocation: Invocation, measure: Measure = measure_steps) -> int:
     return 0
 
 
+def _check_places(invocation: Invocation, model: Path) -> None:
+    """Refuse what cannot be written before anything is measured."""
+    if not model.is_dir():
+        raise ConfigError(f"{model}: no such directory")
+    if "output" in invocation.given:
+        check_file("--output", Path(invocation.text("output", "")))
+    elif not os.access(model, os.W_OK):
+        raise ConfigError(f"{model}: cannot be written to; name another place with --output")
+    if "plot" in invocation.given:
+        check_picture("--plot", Path(invocation.text("plot", "")))
+
+
 def _options(invocation: Invocation) -> ProfileOptions:
     complaints = list(invocation.complaints)
     device = invocation.text("device", "cpu")
     limits: dict[str, int] = {}
     for name, read in (
-        ("max_num_batched_tokens", int),
-        ("max_num_seqs", int),
-        ("max_model_len", int),
+        ("max_num_batched_tokens", count),
+        ("max_num_seqs", count),
+        ("max_model_len", count),
         ("kv_cache_memory", memory),
     ):
         if name in invocation.given:
@@ -227,7 +239,8 @@ def _number(
     except ValueError:
         value = 0
     if not value > 0:
-        complaints.append(f"--{name.replace('_', '-')} {text!r}: must be a number above 0")
+        example = ", such as 2048 or 32k" if read is count else ""
+        complaints.append(f"{flag_name(name)} {text!r}: must be a number above 0{example}")
     return value
 
 

@@ -1,41 +1,24 @@
 """`twinflow simulate`: what a deployment would do under a load, without running it.
 
 Step times come from a profile that `twinflow profile` measured, or from a description of a device
-and a model's `config.json`. The simulation itself is twinflow.cluster.simulator.
+and a model's `config.json`. What the flags amount to is `twinflow.cluster.cli.simulation`; the
+simulation itself is twinflow.cluster.simulator.
 """
 
 import json
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-from twinflow.cluster.cli.files import write_text
-from twinflow.cluster.cli.flags import flag_name, number_above_0
+from twinflow.cluster.cli.files import check_file, check_folder, check_picture, write_text
+from twinflow.cluster.cli.flags import add_flag
 from twinflow.cluster.cli.parser import Commands, Invocation, Parser
-from twinflow.cluster.cli.sources import report as complain
-from twinflow.cluster.quantities import count, memory
-from twinflow.cluster.simulator.config import Deployment, Link, Partition, SimulationConfig
+from twinflow.cluster.cli.simulation import SHARED_FLAGS, Arguments, build_config, build_workload
+from twinflow.cluster.simulator.config import Partition
+from twinflow.cluster.simulator.decisions import DecisionFolder
 from twinflow.cluster.simulator.fleet import Fleet
-from twinflow.cluster.simulator.hardware import Hardware
-from twinflow.cluster.simulator.lengths import Lengths
 from twinflow.cluster.simulator.measures import Objective
-from twinflow.cluster.simulator.traces import read_trace
-from twinflow.cluster.simulator.workload import Workload
-from twinflow.parallel.partition.layout import Grid
+from twinflow.parallel.partition.record import Setup
 from twinflow.protos.errors import ConfigError
-from twinflow.runtime.checkpoint.config import load_model_config
-from twinflow.runtime.config import EngineConfig
-from twinflow.runtime.cost.device import load_device, shipped_devices
-from twinflow.runtime.cost.lanes import LaneTimes
-from twinflow.runtime.cost.profile import load_profile
-from twinflow.runtime.cost.shape import ModelShape
-from twinflow.runtime.lanes.options import LaneOptions
-from twinflow.runtime.schedulers import AUTO, default_batched_tokens, resolve_scheduler
-
-_BLOCK_SIZE = 16
-# Flags that are fields of the engine's configuration.
-_POLICIES = ("scheduler", "prefill_order", "admission")
-_OBJECTIVES = ("tbt_objective", "ttft_objective")
-_LIMITS = ("max_num_seqs", "max_num_batched_tokens")
+from twinflow.runtime.cost.device import shipped_devices
 
 EPILOG = """\
 examples:
@@ -43,6 +26,8 @@ examples:
       --input-tokens uniform:100:900 --output-tokens uniform:10:100
   twinflow simulate --device h100 --model llama-8b --deployment 2P6D --trace azure2023_conv.csv \\
       --slo ttft:500 --slo tpot:40 --plot outcome.png
+  twinflow simulate --profile model/twinflow-profile-cpu.json --trace lengths.csv --rate 2 \\
+      --deployment 1P1D --prefill-scheduler laps --decode-scheduler chunked
 """
 
 
@@ -107,17 +92,9 @@ def _add_workload(parser: Parser) -> None:
 
 def _add_engine(parser: Parser) -> None:
     group = parser.add_argument_group("Engine, as for serve")
-    group.add_argument("--scheduler", metavar="NAME", help="[default: auto]")
-    group.add_argument("--prefill-order", metavar="NAME", help="[default: fcfs]")
-    group.add_argument("--admission", metavar="NAME", help="[default: aggressive]")
-    group.add_argument("--tbt-objective-ms", metavar="MS", help="for policies that use it")
-    group.add_argument("--ttft-objective-ms", metavar="MS", help="likewise")
     group.add_argument("--max-model-len", metavar="N", help="[default: the KV memory]")
-    group.add_argument("--max-num-seqs", metavar="N", help="[default: 64]")
-    group.add_argument(
-        "--max-num-batched-tokens", metavar="N", help="[default: what suits the scheduler]"
-    )
-    group.add_argument("--block-size", metavar="N", help="[default: 16]")
+    for name in SHARED_FLAGS:
+        add_flag(group, name)
 
 
 def run(invocation: Invocation) -> int:
@@ -126,164 +103,38 @@ def run(invocation: Invocation) -> int:
     Raises:
         ConfigError: an argument is wrong.
     """
-    if invocation.complaints:
-        raise ConfigError(complain(invocation.complaints))
-    arguments = _Arguments(invocation)
-    workload = _workload(arguments)
-    config = _config(arguments, workload)
+    arguments = Arguments.of(invocation)
+    figures, picture = arguments.path("json"), arguments.path("plot")
+    if figures is not None:
+        check_file("--json", figures)
+    if picture is not None:
+        check_picture("--plot", picture)
+    workload = build_workload(arguments)
+    config = build_config(arguments, workload)
     slo = invocation.given.get("slo", ())
     objectives = [Objective.parse(str(text)) for text in slo] if isinstance(slo, list) else []
-    fleet = Fleet(config, objectives)
+    decisions = _decisions(arguments, config.partition)
+    fleet = Fleet(config, objectives, decisions.write if decisions else None)
+    if decisions is not None:
+        decisions.open(worker.worker_id for worker in fleet.workers if worker.lanes is not None)
     fleet.run(workload)
+    if decisions is not None:
+        decisions.close()
     report = fleet.report()
     invocation.stdout.write("\n".join(report.lines()) + "\n")
-    if path := arguments.path("json"):
-        write_text(path, json.dumps(report.as_dict(), indent=1) + "\n")
-    if path := arguments.path("plot"):
-        _draw(fleet, path)
+    if figures is not None:
+        write_text(figures, json.dumps(report.as_dict(), indent=1) + "\n")
+    if picture is not None:
+        _draw(fleet, picture)
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Arguments:
-    """Reads values, with errors that name the flag."""
-
-    invocation: Invocation
-
-    def text(self, name: str) -> str | None:
-        value = self.invocation.given.get(name)
-        return None if value is None else str(value)
-
-    def path(self, name: str) -> Path | None:
-        value = self.text(name)
-        return None if value is None else Path(value)
-
-    def number(self, name: str) -> float | None:
-        """A number above 0."""
-        value = self.text(name)
-        return None if value is None else number_above_0(name, value)
-
-    def seconds(self, name: str) -> float | None:
-        """A number of milliseconds above 0, in seconds."""
-        value = self.number(name)
-        return None if value is None else value / 1000.0
-
-    def whole(self, name: str, default: int) -> int:
-        """A whole number, at least 0; 32k is 32000, as for serve."""
-        value = self.text(name)
-        try:
-            return default if value is None else count(value)
-        except ValueError as error:
-            raise ConfigError(f"{flag_name(name)} {value!r}: {error}") from error
-
-    def memory(self, name: str) -> float | None:
-        """Bytes, with a unit."""
-        value = self.text(name)
-        try:
-            return None if value is None else float(memory(value))
-        except ValueError as error:
-            raise ConfigError(f"{flag_name(name)} {value!r}: {error}") from error
-
-
-def _workload(arguments: _Arguments) -> Workload:
-    trace = arguments.path("trace")
-    lengths = [arguments.text(name) for name in ("input_tokens", "output_tokens")]
-    inputs, outputs = (None if text is None else Lengths.parse(text) for text in lengths)
-    return Workload(
-        requests=arguments.whole("requests", 1000),
-        shapes=() if trace is None else read_trace(trace),
-        input_tokens=inputs,
-        output_tokens=outputs,
-        rate=arguments.number("rate"),
-        length_scale=arguments.number("length_scale") or 1.0,
-        max_tokens=arguments.whole("max_model_len", 0) or None,
-        allowance=arguments.whole("max_tokens", 0) or None,
-    )
-
-
-def _hardware(arguments: _Arguments) -> Hardware:
-    profile, device = arguments.path("profile"), arguments.text("device")
-    if (profile is None) == (device is None):
-        raise ConfigError("give --profile FILE, or --device NAME and --model DIR")
-    if profile is not None:
-        return Hardware.profiled(load_profile(profile))
-    model = arguments.path("model")
-    if model is None:
-        raise ConfigError("--device needs --model DIR: a folder with the model's config.json")
-    shape = ModelShape.of(load_model_config(model), element_bytes=2)
-    return Hardware.described(load_device(device or ""), shape)
-
-
-def _config(arguments: _Arguments, workload: Workload) -> SimulationConfig:
-    hardware = _hardware(arguments)
-    shape = hardware.times.shape
-    token_bytes = shape.kv_bytes * shape.num_layers
-    kv_bytes = arguments.memory("kv_cache_memory") or hardware.kv_bytes
-    link = arguments.memory("link") or hardware.link_bytes_per_s
-    try:
-        engine = _engine(
-            arguments,
-            int(kv_bytes / token_bytes),
-            caching=workload.shares_prefixes,
-            has_experts=shape.num_experts > 0,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return SimulationConfig(
-        deployment=Deployment.parse(
-            arguments.text("deployment") or "1M", arguments.whole("replicas", 1)
-        ),
-        engine=engine,
-        num_layers=shape.num_layers,
-        token_bytes=token_bytes,
-        times=LaneTimes(hardware.times, hardware.contention),
-        link=Link(link),
-        partition=_partition(arguments, hardware.grid),
-        seed=arguments.whole("seed", 0),
-    )
-
-
-def _engine(
-    arguments: _Arguments, kv_tokens: int, *, caching: bool, has_experts: bool
-) -> EngineConfig:
-    """The engine's defaults hold for what is not given, and `auto` means what it does for serve."""
-    block_size = arguments.whole("block_size", _BLOCK_SIZE)
-    num_blocks = kv_tokens // max(block_size, 1)
-    given: dict[str, object] = {name: arguments.text(name) for name in _POLICIES}
-    given |= {name: arguments.seconds(f"{name}_ms") for name in _OBJECTIVES}
-    given |= {name: arguments.whole(name, 0) or None for name in _LIMITS}
-    changes = {name: value for name, value in given.items() if value is not None}
-    scheduler, _ = resolve_scheduler(str(changes.get("scheduler", AUTO)), has_experts=has_experts)
-    longest = arguments.whole("max_model_len", (num_blocks - 1) * block_size)
-    plain = EngineConfig(
-        max_model_len=longest,
-        num_blocks=num_blocks,
-        block_size=block_size,
-        enable_prefix_caching=caching,
-    )
-    seats = arguments.whole("max_num_seqs", plain.max_num_seqs)
-    rows = default_batched_tokens(scheduler, longest, seats)
-    # Each field is replaced by name, with a value of its own type.
-    changes = {"max_num_batched_tokens": rows, **changes, "scheduler": scheduler}
-    return replace(plain, **changes)  # type: ignore[arg-type]
-
-
-def _partition(arguments: _Arguments, grid: Grid | None) -> Partition | None:
-    lanes = arguments.text("lanes") or "none"
-    if lanes == "none":
+def _decisions(arguments: Arguments, partition: Partition | None) -> DecisionFolder | None:
+    folder = arguments.path("lane_decisions")
+    if folder is None or partition is None or partition.control is None:
         return None
-    if grid is None:
-        raise ConfigError(
-            "--lanes: one core cannot be divided, and neither can a device of which only the whole "
-            "was measured"
-        )
-    if lanes == "dynamic":
-        return Partition(grid, LaneOptions().control(grid), grid.middle)
-    if not lanes.isdecimal() or int(lanes) not in grid.splits:
-        raise ConfigError(
-            f"--lanes {lanes}: use none, dynamic, or one of {', '.join(map(str, grid.splits))}"
-        )
-    return Partition(grid, None, grid.splits.index(int(lanes)))
+    check_folder("--lane-decisions", folder)
+    return DecisionFolder(folder, Setup(partition.control, partition.grid))
 
 
 def _draw(fleet: Fleet, path: Path) -> None:

@@ -94,7 +94,10 @@ def invocation_of(given: Mapping[str, object]) -> Invocation:
         (("--tensor-parallel-size", "0"), "--tensor-parallel-size '0'"),
         (("--kv-cache-memory", "lots"), "--kv-cache-memory 'lots'"),
         (("--outptu", "x"), "did you mean --output"),
-        (("--output", "/none/p.json"), "--output"),
+        (("--output", "/none/p.json"), "--output /none/p.json: there is no directory /none"),
+        (("--plot", "/none/p.png"), "--plot /none/p.png: there is no directory /none"),
+        (("--plot", "p.foo"), "--plot p.foo: a picture's name ends in"),
+        (("--max-model-len", "1.23456k"), "--max-model-len '1.23456k': must be a number above 0, "),
     ],
 )
 def test_wrong_arguments_name_themselves(
@@ -103,6 +106,23 @@ def test_wrong_arguments_name_themselves(
     ran = run_command("profile", str(tmp_path), *words)
     assert ran.status == 2
     assert message in ran.err
+
+
+def test_a_model_that_is_not_there_is_said_to_be_missing() -> None:
+    ran = run_command("profile", "/nonexistent")
+    assert (ran.status, "/nonexistent: no such directory" in ran.err) == (2, True)
+
+
+def test_numbers_are_written_as_for_serve(tmp_path: Path) -> None:
+    seen: list[dict[str, int]] = []
+
+    def note(options: ProfileOptions, progress: Callable[[float], None]) -> Steps:
+        seen.append(options.limits)
+        return planted(options, progress)
+
+    given = {"model": str(tmp_path), "max_model_len": "1k", "max_num_batched_tokens": "2K"}
+    assert run(invocation_of(given), note) == 0
+    assert seen == [{"max_model_len": 1000, "max_num_batched_tokens": 2048}]
 
 
 def test_limits_that_leave_nothing_to_check_are_refused(tmp_path: Path) -> None:

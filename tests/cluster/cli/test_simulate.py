@@ -7,6 +7,9 @@ import pytest
 from tests.support.command_line import run_command
 from tests.support.cost import CURVES, EXPERT_PRICES, EXPERTS, LLAMA_8B, LLAMA_8B_CONFIG, PRICES
 
+from twinflow.parallel.partition.control import PREFILL_SLACK
+from twinflow.parallel.partition.record import read_decisions, replay
+from twinflow.runtime.cost.device import DEVICES
 from twinflow.runtime.cost.fit import Accuracy
 from twinflow.runtime.cost.model import CostModel
 from twinflow.runtime.cost.profile import Profile, ProfileKey, save_profile
@@ -88,7 +91,7 @@ def test_objectives_are_milliseconds_as_for_serve(profile: str) -> None:
     words = ("simulate", "--profile", profile, "--rate", "0.5", *LOAD)
     plain, loose, tight = (
         run_command(*words, *flags).out
-        for flags in ((), ("--tbt-objective-ms", "1e9"), ("--tbt-objective-ms", "1"))
+        for flags in ((), ("--tbt-objective-ms", "8e7"), ("--tbt-objective-ms", "1"))
     )
     assert plain == loose != tight
 
@@ -102,12 +105,30 @@ def test_objectives_are_milliseconds_as_for_serve(profile: str) -> None:
         ((*LOAD, "--rate", "1", "--requests", "-1"), "--requests '-1'"),
         ((*LOAD, "--rate", "1", "--lanes", "99"), "--lanes 99"),
         ((*LOAD, "--rate", "1", "--deployment", "2Q"), "1P2D"),
-        ((*LOAD, "--rate", "1", "--scheduler", "none"), "--scheduler none"),
+        ((*LOAD, "--rate", "1", "--scheduler", "none"), "--scheduler 'none'"),
         ((*LOAD, "--rate", "1", "--slo", "ttft"), "--slo"),
         ((*LOAD, "--rate", "1", "--kv-cache-memory", "much"), "--kv-cache-memory"),
         ((*LOAD, "--rate", "1", "--device", "h100"), "--profile FILE, or"),
-        ((*LOAD, "--rate", "1", "--json", "/none/x.json", "--requests", "1"), "cannot be written"),
+        (
+            (*LOAD, "--rate", "1", "--json", "/none/x.json", "--requests", "1"),
+            "there is no directory /none",
+        ),
+        ((*LOAD, "--rate", "1", "--plot", "/none/x.png"), "there is no directory /none"),
+        ((*LOAD, "--rate", "1", "--plot", "x.foo"), "--plot x.foo: a picture's name ends in .jpg"),
         ((*LOAD, "--rate", "1", "--block-size", "7"), "power of two"),
+        ((*LOAD, "--rate", "1", "--max-num-seqs", "0"), "--max-num-seqs '0'"),
+        ((*LOAD, "--rate", "1", "--max-num-batched-tokens", "0"), "--max-num-batched-tokens '0'"),
+        ((*LOAD, "--rate", "1", "--max-model-len", "0"), "--max-model-len '0'"),
+        ((*LOAD, "--rate", "1", "--max-tokens", "0"), "--max-tokens '0': must be at least 1"),
+        ((*LOAD, "--rate", "1", "--link", "0"), "--link '0': must be above 0"),
+        ((*LOAD, "--rate", "1", "--prefill-scheduler", "laps"), "has no prefill worker"),
+        ((*LOAD, "--rate", "1", "--deployment", "1P1D", "--lanes", "dynamic"), "no mixed worker"),
+        ((*LOAD, "--rate", "1", "--prefill-slack", "2"), "--prefill-slack: nothing is decided"),
+        ((*LOAD, "--rate", "1", "--lanes", "dynamic", "--decode-slack", "0"), "--decode-slack '0'"),
+        (
+            (*LOAD, "--rate", "1", "--lanes", "dynamic", "--lane-decisions", "/none"),
+            "--lane-decisions /none: there is no directory",
+        ),
         ((*LOAD, "--rate", "1", "--tbt-objective-ms", "0"), "--tbt-objective-ms '0'"),
     ],
 )
@@ -115,6 +136,74 @@ def test_wrong_arguments_name_themselves(
     profile: str, words: tuple[str, ...], message: str
 ) -> None:
     ran = run_command("simulate", "--profile", profile, *words)
+    assert ran.status == 2
+    assert message in ran.err
+
+
+def test_pools_have_policies_of_their_own(profile: str) -> None:
+    """As for serve: what is said of a pool wins there, and what is said of none holds in all."""
+    words = ("simulate", "--profile", profile, "--rate", "0.5", "--deployment", "1P1D", *LOAD)
+    plain = run_command(*words).out
+    own = run_command(*words, "--prefill-scheduler", "laps", "--prefill-prefill-order", "spf")
+    assert own.status == 0 and own.out != plain
+    everywhere = ("--scheduler", "laps", "--prefill-order", "spf")
+    decode = ("--decode-scheduler", "chunked", "--decode-prefill-order", "fcfs")
+    assert run_command(*words, *everywhere, *decode).out == own.out
+    assert run_command(*words, "--prefill-scheduler", "chunked").out == plain
+
+
+def test_slacks_divide_the_device_and_decisions_can_be_made_again(
+    profile: str, tmp_path: Path
+) -> None:
+    words = ("simulate", "--profile", profile, "--rate", "0.5", *LOAD, "--lanes", "dynamic")
+    ran = run_command(*words, "--decode-slack", "3", "--lane-decisions", str(tmp_path))
+    assert (ran.status, ran.err) == (0, "")
+    setup, decisions = read_decisions(tmp_path / "mixed-0-0.jsonl")
+    assert (setup.config.prefill_slack, setup.config.decode_slack) == (PREFILL_SLACK, 3.0)
+    assert any(decision.alone for decision in decisions)
+    assert all(replay(setup, decision) == decision for decision in decisions)
+
+
+@pytest.mark.parametrize(("processors", "step"), [(1, 1), (9, 8)])
+def test_a_device_of_one_part_has_one_lane(
+    model: str, tmp_path: Path, processors: int, step: int
+) -> None:
+    path = device(tmp_path, processors=processors, processor_step=step)
+    words = ("simulate", "--device", path, "--model", model, *LOAD, "--rate", "1")
+    assert "30 finished" in run_command(*words).out
+    assert "cannot be divided" in run_command(*words, "--lanes", "dynamic").err
+
+
+@pytest.mark.parametrize("figure", ["processors", "processor_step"])
+def test_a_device_has_processors(model: str, tmp_path: Path, figure: str) -> None:
+    path = device(tmp_path, **{figure: 0})
+    ran = run_command("simulate", "--device", path, "--model", model, *LOAD, "--rate", "1")
+    assert (ran.status, f"$.{figure}" in ran.err) == (2, True)
+
+
+def device(folder: Path, **changes: int) -> str:
+    """The file of a device that differs from an H100."""
+    path = folder / "device.json"
+    path.write_text(json.dumps(json.loads((DEVICES / "h100.json").read_text()) | changes))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "message"),
+    [
+        ("4,5\n-6,7\n", (), "row 2 is damaged"),
+        ("4,0\n0,7\n", (), "no row can be sent"),
+        ("4,5\n", ("--input-tokens", "fixed:3"), "give either --trace"),
+        ("4,5\n", ("--output-tokens", "fixed:3"), "give either --trace"),
+    ],
+)
+def test_a_load_that_makes_no_sense_is_refused(
+    profile: str, tmp_path: Path, rows: str, words: tuple[str, ...], message: str
+) -> None:
+    trace = tmp_path / "lengths.csv"
+    trace.write_text("num_prefill_tokens,num_decode_tokens\n" + rows)
+    flags = ("--trace", str(trace), "--rate", "1", *words)
+    ran = run_command("simulate", "--profile", profile, *flags)
     assert ran.status == 2
     assert message in ran.err
 

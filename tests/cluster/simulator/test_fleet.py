@@ -176,11 +176,25 @@ def test_lanes_shield_decodes_from_prompts() -> None:
 
 
 def test_lanes_overlap_and_the_controller_moves() -> None:
-    decisions: list[Decision] = []
-    fleet = Fleet(Setting(partition=DYNAMIC).config(), OBJECTIVES, decisions.append)
+    decisions: list[tuple[str, Decision]] = []
+    fleet = Fleet(Setting(partition=DYNAMIC).config(), OBJECTIVES, lambda *d: decisions.append(d))
     fleet.run(poisson(100, 10.0))
     assert fleet.report().switches > 0
-    assert any(decision.times for decision in decisions)
+    assert any(decision.times for _, decision in decisions)
+    assert {worker_id for worker_id, _ in decisions} == {"mixed-0-0"}
+
+
+def test_pools_may_differ_in_policy_but_not_in_blocks() -> None:
+    """Each worker has its pool's engine; blocks that are handed over are of one size."""
+    config = Setting("1P1D").config()
+    laps = replace(config.engine, scheduler="laps", max_num_seqs=8)
+    fleet = Fleet(replace(config, engines={"prefill": laps}), OBJECTIVES)
+    assert [w.engine.config for w in fleet.workers] == [laps, config.engine]
+    fleet.run(poisson(50, 5.0))
+    fleet.check_integrity()
+    assert fleet.report().kv_transfers == 50
+    with pytest.raises(ValueError, match="block_size of the prefill pool"):
+        replace(config, engines={"prefill": replace(laps, block_size=32)})
 
 
 def test_load_makes_everything_wait() -> None:

@@ -68,6 +68,7 @@ def test_drawn_lengths() -> None:
         (lambda: Workload(1), "--trace"),
         (lambda: Workload(0, TRACE), "--requests"),
         (lambda: Workload(1, [Shape(1, 1)]), "--rate"),
+        (lambda: Workload(2, [Shape(1, 1, 0.0)]), "should come again"),
         (lambda: Deployment.parse("2X"), "1P2D"),
         (lambda: Deployment.parse("2P"), "decode worker"),
         (lambda: Deployment.parse("0M"), "at least one"),

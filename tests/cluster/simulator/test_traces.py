@@ -48,6 +48,8 @@ def test_mooncake_keeps_blocks_and_orders_by_time(tmp_path: Path) -> None:
         ("other.csv", "a,b\n1,2\n", r"columns \['a', 'b'\]"),
         ("bad.csv", "num_prefill_tokens,num_decode_tokens\n4,5\n6,x\n", "row 2 is damaged"),
         ("short.csv", "num_prefill_tokens,num_decode_tokens\n4\n", "row 1 is damaged"),
+        ("below.csv", "num_prefill_tokens,num_decode_tokens\n4,5\n6,-1\n", "row 2 is damaged"),
+        ("zero.csv", "num_prefill_tokens,num_decode_tokens\n4,0\n0,1\n", "no row can be sent"),
         ("bad.jsonl", "{\n", "cannot be read"),
     ],
 )
