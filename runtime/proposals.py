@@ -89,7 +89,7 @@ class Proposals:
         began = self._clock()
         drafts = self._propose(asked, limits)
         seconds = self._clock() - began
-        levels = max(draft.depth for draft in drafts)
+        levels = max(draft.levels for draft in drafts)
         goodput.drafted(Drafting(seconds, levels, sum(map(len, drafts)), sum(late)))
 
     def _propose(self, requests: Sequence[Request], limits: Sequence[int]) -> Sequence[Draft]:

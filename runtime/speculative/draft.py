@@ -39,12 +39,14 @@ class Draft:
         siblings: how children were found.
         distributions: what the children of a node were drawn from, by node: float64 [vocabulary];
             none where they are fixed.
+        grown: levels that a drafter went through to make it, where it counts them.
     """
 
     tokens: tuple[int, ...] = ()
     parents: tuple[int, ...] = ()
     siblings: Siblings = Siblings.FIXED
     distributions: Mapping[int, FloatArray] = field(default_factory=dict)
+    grown: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.parents):
@@ -97,14 +99,17 @@ class Draft:
         return next((c for c in self.children(node) if self.token(c) == token), None)
 
     def along(self, tokens: Sequence[int]) -> int:
-        """The node that the longest proposed beginning of a continuation leads to."""
-        node = 0
+        """A node that the longest proposed beginning of a continuation leads to.
+
+        Of twins, the one behind which it goes on.
+        """
+        nodes = [0]
         for token in tokens:
-            child = self.child(node, token)
-            if child is None:
+            following = [c for n in nodes for c in self.children(n) if self.token(c) == token]
+            if not following:
                 break
-            node = child
-        return node
+            nodes = following
+        return nodes[0]
 
     @property
     def depth(self) -> int:
@@ -113,6 +118,11 @@ class Draft:
         for parent in self.parents:
             depths.append(depths[parent] + 1)
         return max(depths)
+
+    @property
+    def levels(self) -> int:
+        """Levels that it took to make: its depth, and those that left it no node."""
+        return max(self.grown, self.depth)
 
     def path(self, node: int) -> tuple[int, ...]:
         """The nodes from a child of node 0 to this one; none for node 0."""

@@ -18,7 +18,7 @@ from twinflow.runtime.executor import Work
 from twinflow.runtime.outputs import NumericalFault, SampledRun, SampledToken
 from twinflow.runtime.request import Request
 from twinflow.runtime.speculative.config import SpeculativeConfig
-from twinflow.runtime.speculative.draft import NOTHING, Draft
+from twinflow.runtime.speculative.draft import NOTHING, Draft, Siblings
 from twinflow.runtime.speculative.drafters.base import Drafter, DraftQuery, LikelyNext, Outlook
 from twinflow.runtime.speculative.drafters.draft_kv import DraftKV
 from twinflow.runtime.speculative.drafters.draft_model import DraftModelDrafter
@@ -140,11 +140,15 @@ def create_speculation(
 
 
 def _checked(drafts: Sequence[Draft], queries: Sequence[DraftQuery]) -> Sequence[Draft]:
-    """Proposals that a step can verify: one for each query, none too long, no node twice."""
+    """Proposals that a step can verify: one for each query, none too long, no node twice.
+
+    Children that were drawn independently may be twins: how often a token was drawn counts.
+    """
     if len(drafts) != len(queries):
         raise ValueError(f"{len(queries)} queries were answered with {len(drafts)} proposals")
     for draft, query in zip(drafts, queries, strict=True):
-        if len(draft) > query.limit or draft.has_twins:
+        twice = draft.siblings is not Siblings.INDEPENDENT and draft.has_twins
+        if len(draft) > query.limit or twice:
             name = query.sequence.request_id
             raise ValueError(
                 f"the proposal to request {name} has {len(draft)} tokens, where {query.limit} are "

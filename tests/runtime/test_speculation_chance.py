@@ -44,6 +44,7 @@ def score(
     [
         ("coupled", Siblings.DISTINCT, TREE),
         ("standard", Siblings.INDEPENDENT, CHAIN),
+        ("standard", Siblings.INDEPENDENT, TREE),
         ("traversal", Siblings.DISTINCT, TREE),
     ],
 )

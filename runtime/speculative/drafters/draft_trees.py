@@ -5,9 +5,12 @@ noise and filters included: what the target is likely to choose there, and not w
 
 The first pass computes what a sequence has gained, as for chains. Each level of the tree is a pass
 over all paths that go on, from the last known token: a few more rows, in blocks of their own that
-are given back at once. A path that finds none idle ends where it is.
+are given back at once. A path that finds none idle, or is longer than a pass has rows, ends where it
+is. Where the drafter's scores leave a place few tokens, as behind `top_k` or a mask, so does the
+tree: what cannot come has no node.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -141,14 +144,15 @@ class TreeModelDrafter(DraftModelDrafter):
         """The distributions behind paths, as many in a pass as there are rows for."""
         found: list[FloatArray] = []
         nothing = np.zeros(self._vocab_size)
-        pending = list(paths)
+        pending = deque(paths)
         while pending:
             places: list[_Place | None] = []
-            room = self._max_rows
-            while pending and len(pending[0][1]) <= room:
-                one, path = pending.pop(0)
+            rows = 0
+            # The first path of a pass is taken in any case: one that is too long gets no place.
+            while pending and (not places or rows + len(pending[0][1]) <= self._max_rows):
+                one, path = pending.popleft()
                 places.append(self._place(one, path))
-                room -= len(path)
+                rows += len(path)
             computed = [place for place in places if place is not None]
             states = [place.state for place in computed]
             said = iter(self._likely([place.rows for place in computed], states, exact=False))
@@ -158,7 +162,9 @@ class TreeModelDrafter(DraftModelDrafter):
         return found
 
     def _place(self, one: Round, path: Path) -> _Place | None:
-        """Rows for a path in blocks of its own; None if there are none idle."""
+        """Rows for a path in blocks of its own; None if there are too few of either."""
+        if len(path) > self._max_rows:
+            return None
         known, table = one.drafted.known, one.drafted.blocks
         shared, inside = divmod(known, self._block_size)
         needed = (known + len(path) - 1) // self._block_size - shared + 1

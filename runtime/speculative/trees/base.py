@@ -6,7 +6,7 @@ some paths and is sent them, so that trees of several sequences grow with the sa
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,21 +22,26 @@ ExpandAll = Callable[[Mapping[int, Sequence[Path]]], Mapping[int, Sequence[Float
 
 
 def grow_together(growths: Sequence[Growth], expand: ExpandAll) -> list[Draft]:
-    """Grow several trees, with one call of `expand` for each level of the deepest."""
+    """Grow several trees, with one call of `expand` for each level of the deepest.
+
+    Each says how many levels it was grown by, those that left it no node included.
+    """
     grown: dict[int, Draft] = {}
     wanted: dict[int, Sequence[Path]] = {}
+    levels = 0
 
     def advance(number: int, distributions: Sequence[FloatArray] | None) -> None:
         try:
             # A generator begins when it is sent None.
             wanted[number] = growths[number].send(distributions)  # type: ignore[arg-type]
         except StopIteration as end:
-            grown[number] = end.value
+            grown[number] = replace(end.value, grown=levels)
 
     for number in range(len(growths)):
         advance(number, None)
     while wanted:
         asked, wanted = wanted, {}
+        levels += 1
         for number, distributions in expand(asked).items():
             advance(number, distributions)
     return [grown[number] for number in range(len(growths))]
@@ -56,10 +61,15 @@ class Candidate:
 
 
 def likeliest(distribution: FloatArray, count: int) -> list[int]:
-    """Tokens, most likely first; of equals the lower one."""
+    """Tokens that may come, most likely first; of equals the lower one.
+
+    Args:
+        distribution: of the next token; a token of probability 0 is none of them.
+        count: most tokens.
+    """
     count = min(count, len(distribution))
     least = np.partition(distribution, -count)[-count]
-    among = np.flatnonzero(distribution >= least)
+    among = np.flatnonzero((distribution >= least) & (distribution > 0.0))
     order: list[int] = among[np.argsort(-distribution[among], kind="stable")][:count].tolist()
     return order
 

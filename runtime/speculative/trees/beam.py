@@ -19,22 +19,21 @@ def beam_tree(*, depth: int, width: int, budget: int) -> Growth:
     """
     found: list[Candidate] = []
     frontier = [Candidate((), 1.0)]
-    for _ in range(depth):
+    # A path to a node takes a node a level: more levels than nodes would be passes for nothing.
+    for _ in range(min(depth, budget)):
         distributions = yield [candidate.path for candidate in frontier]
         grown = [
             Candidate((*parent.path, token), parent.value * float(distribution[token]))
             for parent, distribution in zip(frontier, distributions, strict=True)
             for token in likeliest(distribution, width)
-            if distribution[token] > 0.0
         ]
         frontier = sorted(grown, key=_by_value)[:width]
-        found += grown
-        if not frontier:
+        # Shorter paths first among equals: a parent never stays out for its child.
+        found = sorted(found + grown, key=_by_value)[:budget]
+        if not frontier or (len(found) == budget and frontier[0].value <= found[-1].value):
             break
-    # Shorter paths first among equals: a parent never stays out for its child.
-    chosen = sorted(found, key=lambda c: (-c.value, len(c.path)))[:budget]
-    return tree_of(chosen, Siblings.FIXED, {})
+    return tree_of(found, Siblings.FIXED, {})
 
 
-def _by_value(candidate: Candidate) -> float:
-    return -candidate.value
+def _by_value(candidate: Candidate) -> tuple[float, int]:
+    return -candidate.value, len(candidate.path)

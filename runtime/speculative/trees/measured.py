@@ -14,7 +14,7 @@ from functools import lru_cache
 from twinflow.runtime.speculative.draft import Draft
 from twinflow.runtime.speculative.drafters.base import DraftedSequence
 from twinflow.runtime.speculative.trees.config import TreeConfig
-from twinflow.runtime.speculative.trees.sequoia import sequoia_tree
+from twinflow.runtime.speculative.trees.sequoia import SequoiaProgramme
 from twinflow.runtime.speculative.trees.template import TreeTemplate
 
 # How often the likeliest child of an accepted node is taken to be accepted, what is left of that
@@ -34,8 +34,14 @@ def assumed_rates(width: int) -> tuple[float, ...]:
 
 @lru_cache(maxsize=256)
 def best_template(rates: tuple[float, ...], depth: int, nodes: int) -> TreeTemplate:
-    """The tree of so many nodes with the most accepted ones; see `sequoia_tree`."""
-    return sequoia_tree(rates, budget=nodes, depth=depth).template
+    """The tree of so many nodes with the most accepted ones; see `SequoiaProgramme`."""
+    # Goodput control asks for one size after the other: few programmes have all of them.
+    return _programme(rates, depth, 1 << (nodes - 1).bit_length()).tree(nodes).template
+
+
+@lru_cache(maxsize=16)
+def _programme(rates: tuple[float, ...], depth: int, budget: int) -> SequoiaProgramme:
+    return SequoiaProgramme(rates, budget=budget, depth=depth)
 
 
 class MeasuredTree:

@@ -4,7 +4,7 @@ A node is "the r-th likeliest token behind its parent". A drafter fills a templa
 template does not know any.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from twinflow.runtime.speculative.draft import Draft
@@ -35,22 +35,30 @@ class TreeTemplate:
         """The proposal in which a node is its parent's r-th likeliest child.
 
         Args:
-            limit: most nodes; those behind it stay out.
+            limit: most nodes; those behind it stay out, as do nodes for whose rank there is no
+                token that may come, with all below them.
         """
         parents, ranks = self.parents[:limit], self.ranks[:limit]
-        most = 1 + max(ranks, default=0)
+        branching, most = set(parents), 1 + max(ranks, default=0)
         paths: dict[int, Path] = {0: ()}
-        while len(paths) <= len(parents):
-            level = [n for n in paths if any(p == n and c not in paths for c, p in _edges(parents))]
+        level = [0] if parents else []
+        while level:
             distributions = yield [paths[node] for node in level]
             ordered = {
                 node: likeliest(distribution, most)
                 for node, distribution in zip(level, distributions, strict=True)
             }
-            for child, parent in _edges(parents):
-                if parent in ordered:
-                    paths[child] = (*paths[parent], ordered[parent][ranks[child - 1]])
-        return Draft(tuple(paths[node][-1] for node in sorted(paths) if node), parents)
+            level = []
+            for node, (parent, rank) in enumerate(zip(parents, ranks, strict=True), start=1):
+                if rank < len(ordered.get(parent, ())):
+                    paths[node] = (*paths[parent], ordered[parent][rank])
+                    level += [node] if node in branching else []
+        kept = sorted(paths)
+        numbers = {node: number for number, node in enumerate(kept)}
+        return Draft(
+            tuple(paths[node][-1] for node in kept[1:]),
+            tuple(numbers[parents[node - 1]] for node in kept[1:]),
+        )
 
     @classmethod
     def chain(cls, length: int) -> "TreeTemplate":
@@ -82,7 +90,3 @@ class TreeTemplate:
             numbers[node] = len(parents)
         return Draft(tuple(known[1:]), tuple(parents))
 
-
-def _edges(parents: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Each node but node 0, and its parent."""
-    return enumerate(parents, start=1)

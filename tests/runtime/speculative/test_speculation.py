@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 from tests.support.engines import NUM_LAYERS, create_request
@@ -11,7 +12,7 @@ from twinflow.protos.errors import ConfigError
 from twinflow.runtime.executor import Work
 from twinflow.runtime.outputs import NumericalFault, SampledToken
 from twinflow.runtime.speculative.config import SpeculativeConfig
-from twinflow.runtime.speculative.draft import NOTHING, Draft
+from twinflow.runtime.speculative.draft import NOTHING, Draft, Siblings
 from twinflow.runtime.speculative.drafters.base import (
     DraftedSequence,
     DraftQuery,
@@ -69,6 +70,13 @@ def test_a_drafter_that_fails_is_not_asked_again(answer: Callable[[], list[Draft
     assert speculation.propose([request], [2]) == [NOTHING]
     speculation.forget(request)
     assert drafter.forgotten == []
+
+
+def test_tokens_that_were_drawn_independently_may_be_twins() -> None:
+    twins = Draft((1, 1), (0, 0), Siblings.INDEPENDENT, {0: np.array([0.0, 1.0])})
+    speculation = Speculation(Scripted(lambda: [twins]))
+    assert speculation.propose([create_request(4)], [2]) == [twins]
+    assert speculation.failure is None
 
 
 def test_a_drafter_hears_what_was_likely_behind_each_sampled_row() -> None:

@@ -88,3 +88,26 @@ def test_paths_without_blocks_end_and_nothing_is_lost(model: Model) -> None:
     assert 0 < len(draft) <= 8
     made.forget(query.sequence)
     assert made.num_idle_blocks == 5
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_paths_that_are_longer_than_a_pass_end(model: Model, kind: str) -> None:
+    one_token = replace(SAMPLED, top_k=1)  # so trees are chains as deep as they may be
+    for rows in (1, 3):
+        made = drafter(model, TreeConfig(type=kind, width=2, depth=16), max_rows=rows)
+        query = DraftQuery(sequence("a", one_token, 1), 16)
+        (draft,) = propose(made, query)
+        # A path of all rows still has something behind it.
+        assert draft.depth == rows + 1
+        assert made.num_idle_blocks == 59
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_only_tokens_that_may_come_have_nodes(model: Model, kind: str) -> None:
+    tree = TreeConfig(type=kind, width=4, depth=3)
+    for most in (1, 2):
+        query = DraftQuery(sequence("a", replace(SAMPLED, top_k=most)), 14)
+        (draft,) = propose(drafter(model, tree), query)
+        assert max(len(draft.children(node)) for node in range(len(draft) + 1)) == most
+        assert draft.is_chain is (most == 1)
+        assert draft.depth == 3

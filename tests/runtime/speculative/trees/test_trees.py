@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pytest
 from tests.support.speculation import ToyModels, ToyTarget, distance, exact_law
 
@@ -11,7 +12,7 @@ from twinflow.runtime.speculative.draft import Draft, FloatArray, Siblings
 from twinflow.runtime.speculative.trees.base import Growth, Path, grow_together
 from twinflow.runtime.speculative.trees.beam import beam_tree
 from twinflow.runtime.speculative.trees.dyspec import dyspec_tree
-from twinflow.runtime.speculative.trees.sequoia import fastest_tree, sequoia_tree
+from twinflow.runtime.speculative.trees.sequoia import SequoiaProgramme, sequoia_tree
 from twinflow.runtime.speculative.trees.template import TreeTemplate
 from twinflow.runtime.speculative.verification.base import Chance
 from twinflow.runtime.speculative.verification.chance import CounterChance
@@ -55,6 +56,52 @@ def test_a_beam_of_width_one_is_the_greedy_chain() -> None:
     assert draft.is_chain
     assert draft.tokens[0] == int(MODELS.drafter(()).argmax())
     assert len(draft) == 3
+
+
+def passes(growth: Growth, distribution: Sequence[float]) -> tuple[Draft, int]:
+    """A tree whose tokens are as likely everywhere, and how often the drafter was asked."""
+    asked = 0
+
+    def same(paths: Mapping[int, Sequence[Path]]) -> dict[int, list[FloatArray]]:
+        nonlocal asked
+        asked += 1
+        return {number: [np.array(distribution)] * len(some) for number, some in paths.items()}
+
+    (draft,) = grow_together([growth], same)
+    return draft, asked
+
+
+@pytest.mark.parametrize(
+    ("distribution", "budget", "most"),
+    [([0.9, 0.1], 2, 2), ([0.5, 0.5], 2, 1), ([1.0, 0.0], 3, 3), ([0.4, 0.3, 0.3], 5, 3)],
+)
+def test_a_beam_makes_no_pass_that_leaves_no_node(
+    distribution: list[float], budget: int, most: int
+) -> None:
+    draft, asked = passes(beam_tree(depth=16, width=3, budget=budget), distribution)
+    assert len(draft) == budget
+    assert asked == most == draft.levels
+
+
+def test_a_draft_counts_levels_that_left_it_no_node() -> None:
+    # Behind the first token comes the likelier one, but no path of two is as likely as a third.
+    draft, asked = passes(beam_tree(depth=4, width=2, budget=3), [0.45, 0.35, 0.2])
+    assert (draft.depth, draft.levels, asked) == (2, 2, 2)
+    short, asked = passes(beam_tree(depth=4, width=3, budget=2), [0.45, 0.35, 0.2])
+    assert (short.depth, short.levels, asked) == (1, 2, 2)
+    assert Draft.chain([1, 2]).levels == 2
+
+
+@pytest.mark.parametrize("likely", [[1.0, 0.0, 0.0], [0.6, 0.4, 0.0], [0.0, 0.0, 0.0]], ids=str)
+def test_tokens_that_cannot_come_have_no_nodes(likely: list[float]) -> None:
+    template = TreeTemplate((0, 0, 0, 1, 2, 3, 1, 5), (0, 1, 2, 0, 0, 0, 1, 0))
+    draft, _ = passes(template.grow(8), likely)
+    assert all(likely[token] > 0.0 for token in draft.tokens)
+    possible = sum(rate > 0.0 for rate in likely)
+    assert len(draft.children(0)) == possible
+    assert len(draft) == {0: 0, 1: 2, 2: 6}[possible]
+    beam, _ = passes(beam_tree(depth=3, width=3, budget=8), likely)
+    assert all(likely[token] > 0.0 for token in beam.tokens)
 
 
 @pytest.mark.parametrize("rule", ["standard", "traversal"])
@@ -118,19 +165,16 @@ def test_sequoia_finds_the_best_of_all_trees(rates: tuple[float, ...]) -> None:
     assert set(flat.template.parents) == {0}
 
 
-def test_the_fastest_tree_weighs_drafting_and_verification() -> None:
-    def tree(draft_seconds: float, row_seconds: float) -> int:
-        found = fastest_tree(
-            (0.7, 0.15),
-            budgets=(1, 4, 16),
-            depths=(1, 4),
-            draft_seconds=draft_seconds,
-            verify_seconds=lambda nodes: 1.0 + row_seconds * nodes,
-        )
-        return len(found.template.parents)
-
-    assert tree(0.001, 0.001) == 16
-    assert tree(0.001, 0.5) == 1
+def test_one_programme_has_the_best_trees_of_all_sizes() -> None:
+    rates = (0.55, 0.2, 0.1, 0.0)
+    programme = SequoiaProgramme(rates, budget=16, depth=4)
+    for nodes in range(17):
+        tree = programme.tree(nodes)
+        assert len(tree.template.parents) == nodes
+        assert accepted(tree.template, rates) == pytest.approx(tree.accepted)
+        assert max(Draft((0,) * nodes, tree.template.parents).depth, 1) <= 4
+    for nodes in (1, 5, 12):
+        assert programme.tree(nodes) == sequoia_tree(rates, budget=nodes, depth=4)
 
 
 def test_rates_that_are_no_probabilities_are_refused() -> None:
@@ -151,3 +195,12 @@ def test_a_shortened_proposal_keeps_its_first_nodes() -> None:
     draft = Draft((1, 2, 3), (0, 0, 1))
     assert draft.shortened(2).parents == (0, 0)
     assert draft.shortened(5) is draft
+
+
+def test_of_twins_the_one_that_goes_on_is_followed() -> None:
+    twins = {0: np.array([0.0, 1.0]), 2: np.array([0.0, 1.0])}
+    draft = Draft((1, 1, 1), (0, 0, 2), Siblings.INDEPENDENT, twins)
+    assert draft.has_twins
+    assert draft.along([1, 1]) == 3
+    assert draft.along([1]) == 1
+    assert draft.along([0, 1]) == 0
