@@ -149,7 +149,7 @@ def assemble_engine(
             clock=clock,
             on_kv=on_kv,
             lanes=lanes,
-            goodput=create_goodput(plan.options.speculative_config),
+            goodput=create_goodput(plan.options.speculative_config, plan.options.name),
         ),
         cache=runner.kv_cache,
         layout=plan.layout,

@@ -97,6 +97,11 @@ def load_drafter(config: SpeculativeConfig, target: Target) -> DraftModelDrafter
         RankLost: another rank is gone.
     """
     shares = possible_shares(config, target.team.size)
+    if config.layer_parallel.layout not in (AUTO, *(share.layout for share in shares)):
+        structlog.get_logger().warning(
+            "the worker has one rank, which drafts alone",
+            layout=config.layer_parallel.layout,
+        )
     if config.method != EASYSPEC:
         loaded = _load(config, target, shares[0])
         plan = LayerPlan.serial(loaded.model.num_layers)

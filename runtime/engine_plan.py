@@ -76,6 +76,7 @@ class EngineOptions:
         host_memory: of the host's memory, what a CPU engine may take; None for all that is free.
         speculative_config: how next tokens are guessed; None for not at all.
         lanes: whether prompts and decoding have a lane each, and how the device is divided.
+        name: in the names of files that the engine writes.
     """
 
     model: Path
@@ -100,6 +101,7 @@ class EngineOptions:
     host_memory: MemoryShare | None = None
     speculative_config: SpeculativeConfig | None = None
     lanes: LaneOptions = field(default_factory=LaneOptions)
+    name: str = "engine"
 
     @property
     def num_speculative_tokens(self) -> int:

@@ -38,6 +38,7 @@ def engine_options(config: WorkerConfig) -> EngineOptions:
         host_memory=config.host_memory,
         speculative_config=config.speculative_config,
         lanes=lane_options(config),
+        name=f"{config.worker_id}-{config.epoch}",
     )
 
 

@@ -6,7 +6,7 @@ each of them runs is decided in `twinflow.cluster.launch.places`.
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -20,6 +20,7 @@ from twinflow.cluster.launch.places import Floor, Place, place_workers
 from twinflow.cluster.quantities import in_seconds
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.host_memory import MemoryShare
+from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.ranks.address import new_address
 from twinflow.workers.role import Role
@@ -194,8 +195,16 @@ def _plan_worker(config: ServeConfig, role: Role, name: str, token: str) -> Work
         token=token,
         kv_transfer_timeout_s=config.kv_transfer_timeout,
         link_idle_s=config.kv_link_idle_timeout,
-        speculative_config=config.speculative_config,
+        speculative_config=_anywhere(config.speculative_config),
     )
+
+
+def _anywhere(speculation: SpeculativeConfig | None) -> SpeculativeConfig | None:
+    """A configuration that means the same in every directory."""
+    if speculation is None or speculation.adaptive_decisions is None:
+        return speculation
+    decisions = Path(speculation.adaptive_decisions).resolve()
+    return replace(speculation, adaptive_decisions=str(decisions))
 
 
 def plan_gateway(

@@ -11,9 +11,10 @@ from typing import Literal
 import msgspec
 
 from twinflow.runtime.nearest import did_you_mean
-from twinflow.runtime.speculative.layer_parallel.config import LayerParallelConfig, check_keys
+from twinflow.runtime.speculative.layer_parallel.config import AUTO, LayerParallelConfig, check_keys
 from twinflow.runtime.speculative.trees.config import TreeConfig
 from twinflow.runtime.speculative.trees.registry import static_tree
+from twinflow.runtime.speculative.vllm_keys import refuse_vllm_key
 
 DRAFT_MODEL = "draft_model"
 EASYSPEC = "easyspec"
@@ -36,7 +37,7 @@ class SpeculativeConfig:
     """How next tokens are guessed; names are vLLM's, and so are the defaults that are not None.
 
     Attributes:
-        method: name of the drafter.
+        method: name of the drafter; `parse` takes `draft_model` where only a model is named.
         model: directory of the model that drafts; for `draft_model` and `easyspec`.
         draft_tensor_parallel_size: ranks that draft together, of those of the worker; None for one,
             or for `easyspec` as many as its layout takes.
@@ -46,7 +47,8 @@ class SpeculativeConfig:
         num_speculative_tokens: most tokens proposed to a request at a time.
         tree: shape of proposals that branch, of `num_speculative_tokens` nodes; None for chains.
         adaptive: propose fewer tokens, or none, where that is predicted to be faster.
-        adaptive_decisions: file for every such decision; None for none.
+        adaptive_decisions: directory in which each engine writes every such decision to a file of
+            its own; None for none.
         prompt_lookup_min: fewest last tokens that must occur earlier; None for 2.
         prompt_lookup_max: most that are compared; None for 5, or the least if that is more.
         suffix_decoding_max_tree_depth: most tokens of match and proposal together.
@@ -87,10 +89,17 @@ class SpeculativeConfig:
                 "layer_parallel.calibrate false is for chains: a tree is drafted from exact keys "
                 "and values; leave out 'tree' or calibrate"
             )
-        if ranks is not None and ranks > 1 and self.layer_parallel.layout == "single":
+        layout = self.layer_parallel.layout
+        if ranks is not None and layout != AUTO and (ranks == 1) != (layout == "single"):
+            drafts = "one rank" if layout == "single" else "several ranks"
             raise ValueError(
-                f"draft_tensor_parallel_size is {ranks}, and layer_parallel.layout single drafts "
-                f"on one rank: leave one of them out"
+                f"draft_tensor_parallel_size is {ranks}, and layer_parallel.layout {layout} drafts "
+                f"on {drafts}: leave one of them out"
+            )
+        if self.adaptive_decisions is not None and not self.adaptive:
+            raise ValueError(
+                "adaptive_decisions has nothing to write where adaptive is false: leave one of "
+                "them out"
             )
 
     @property
@@ -111,11 +120,14 @@ class SpeculativeConfig:
         values = _object(given)
         known = [item.name for item in fields(cls)]
         for key in values:
+            refuse_vllm_key(key)
             if key not in known:
                 raise ValueError(f"{key!r} is unknown{did_you_mean(key, known)}")
-        method = values.get("method")
-        if method is None:
-            raise ValueError("'method' is missing: say how tokens are proposed, such as ngram")
+        if values.get("method") is None:
+            if not values.get("model"):
+                raise ValueError("'method' is missing: say how tokens are proposed, such as ngram")
+            values["method"] = DRAFT_MODEL
+        method = values["method"]
         for key in values:
             for beginning, owners in _OWN_KEYS.items():
                 if key.startswith(beginning) and method not in owners:

@@ -5,9 +5,9 @@ noise and filters included: what the target is likely to choose there, and not w
 
 The first pass computes what a sequence has gained, as for chains. Each level of the tree is a pass
 over all paths that go on, from the last known token: a few more rows, in blocks of their own that
-are given back at once. A path that finds none idle, or is longer than a pass has rows, ends where it
-is. Where the drafter's scores leave a place few tokens, as behind `top_k` or a mask, so does the
-tree: what cannot come has no node.
+are given back at once. A path that finds none idle, or is longer than a pass has rows, ends where
+it is. Where filters leave few tokens, as `top_k` or a mask does, so does the tree: what cannot come
+has no node.
 """
 
 from collections import deque

@@ -1,8 +1,9 @@
 """Prompt lookup: what followed the last tokens when they came before in the same sequence.
 
 The longest run of last tokens that occurs earlier counts, of equally long ones the latest, and
-what follows it there is proposed. Costs no model and pays where output repeats its input:
-summaries, code that is edited, answers with quotations (A. Saxena, "Prompt Lookup Decoding", 2023).
+what follows it there is proposed. Of very many places only the latest are compared. Costs no model
+and pays where output repeats its input: summaries, code that is edited, answers with quotations
+(A. Saxena, "Prompt Lookup Decoding", 2023).
 """
 
 from collections.abc import Sequence

@@ -28,6 +28,8 @@ from twinflow.runtime.speculative.drafters.salted import BySalt
 # Between two outputs: no token has this id.
 _GAP = -1
 _ORDER = 2
+# The shortest match then proposes more than anybody is ever asked for.
+_BOLDEST = 64.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +58,11 @@ class SuffixConfig:
                 f"suffix_decoding_max_cached_requests must be at least 0, not "
                 f"{self.max_cached_requests}"
             )
-        if not self.max_spec_factor > 0.0:
+        # Written so that it refuses what is no number, too.
+        if not 0.0 < self.max_spec_factor <= _BOLDEST:
             raise ValueError(
-                f"suffix_decoding_max_spec_factor must be above 0, not {self.max_spec_factor}"
+                f"suffix_decoding_max_spec_factor must be above 0 and at most {_BOLDEST:g}, not "
+                f"{self.max_spec_factor}"
             )
         if not 0.0 <= self.min_token_prob <= 1.0:
             raise ValueError(

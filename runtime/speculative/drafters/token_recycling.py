@@ -54,6 +54,13 @@ class RecyclingConfig:
     tree: TreeConfig | None = None
     width: int = 8
 
+    def __post_init__(self) -> None:
+        if self.tree is not None and self.tree.width > self.width:
+            raise ValueError(
+                f"tree.width is {self.tree.width}, and token_recycling remembers {self.width} "
+                f"tokens behind each: at most as many can be children of a node"
+            )
+
 
 class TokenRecyclingDrafter:
     """See the module."""

@@ -21,7 +21,7 @@ class GoodputLog:
     """Writes choices to a file as they are made.
 
     Args:
-        path: the file; what it contained is lost.
+        path: the file; what it contained is lost. Its directory is made if only that is missing.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -29,6 +29,7 @@ class GoodputLog:
 
     def __init__(self, path: Path) -> None:
         try:
+            path.parent.mkdir(exist_ok=True)
             # A line is on disk as soon as it is whole: a worker may end at any time.
             self._file = path.open("w", buffering=1)
         except OSError as error:

@@ -7,15 +7,21 @@ from twinflow.runtime.speculative.goodput.controller import GoodputController
 from twinflow.runtime.speculative.goodput.record import GoodputLog
 
 
-def create_goodput(config: SpeculativeConfig | None) -> GoodputController | None:
+def create_goodput(
+    config: SpeculativeConfig | None, name: str = "engine"
+) -> GoodputController | None:
     """The control that was asked for; None if proposals are always as long as is allowed.
+
+    Args:
+        config: the choice.
+        name: of the engine; decisions are in `goodput-NAME.jsonl` of the directory.
 
     Raises:
         ConfigError: choices cannot be written where they should be.
     """
     if config is None or not config.adaptive:
         return None
-    decisions = config.adaptive_decisions
-    return GoodputController(
-        config.level_widths, GoodputLog(Path(decisions)) if decisions else None
-    )
+    folder, log = config.adaptive_decisions, None
+    if folder is not None:
+        log = GoodputLog(Path(folder) / f"goodput-{name}.jsonl")
+    return GoodputController(config.level_widths, log)

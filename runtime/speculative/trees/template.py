@@ -89,4 +89,3 @@ class TreeTemplate:
             known.append(found[rank])
             numbers[node] = len(parents)
         return Draft(tuple(known[1:]), tuple(parents))
-

@@ -104,6 +104,10 @@ def test_speculation_is_json_with_the_names_of_vllm(file: Path) -> None:
     config = configure({"config": str(file)}).speculative_config
     assert config is not None
     assert config.method == "suffix"
+    text = '{"model": "small", "num_speculative_tokens": 3}'
+    config = configure({"speculative_config": text}).speculative_config
+    assert config is not None
+    assert (config.method, config.model) == ("draft_model", "small")
 
 
 @pytest.mark.parametrize(
@@ -129,8 +133,22 @@ def test_speculation_is_json_with_the_names_of_vllm(file: Path) -> None:
             _EASYSPEC % '{"layout": "single"}, "draft_tensor_parallel_size": 2',
             "leave one of them out",
         ),
+        (
+            _EASYSPEC % '{"layout": "owner"}, "draft_tensor_parallel_size": 1',
+            "draft_tensor_parallel_size is 1, and layer_parallel.layout owner drafts on several",
+        ),
         (_EASYSPEC % '{}, "draft_tensor_parallel_size": 0', "draft_tensor_parallel_size must be"),
         ('{"method": "eagle"}', "'eagle' is unknown; choose one of"),
+        ('{"method": "ngram", "rejection_sample_method": "block"}', "is vLLM's and not supported"),
+        ('{"model": "small", "max_model_len": 9}', "use --max-model-len"),
+        ('{"method": "ngram", "num_speculative_tokens_per_batch_size": []}', "use 'adaptive'"),
+        ('{"model": "small", "layer_parallel": {}}', "and the method is draft_model"),
+        (
+            '{"method": "ngram", "adaptive": false, "adaptive_decisions": "there"}',
+            "adaptive_decisions has nothing to write where adaptive is false",
+        ),
+        ('{"method": "suffix", "suffix_decoding_max_spec_factor": 1e308}', "at most 64"),
+        ('{"method": "token_recycling", "tree": {"width": 9}}', "remembers 8 tokens behind each"),
         ('{"method": "ngram", "num_speculative_tokens": 0}', "must be in 1..64, not 0"),
         ('{"method": "ngram", "num_speculative_tokens": true}', "Expected `int`, got `bool`"),
         ('{"method": "ngram", "prompt_lookup_min": 6, "prompt_lookup_max": 3}', "at most"),

@@ -14,6 +14,7 @@ from twinflow.cluster.launch.machine import Gpus, Machine, Node
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.host_memory import MemoryShare
 from twinflow.workers.config import WorkerConfig
+from twinflow.workers.options import engine_options
 
 GIB = 1 << 30
 Device = Literal["auto", "cpu", "cuda"]
@@ -71,6 +72,13 @@ class TestShares:
             ("cores", 4, 4),
         ]
         assert {w.lane_decisions for w in found} == {Path("decisions").resolve()}
+
+    def test_decisions_of_each_engine_are_in_one_directory_wherever_it_runs(self) -> None:
+        speculation = '{"method": "ngram", "adaptive_decisions": "decisions"}'
+        found = workers(prefill=1, decode=2, speculative_config=speculation)
+        folders = [w.speculative_config and w.speculative_config.adaptive_decisions for w in found]
+        assert folders == [str(Path("decisions").resolve())] * 3
+        assert len({engine_options(w).name for w in found}) == 3
 
     def test_lanes_need_a_mixed_worker(self) -> None:
         with pytest.raises(ValueError, match="there is no mixed worker: give --mixed N"):

@@ -1,5 +1,6 @@
 """Suffix decoding: majority among the longest matches, here and in earlier outputs."""
 
+import math
 import random
 
 import pytest
@@ -86,6 +87,9 @@ def test_repeating_work_gets_cheaper() -> None:
         ("max_tree_depth", 2),
         ("max_cached_requests", -1),
         ("max_spec_factor", 0.0),
+        ("max_spec_factor", math.inf),
+        ("max_spec_factor", math.nan),
+        ("max_spec_factor", 1e308),
         ("min_token_prob", 1.5),
     ],
 )

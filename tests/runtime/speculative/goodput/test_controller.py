@@ -172,15 +172,18 @@ def test_proposals_come_back_when_they_are_right_again_and_when_load_falls() -> 
 
 
 def test_every_choice_can_be_made_again_from_its_record(tmp_path: Path) -> None:
-    path = tmp_path / "choices.jsonl"
+    folder = tmp_path / "choices"
+    path = folder / "goodput-decode-0-1.jsonl"
     config = SpeculativeConfig(
-        method="ngram", num_speculative_tokens=MOST, adaptive_decisions=str(path)
+        method="ngram", num_speculative_tokens=MOST, adaptive_decisions=str(folder)
     )
-    controller = create_goodput(config)
+    controller, other = (create_goodput(config, f"decode-{n}-1") for n in range(2))
     assert controller is not None
+    assert other is not None
     made = Machine(controller, lambda rows: 1.0 + 0.02 * rows, lambda number: number / 8)
     made.run(200)
     controller.close()
+    other.close()
     assert len(list(read_choices(path))) == 200
     assert differing_choices(path) == []
     lines = path.read_text().splitlines()
