@@ -12,7 +12,8 @@ Guards that the algorithm as printed lacks:
     feasibility    if no split keeps both phases within their slacks, the favoured phase is
                    kept within its own; as printed it would be the other way round
     monotonicity   so favouring prefill never gives it less than favouring decode would
-    bands          the mode and the split change only for a difference that matters
+    bands          the mode and the split change only for a difference that matters; a split that
+                   breaks the slack is left for any
 
 Pure: no clock, no devices. A decision says what it saw, and can be made again from that.
 """
@@ -167,7 +168,7 @@ def decide(
     split = best
     if best != before.split:
         distance = abs(grid.splits[best] - grid.splits[before.split])
-        if distance < config.delta:
+        if distance < config.delta and search.bearable(before.split, mode, reason):
             split, reason = before.split, Reason.SETTLED
     after = Standing(mode, split)
     alone, layout = search.alone, grid.layout(split)
@@ -205,6 +206,12 @@ class _Search:
             return least, Reason.SLACK
         most = self._most_prefill(least)
         return most, Reason.INFEASIBLE
+
+    def bearable(self, index: int, mode: Mode, reason: Reason) -> bool:
+        """Whether a split keeps the slack by which the best one was found."""
+        if (mode is Mode.PREFILL) == (reason is Reason.SLACK):
+            return self._decode_keeps_up(index)
+        return self._prefill_keeps_up(index)
 
     def _most_prefill(self, index: int) -> int:
         """The largest split that keeps decoding within its slack; the floor if none does."""

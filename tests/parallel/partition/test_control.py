@@ -1,5 +1,6 @@
 """The controller: as good as looking everywhere, within its bounds, calm, and repeatable."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -183,7 +184,7 @@ def test_small_differences_change_nothing_and_a_large_one_changes_once() -> None
     rng = Random(1)
     noise = [0.275 + rng.uniform(-0.02, 0.02) for _ in range(300)]
     assert drift(0, noise) > 10
-    assert drift(16, noise) == 0
+    assert drift(16, noise) <= 1, "at most to where all of it is within the slack"
     stepped = [0.15] * 50 + [0.9] * 50
     assert drift(16, [0.15] * 50) == 1
     assert drift(16, stepped) == 2
@@ -195,9 +196,27 @@ def test_the_band_that_lanes_get_is_wider_than_one_layout_of_an_h100() -> None:
     noise = [0.29 + rng.uniform(-0.05, 0.05) for _ in range(300)]
     delta, reasons = LaneOptions().control(H100).delta, set[Reason]()
     assert drift(0, noise, H100) > 50
-    assert drift(delta, noise, H100, reasons) == 0
+    assert drift(delta, noise, H100, reasons) <= 1
     assert Reason.SETTLED in reasons
     assert drift(delta, [0.05] * 50 + [0.9] * 50, H100) == 2
+
+
+def test_a_split_that_breaks_the_slack_is_left_for_any_other() -> None:
+    """And one that gives the favoured phase a little less than it could have is kept."""
+    config, middle = LaneOptions().control(H100), H100.middle
+    shares = [H100.layout(index).decode_share for index in range(len(H100.splits))]
+    for best, after in ((middle - 1, middle - 1), (middle + 1, middle), (middle + 2, middle + 2)):
+        # As slow on the best split as decoding may be, and slower beyond it.
+        power = -math.log(config.decode_slack) / math.log(shares[best]) * 0.999
+        decision = decide(
+            config,
+            H100,
+            Standing(Mode.PREFILL, middle),
+            both(),
+            PowerForecast(0.1, 0.01, (0.2, power)),
+        )
+        assert (decision.best, decision.after.split) == (best, after)
+        assert (decision.reason is Reason.SETTLED) == (best == middle + 1)
 
 
 def test_the_layouts_of_a_device_are_few_and_as_fine_as_that_allows() -> None:
