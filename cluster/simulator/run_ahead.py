@@ -50,6 +50,16 @@ def steps_ahead(requests: Sequence[Request], blocks: BlockManager, max_model_len
     return min(longest - 1, room)
 
 
+def growth(requests: Sequence[Request], blocks: BlockManager, steps: int) -> int:
+    """Blocks that so many decode steps of these requests take."""
+    return sum(
+        max(
+            0, blocks.blocks_for(request.num_computed + steps) - blocks.num_held(request.request_id)
+        )
+        for request in requests
+    )
+
+
 def _end(request: Request) -> int:
     """Tokens with which a simulated request ends: see `Fleet`."""
     return len(request.prompt_token_ids) + request.params.min_tokens

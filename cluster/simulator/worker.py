@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from twinflow.cluster.dispatch.backlog import Backlog
 from twinflow.cluster.router.snapshot import WorkerView
 from twinflow.cluster.simulator.agenda import Agenda
 from twinflow.cluster.simulator.config import SimulationConfig
 from twinflow.cluster.simulator.executor import VirtualClock, VirtualExecutor
 from twinflow.cluster.simulator.lanes import LaneDevice, Lanes, LaneScheduler, LaneStep
-from twinflow.cluster.simulator.run_ahead import Run, advance, steps_ahead
+from twinflow.cluster.simulator.run_ahead import Run, advance, growth, steps_ahead
 from twinflow.parallel.partition.control import Decision, Mode
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.cost.base import StepLoad
@@ -70,6 +72,10 @@ class _Busy:
     run: Run
     requests: Sequence[Request]
     steps: int
+
+    def steps_until(self, now: float) -> int:
+        """Steps that have begun by now."""
+        return min(self.run.steps_until(now), self.steps)
 
 
 class SimulatedWorker:
@@ -143,12 +149,26 @@ class SimulatedWorker:
 
     def report(self) -> EngineSnapshot:
         """Its load and totals now."""
-        return take_snapshot(self.engine)
+        return self._snapshot(self._agenda.now)
+
+    def _snapshot(self, now: float) -> EngineSnapshot:
+        snapshot, busy = take_snapshot(self.engine), self._run
+        if busy is None:
+            return snapshot
+        # The engine stays where the run began until it is over.
+        steps = busy.steps_until(now)
+        return replace(
+            snapshot,
+            free_blocks=snapshot.free_blocks - growth(busy.requests, self.engine.blocks, steps),
+            steps=snapshot.steps + steps,
+            busy_seconds=snapshot.busy_seconds + busy.run.end(steps) - busy.run.start,
+            generation_tokens=snapshot.generation_tokens + steps * len(busy.requests),
+        )
 
     def view(self, now: float) -> WorkerView:
         """The worker as its gateway knows it."""
         if self._report is None or now - self._report[0] >= self._config.report_s:
-            self._report = (now, take_snapshot(self.engine))
+            self._report = (now, self._snapshot(now))
         stats = self._report[1]
         sent = (self.assigned, self.computing.num_tokens, self.promised.num_tokens)
         if self._view is None or self._view[0] is not stats or self._view[1] != sent:
@@ -332,7 +352,7 @@ class SimulatedWorker:
 
     def _cut(self, busy: _Busy, now: float) -> None:
         """End a run with the step in which something was noticed."""
-        steps = min(busy.run.steps_until(now), busy.steps)
+        steps = busy.steps_until(now)
         if steps < busy.steps:
             self._run = _Busy(busy.run, busy.requests, steps)
             self._schedule_end(self._run)
@@ -344,7 +364,7 @@ class SimulatedWorker:
         """
         self._run = None
         run, requests = busy.run, busy.requests
-        step = min(run.steps_until(now), busy.steps)
+        step = busy.steps_until(now)
         begins = run.end(step - 1)
         load = decode_load(requests, self._config.num_layers, step - 1)
         self._advance(busy, step)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as replace_struct
 from tests.support.cost import chunk, decodes, step
 from tests.support.simulations import (
     DYNAMIC,
@@ -23,6 +24,7 @@ from twinflow.cluster.simulator.traces import Shape
 from twinflow.cluster.simulator.workload import Workload
 from twinflow.parallel.partition.control import Decision
 from twinflow.runtime.cost.base import StepLoad
+from twinflow.runtime.snapshot import EngineSnapshot
 
 SETTINGS = {
     "mixed": Setting(),
@@ -111,12 +113,11 @@ def test_nothing_is_lost_and_every_token_is_counted(setting: Setting) -> None:
     assert {w.engine.blocks.num_idle for w in fleet.workers} == {4095}
 
 
-@pytest.mark.slow
-@settings
-def test_running_ahead_changes_nothing(setting: Setting) -> None:
+def assert_running_ahead_changes_nothing(
+    setting: Setting, workload: Workload, **engine: Any
+) -> Fleet:
     quick, slow = (
-        replace(setting, run_ahead=ahead).run(poisson(40, 8.0 * setting.replicas))
-        for ahead in (True, False)
+        replace(setting, run_ahead=ahead).run(workload, **engine) for ahead in (True, False)
     )
     for name in ("ttft", "tpot", "e2e", "arrived"):
         one, other = getattr(quick.measures, name), getattr(slow.measures, name)
@@ -125,6 +126,38 @@ def test_running_ahead_changes_nothing(setting: Setting) -> None:
     for q in (50, 99):
         gaps = [fleet.measures.gaps.percentile(q) for fleet in (quick, slow)]
         assert gaps[0] == pytest.approx(gaps[1], rel=0.011)
+    assert quick.report().preemptions == slow.report().preemptions
+    return quick
+
+
+@pytest.mark.slow
+@settings
+def test_running_ahead_changes_nothing(setting: Setting) -> None:
+    assert_running_ahead_changes_nothing(setting, poisson(40, 8.0 * setting.replicas))
+
+
+def test_running_ahead_changes_nothing_where_memory_decides_who_gets_a_request() -> None:
+    """Gateways hear of the blocks that a worker has left in the middle of a run."""
+    fleet = assert_running_ahead_changes_nothing(
+        Setting("1P3D"),
+        poisson(60, 10.0, "300:300"),
+        num_blocks=200,
+        max_model_len=2048,
+        watermark=0.0,
+    )
+    assert fleet.report().preemptions > 0
+
+
+def test_a_report_in_the_middle_of_a_run_is_of_that_moment() -> None:
+    def reports(*, ahead: bool) -> list[EngineSnapshot]:
+        fleet, found = Fleet(Setting(run_ahead=ahead).config()), list[EngineSnapshot]()
+        fleet.every(0.1, lambda: found.append(fleet.workers[0].report()))
+        fleet.run(at((0.0, 500, 200), (0.55, 500, 100)))
+        return found
+
+    for one, other in zip(reports(ahead=True), reports(ahead=False), strict=True):
+        assert one.busy_seconds == pytest.approx(other.busy_seconds)
+        assert replace_struct(one, busy_seconds=other.busy_seconds) == other
 
 
 @settings
