@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from tests.support.checkpoints import small_config, write_checkpoint
 
 from twinflow.parallel.ranks.base import OneRank
-from twinflow.runtime.draft_loading import load_share
+from twinflow.runtime.draft_loading import Target, load_drafter, load_share
+from twinflow.runtime.draft_team import Alone
 from twinflow.runtime.engine_plan import EngineOptions, EnginePlan, plan_engine
 from twinflow.runtime.model_runner import ModelRunner, SequenceRows
 from twinflow.runtime.models.config import ModelConfig
@@ -54,3 +56,16 @@ def test_models_that_are_cut_otherwise_share_nothing(tmp_path: Path) -> None:
         runner
     )
     assert not load_share(config, plan, SINGLE, OneRank()).runner.shares_weights(runner)
+
+
+@pytest.mark.parametrize("layout", ["owner", "single", "auto"])
+def test_a_layout_that_one_rank_cannot_have_is_said_to_be_another(
+    tmp_path: Path, layout: str
+) -> None:
+    plan, runner = served(tmp_path / "a", MODELS["heads"])
+    layers = {"size": 2, "layout": layout}
+    given = {"method": "easyspec", "model": str(tmp_path / "a"), "layer_parallel": layers}
+    with capture_logs() as logs:
+        load_drafter(SpeculativeConfig.parse(given), Target(plan, runner, Alone(runner)))
+    said = [line["layout"] for line in logs if "one rank" in line["event"]]
+    assert said == (["owner"] if layout == "owner" else [])
