@@ -73,14 +73,19 @@ class Proposals:
         most = self._config.num_speculative_tokens
         outlook = self._executor.outlook([request for request, _ in asks], most)
         behind = outlook.behind or (0,) * len(asks)
+        able = [
+            (request, limit, late)
+            for (request, limit), late in zip(asks, behind, strict=True)
+            if late is not None
+        ]
         named = [
             Ask(request.request_id, limit, late, request.max_total_tokens - request.num_tokens)
-            for (request, limit), late in zip(asks, behind, strict=True)
+            for request, limit, late in able
         ]
         limits = goodput.limits(named, decoding, outlook.widths)
         chosen = [
             (request, limit, late)
-            for (request, _), limit, late in zip(asks, limits, behind, strict=True)
+            for (request, _, late), limit in zip(able, limits, strict=True)
             if limit
         ]
         if not chosen:
@@ -90,7 +95,16 @@ class Proposals:
         drafts = self._propose(asked, limits)
         seconds = self._clock() - began
         levels = max(draft.levels for draft in drafts)
-        goodput.drafted(Drafting(seconds, levels, sum(map(len, drafts)), sum(late)))
+        rows = sum(map(len, drafts))
+        goodput.drafted(Drafting(seconds, levels, rows, self._caught_up(asked, late)))
+
+    def _caught_up(self, requests: Sequence[Request], behind: Sequence[int]) -> int:
+        """How many tokens the drafter is not behind with any more."""
+        if not any(behind):
+            return 0
+        left = self._executor.outlook(requests, self._config.num_speculative_tokens).behind
+        now = [was if one is None else one for was, one in zip(behind, left, strict=True)]
+        return max(sum(behind) - sum(now), 0)
 
     def _propose(self, requests: Sequence[Request], limits: Sequence[int]) -> Sequence[Draft]:
         drafts = self._executor.propose(requests, limits)

@@ -25,7 +25,7 @@ from twinflow.runtime.executor import LayersDone, Work
 from twinflow.runtime.outputs import FinishReason, NumericalFault, SampledRun, SampledToken
 from twinflow.runtime.request import Request
 from twinflow.runtime.sampling_params import SamplingParams
-from twinflow.runtime.speculative.draft import Draft
+from twinflow.runtime.speculative.draft import NOTHING, Draft
 from twinflow.runtime.speculative.drafters.base import Outlook
 from twinflow.runtime.speculative.goodput.controller import GoodputController
 from twinflow.runtime.speculative.speculation import judge
@@ -345,6 +345,39 @@ def test_a_drafter_is_left_alone_while_catching_up_is_not_worth_it() -> None:
         assert tokens[request.request_id] == expected_output(request.prompt_token_ids, 40)
     # One question, to one of them, has told what catching up takes.
     assert (executor.asked, len(executor.met), control.figures.probes) == (1, 1, 1)
+
+
+@dataclass
+class SlowReader(LateExecutor):
+    """Reads at most twenty tokens a step, and has room for one sequence."""
+
+    def outlook(self, requests: Sequence[Request], nodes: int) -> Outlook:
+        behind = [None if self.met.keys() - {r.request_id} else self._behind(r) for r in requests]
+        return Outlook(tuple(behind), widths=(1,) * nodes)
+
+    def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft]:
+        (request,) = requests
+        self.asked += 1
+        read = min(self._behind(request), 20)
+        self.clock.advance(0.001 * read)
+        self.met[request.request_id] = self.met.get(request.request_id, 0) + read
+        drafts = FakeExecutor.propose(self, requests, limits)
+        return drafts if not self._behind(request) else [NOTHING]
+
+
+def test_goodput_learns_from_what_was_read_and_asks_nothing_for_whom_there_is_no_room() -> None:
+    executor = SlowReader(ManualClock(), lambda rows: 1.0 + 0.01 * rows)
+    executor.guess = right
+    control = GoodputController((1,) * 3)
+    engine, _ = create_engine(SPEC, executor=executor, clock=executor.clock, goodput=control)
+    requests = [create_request(50, max_tokens=40) for _ in range(2)]
+    tokens = serve(engine, *requests)
+    for request in requests:
+        assert tokens[request.request_id] == expected_output(request.prompt_token_ids, 40)
+    assert control._behind_seconds == pytest.approx(0.001)
+    assert len(executor.met) == 1
+    figures = control.figures
+    assert figures.speculating + figures.probes == executor.asked
 
 
 def test_a_fault_behind_a_proposed_token_is_met_again_only_if_the_token_comes_true() -> None:

@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
+from twinflow.runtime.model_runner import SequenceRows
+from twinflow.runtime.runner import DraftRunner
 from twinflow.runtime.sampling_params import SamplingParams
+from twinflow.runtime.speculative.draft import Draft
 from twinflow.runtime.speculative.drafters.base import Drafter, DraftQuery
 
 
@@ -32,9 +37,38 @@ class FakeSequence:
         return self.all_tokens[start : start + count]
 
 
+class FedRunner:
+    """Counts the rows of every pass."""
+
+    def __init__(self, runner: DraftRunner) -> None:
+        self._runner = runner
+        self.kv_cache = runner.kv_cache
+        self.rows: list[int] = []
+
+    def forward(
+        self, rows: Sequence[SequenceRows], *, groups: Sequence[range] | None = None
+    ) -> Tensor:
+        self.rows.append(sum(len(one.token_ids) for one in rows))
+        return self._runner.forward(rows, groups=groups)
+
+
 def proposed(drafter: Drafter, sequence: FakeSequence, limit: int = 4) -> tuple[int, ...]:
     """The tokens of a proposal."""
     (draft,) = drafter.propose([DraftQuery(sequence, limit)])
+    return draft.tokens
+
+
+def drafts_of(drafter: Drafter, queries: Sequence[DraftQuery]) -> list[Draft]:
+    """Proposals as soon as the drafter has read all of the sequences."""
+    sequences = [query.sequence for query in queries]
+    while any(drafter.outlook(sequences, 1).behind):
+        drafter.propose(queries)
+    return list(drafter.propose(queries))
+
+
+def caught_up(drafter: Drafter, sequence: FakeSequence, limit: int = 4) -> tuple[int, ...]:
+    """The tokens of a proposal as soon as the drafter has read the sequence."""
+    (draft,) = drafts_of(drafter, [DraftQuery(sequence, limit)])
     return draft.tokens
 
 

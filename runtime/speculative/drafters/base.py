@@ -70,13 +70,13 @@ class Outlook:
 
     Attributes:
         behind: of each sequence, the tokens that the drafter has to compute before it can propose
-            anything, besides the last one and those in place of rejected ones; empty if there is
-            nothing to compute for anybody.
+            anything, besides the last one and those in place of rejected ones; None if nothing can
+            be proposed to it now; empty if there is nothing to compute for anybody.
         widths: nodes of each level of the largest proposal; empty if that has not changed since
             the start.
     """
 
-    behind: tuple[int, ...] = ()
+    behind: tuple[int | None, ...] = ()
     widths: tuple[int, ...] = ()
 
 
@@ -106,7 +106,8 @@ class Drafter(Protocol):
         ...
 
     def propose(self, queries: Sequence[DraftQuery]) -> Sequence[Draft]:
-        """One proposal for each query, in order; an empty one where there is nothing to say."""
+        """One proposal for each query, in order; an empty one where there is nothing to say, or not
+        yet: whoever is far behind with a sequence computes a bounded part of it at a time."""
         ...
 
     def outlook(self, sequences: Sequence[DraftedSequence], nodes: int) -> Outlook:

@@ -5,9 +5,11 @@ penalties and filters. So it agrees with the target at least (1 - d) / (1 + d) o
 is the total variation between the two (Daliri et al., arXiv 2408.07978), at any temperature.
 
 A proposal of k tokens takes k passes over one row of each sequence; the first of them also computes
-what the sequence has gained since the last proposal, a prompt included. The drafter has KV blocks
-of its own. A sequence that finds none idle goes without proposals until some are. KV of a proposed
-token is kept if the token came true: it was computed from the same tokens.
+what the sequence has gained since the last proposal, a prompt included. A pass has no more rows
+than a step of the engine, for everybody waits for it: a sequence that is far behind catches up over
+several steps, and gets no proposals meanwhile. The drafter has KV blocks of its own. A sequence
+that finds none idle goes without proposals until some are. KV of a proposed token is kept if the
+token came true: it was computed from the same tokens.
 
 With a plan that computes layers side by side (EasySpec, arXiv 2502.02493), a pass is quicker and
 approximate, and so are the keys and values it writes. The first pass of a proposal is the bonus
@@ -25,6 +27,8 @@ without proposals until it is here, or has failed to come.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from twinflow.runtime.model_runner import SequenceRows
 from twinflow.runtime.outputs import SampledToken
@@ -83,9 +87,21 @@ class Round:
     proposed: list[int] = field(default_factory=list)
 
 
-def prompt_rows(rounds: Sequence[Round]) -> int:
-    """Rows of sequences whose prompt is still to be computed."""
-    return sum(len(one.tokens) for one in rounds if one.start < one.drafted.prompt)
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """What the first pass of proposals has come to.
+
+    Attributes:
+        ready: sequences of which nothing is left to compute.
+        logits: behind each of them, [ready, vocabulary].
+        began: when the pass did, as `DraftKV.begin_pass` says.
+        prompt_rows: rows of it in sequences whose prompt was still to be computed.
+    """
+
+    ready: list[Round]
+    logits: Tensor
+    began: float
+    prompt_rows: int
 
 
 class DraftModelDrafter:
@@ -138,15 +154,17 @@ class DraftModelDrafter:
         """See `Drafter.propose`."""
         rounds = [self._begin(query) for query in queries]
         live = [one for one in rounds if one is not None]
-        began, rows = self.kv.begin_pass(), prompt_rows(live)
-        self._catch_up(live)
-        exact = self._calibrate or any(one.start < one.drafted.prompt for one in live)
+        if not live:
+            return [NOTHING] * len(rounds)
+        first = self._catch_up(live)
+        live = self._extend(first.ready, first.logits)
+        self.kv.end_pass(first.began, first.prompt_rows)
         while live:
-            self._advance(live, exact=exact or self._groups is None)
-            if exact:
-                self.kv.end_pass(began, rows)
-            exact = False
-            live = [one for one in live if len(one.proposed) < one.limit]
+            rows = [self._rows(one, 1) for one in live]
+            logits = self._runner.forward(rows, groups=self._groups)
+            for one in live:
+                self._written(one, 1, exact=self._groups is None)
+            live = self._extend(live, logits)
         return [NOTHING if one is None else Draft.chain(one.proposed) for one in rounds]
 
     def _begin(self, query: DraftQuery) -> Round | None:
@@ -165,7 +183,7 @@ class DraftModelDrafter:
         drafted.known = sequence.num_tokens
         # The last token's logits are needed, so it is computed in any case.
         del drafted.written[drafted.known - 1 :]
-        missing = -(-(drafted.known + query.limit - 1) // self._block_size) - len(drafted.blocks)
+        missing = self._missing(drafted.known, query.limit, len(drafted.blocks))
         if missing > self._pool.num_idle:
             return None
         drafted.blocks += self._pool.allocate(max(missing, 0))
@@ -185,34 +203,60 @@ class DraftModelDrafter:
             drafted.exact = len(brought.tokens)
         return drafted
 
-    def _catch_up(self, rounds: Sequence[Round]) -> None:
-        """Compute all rows that do not fit into one pass with the last row of every sequence."""
-        room = max(1, self._max_rows // max(1, len(rounds)))
-        for one in rounds:
-            while len(one.tokens) > room:
-                count = min(self._max_rows, len(one.tokens) - 1)
-                self._runner.forward([self._rows(one, count, samples=False)])
-                self._written(one, count, exact=True)
+    def _catch_up(self, rounds: Sequence[Round]) -> CaughtUp:
+        """Compute what sequences have gained, or as much of it as one pass holds.
 
-    def _advance(self, rounds: Sequence[Round], *, exact: bool) -> None:
-        """Propose one more token to every sequence."""
-        rows = [self._rows(one, len(one.tokens), samples=True) for one in rounds]
+        Args:
+            rounds: at least one.
+        """
+        began = self.kv.begin_pass()
+        shares = [(one, count) for one, count in self._shares(rounds) if count]
+        in_prompt = [count for one, count in shares if one.start < one.drafted.prompt]
+        exact = self._calibrate or self._groups is None or bool(in_prompt)
+        rows = [self._rows(one, count) for one, count in shares]
         logits = self._runner.forward(rows, groups=None if exact else self._groups)
+        for one, count in shares:
+            self._written(one, count, exact=exact)
+        ready = [number for number, (one, _) in enumerate(shares) if not one.tokens]
+        if len(ready) < len(shares):
+            logits[:, 0].tolist()  # waits for the device: nobody may ask for what it says
+            logits = logits[ready]
+        return CaughtUp([shares[number][0] for number in ready], logits, began, sum(in_prompt))
+
+    def _shares(self, rounds: Sequence[Round]) -> list[tuple[Round, int]]:
+        """Rows of one pass for each sequence.
+
+        Whoever needs no more than an equal share gets it; the others take turns at what is left, so
+        that nobody's proposal waits for somebody else's prompt.
+        """
+        equal = max(1, self._max_rows // len(rounds))
+        left = self._max_rows - sum(n for one in rounds if (n := len(one.tokens)) <= equal)
+        shares: list[tuple[Round, int]] = []
+        for one in rounds:
+            count = len(one.tokens)
+            if count > equal:
+                count = min(count, max(left, 0))
+                left -= count
+            shares.append((one, count))
+        return shares
+
+    def _extend(self, rounds: Sequence[Round], logits: Tensor) -> list[Round]:
+        """Propose one more token to every sequence; returns those that may get another one."""
+        if not rounds:
+            return []
         sampled = self._sampler.sample(logits, [one.state for one in rounds])
         for one, token in zip(rounds, sampled, strict=True):
-            self._written(one, len(one.tokens), exact=exact)
             if isinstance(token, SampledToken):
                 one.state = one.state.after(token.token_id)
                 one.proposed.append(token.token_id)
                 one.tokens = [token.token_id]
             else:  # nothing can be said behind logits that are no numbers
                 one.limit = len(one.proposed)
+        return [one for one in rounds if len(one.proposed) < one.limit]
 
-    def _rows(self, one: Round, count: int, *, samples: bool) -> SequenceRows:
-        tokens = one.tokens[:count]
-        return SequenceRows(
-            tokens, one.start, one.drafted.blocks, samples, prompt_tokens=one.start + count
-        )
+    def _rows(self, one: Round, count: int) -> SequenceRows:
+        tokens, end = one.tokens[:count], one.start + count
+        return SequenceRows(tokens, one.start, one.drafted.blocks, samples=True, prompt_tokens=end)
 
     def _written(self, one: Round, count: int, *, exact: bool) -> None:
         drafted = one.drafted
@@ -227,13 +271,22 @@ class DraftModelDrafter:
 
     def outlook(self, sequences: Sequence[DraftedSequence], nodes: int) -> Outlook:
         """See `Drafter.outlook`."""
-        return Outlook(behind=tuple(map(self._behind_of, sequences)))
+        return Outlook(behind=tuple(self._behind_of(sequence, nodes) for sequence in sequences))
 
-    def _behind_of(self, sequence: DraftedSequence) -> int:
+    def _behind_of(self, sequence: DraftedSequence, nodes: int) -> int | None:
         name = sequence.request_id
+        if self.kv.awaits(name):
+            return None
         drafted = self._sequences.get(name)
         written = self.kv.num_brought(name) if drafted is None else len(drafted.written)
+        held = -(-written // self._block_size) if drafted is None else len(drafted.blocks)
+        if self._missing(sequence.num_tokens, nodes, held) > self._pool.num_idle:
+            return None
         return max(sequence.num_tokens - 1 - written, 0)
+
+    def _missing(self, known: int, nodes: int, held: int) -> int:
+        """Blocks that so many proposed tokens behind so many known ones need beyond those held."""
+        return -(-(known + nodes - 1) // self._block_size) - held
 
     def observe(self, likely: Sequence[LikelyNext]) -> None:
         """See `Drafter.observe`; never called."""

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
 from twinflow.runtime.model_runner import SequenceRows
 from twinflow.runtime.runner import DraftRunner
@@ -24,7 +25,6 @@ from twinflow.runtime.speculative.drafters.base import DraftedSequence, DraftQue
 from twinflow.runtime.speculative.drafters.draft_model import (
     DraftModelDrafter,
     Round,
-    prompt_rows,
 )
 from twinflow.runtime.speculative.layer_parallel.plan import LayerPlan
 from twinflow.runtime.speculative.trees.base import Growth, Path, grow_together
@@ -114,13 +114,10 @@ class TreeModelDrafter(DraftModelDrafter):
         live = [one for one in rounds if one is not None]
         if not live:
             return [NOTHING] * len(rounds)
-        began, gained = self.kv.begin_pass(), prompt_rows(live)
-        self._catch_up(live)
-        rows = [self._rows(one, len(one.tokens), samples=True) for one in live]
-        roots = self._likely(rows, [one.state for one in live], exact=True)
-        self.kv.end_pass(began, gained)
-        for one in live:
-            self._written(one, len(one.tokens), exact=True)
+        first = self._catch_up(live)
+        live = first.ready
+        roots = self._likely(first.logits, [one.state for one in live])
+        self.kv.end_pass(first.began, first.prompt_rows)
         growths = [self._shape(one.limit) for one in live]
 
         def expand(wanted: Mapping[int, Sequence[Path]]) -> dict[int, list[FloatArray]]:
@@ -132,7 +129,7 @@ class TreeModelDrafter(DraftModelDrafter):
             }
 
         drafts = iter(grow_together(growths, expand))
-        return [NOTHING if one is None else next(drafts) for one in rounds]
+        return [next(drafts) if one is not None and not one.tokens else NOTHING for one in rounds]
 
     def _shape(self, nodes: int) -> Growth:
         """A tree in the making."""
@@ -155,7 +152,7 @@ class TreeModelDrafter(DraftModelDrafter):
                 rows += len(path)
             computed = [place for place in places if place is not None]
             states = [place.state for place in computed]
-            said = iter(self._likely([place.rows for place in computed], states, exact=False))
+            said = iter(self._distributions([place.rows for place in computed], states))
             found += [nothing if place is None else next(said) for place in places]
             for place in computed:
                 self._pool.release(place.blocks)
@@ -184,13 +181,18 @@ class TreeModelDrafter(DraftModelDrafter):
         )
         return _Place(rows, state, blocks)
 
-    def _likely(
-        self, rows: Sequence[SequenceRows], states: Sequence[SamplingState], *, exact: bool
+    def _distributions(
+        self, rows: Sequence[SequenceRows], states: Sequence[SamplingState]
     ) -> list[FloatArray]:
-        """The softmax of the scores behind each group of rows; zeros where they are no numbers."""
+        """The distributions behind groups of rows."""
         if not rows:
             return []
-        logits = self._runner.forward(rows, groups=None if exact else self._groups)
+        return self._likely(self._runner.forward(rows, groups=self._groups), states)
+
+    def _likely(self, logits: Tensor, states: Sequence[SamplingState]) -> list[FloatArray]:
+        """The softmax of the scores in each row; zeros where they are no numbers."""
+        if not states:
+            return []
         faults = self._sampler.score(logits, states)
         likely = logits.softmax(dim=-1).double().cpu().numpy()
         likely[sorted(faults)] = 0.0

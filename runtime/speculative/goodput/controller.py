@@ -53,8 +53,8 @@ class GoodputFigures:
     """What was chosen since the start.
 
     Attributes:
-        speculating: steps with proposals.
-        silent: steps without any, because none was worth it.
+        speculating: steps with proposals, or for which a drafter has caught up with sequences.
+        silent: steps without either, because nothing was worth it or nothing was found.
         probes: steps with proposals that were made to be measured only.
     """
 
@@ -136,7 +136,7 @@ class GoodputController:
         """Choose for the next step.
 
         Args:
-            asks: at least one.
+            asks: who may get proposals.
             decoding: rows that decode in it, at least as many.
             widths: nodes of each level of the drafter's proposals from now on; nothing if they have
                 not changed.
@@ -164,11 +164,8 @@ class GoodputController:
         if self._record is not None:
             self._record.write(inputs, choice)
         if choice.probe:
-            self._figures.probes += 1
             self._saved, self._probed = 0.0, self._steps
-        elif choice.rows:
-            self._figures.speculating += 1
-        else:
+        elif not choice.rows:
             self._figures.silent += 1
             # Until a step without proposals was measured, there is nothing to compare them with.
             self._held = _HELD_STEPS - 1 if inputs.times else 0
@@ -176,8 +173,14 @@ class GoodputController:
         return choice.limits
 
     def drafted(self, made: Drafting) -> None:
-        """Proposals within the limits that were chosen last were made."""
+        """Proposals within the limits that were chosen last were made, or came to nothing."""
         levels = max(made.levels, 1)
+        if self._choice.probe:
+            self._figures.probes += 1
+        elif made.rows or made.behind:
+            self._figures.speculating += 1
+        else:
+            self._figures.silent += 1
         if made.behind >= MEASURED_BEHIND:
             known = self._draft_times.points(self._steps)
             drafting = levels * seconds_of(known, made.rows / levels)

@@ -3,13 +3,14 @@
 import random
 
 import pytest
-from tests.support.drafted import FakeSequence, proposed, rounds
+from tests.support.drafted import FakeSequence, FedRunner, caught_up, proposed, rounds
 from tests.support.runners import FedSequence, feed, make_model, make_runner
 from tests.support.tiny_models import tiny_config
 
 from twinflow.runtime.models.base import Model
 from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.sampling_params import SamplingParams
+from twinflow.runtime.speculative.draft import Draft
 from twinflow.runtime.speculative.drafters.base import DraftQuery, Outlook
 from twinflow.runtime.speculative.drafters.draft_model import DraftModelDrafter
 
@@ -47,7 +48,7 @@ def sequence(name: str = "a") -> FakeSequence:
 def test_it_proposes_what_its_model_says(model: Model) -> None:
     expected = continuation(model, 21)
     assert proposed(drafter(model), sequence(), 5) == tuple(expected[:5])
-    assert proposed(drafter(model, max_rows=2), sequence(), 5) == tuple(expected[:5])
+    assert caught_up(drafter(model, max_rows=2), sequence(), 5) == tuple(expected[:5])
     assert rounds(drafter(model), sequence(), expected, 6) == 3
 
 
@@ -62,7 +63,7 @@ def test_rejected_tokens_leave_no_trace(model: Model) -> None:
         again = FakeSequence(
             list(one.all_tokens), str(number), params=GREEDY, prompt_length=len(PROMPT)
         )
-        assert proposed(drafting, one, 4) == proposed(fresh, again, 4)
+        assert proposed(drafting, one, 4) == caught_up(fresh, again, 4)
         fresh.forget(again)
 
 
@@ -83,6 +84,31 @@ def test_several_sequences_are_drafted_together(model: Model) -> None:
     alone = [proposed(drafter(model), sequence(), limit) for limit in (1, 4)]
     queries = [DraftQuery(sequence(name), limit) for name, limit in (("a", 1), ("b", 4))]
     assert [draft.tokens for draft in drafter(model).propose(queries)] == alone
+
+
+def test_reading_a_prompt_takes_a_pass_a_step_and_nobody_else_waits_for_it(model: Model) -> None:
+    """Two long prompts come to one that is drafted for: no pass has more rows than a step."""
+    drafting, ready = drafter(model, num_blocks=60, max_rows=12), sequence("ready")
+    fed = FedRunner(drafting._runner)
+    drafting._runner = fed
+    assert proposed(drafting, ready, 2)
+    late = [
+        FakeSequence(list(range(3, 33)), name, params=GREEDY, prompt_length=30) for name in "xy"
+    ]
+    sequences, behind, drafts = [*late, ready], [29, 29, 0], list[Draft]()
+    while any(behind):
+        ready.all_tokens += [7, 50]
+        fed.rows.clear()
+        drafts = drafting.propose([DraftQuery(one, 2) for one in sequences])
+        drafting.check_integrity()
+        assert max(fed.rows) <= 12
+        assert len(drafts[-1]) == 2
+        now = [left or 0 for left in drafting.outlook(sequences, 2).behind]
+        assert [bool(draft) for draft in drafts] == [left == 0 for left in now]
+        assert sum(behind) > sum(now)
+        behind = now
+    whole = drafter(model, num_blocks=60, max_rows=60)
+    assert drafts[1].tokens == proposed(whole, late[1], 2)
 
 
 def test_a_sequence_without_room_goes_without_proposals(model: Model) -> None:

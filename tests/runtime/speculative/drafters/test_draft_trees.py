@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from tests.support.drafted import FakeSequence
+from tests.support.drafted import FakeSequence, drafts_of
 from tests.support.runners import make_model, make_runner
 from tests.support.tiny_models import tiny_config
 
@@ -42,10 +42,10 @@ def sequence(name: str, params: SamplingParams, length: int = len(PROMPT)) -> Fa
 
 
 def propose(made: DraftModelDrafter, *queries: DraftQuery) -> list[Draft]:
-    drafts = made.propose(queries)
+    drafts = drafts_of(made, queries)
     for query in queries:
         made.forget(query.sequence)
-    return list(drafts)
+    return drafts
 
 
 @pytest.mark.parametrize("kind", TYPES)
