@@ -37,7 +37,7 @@ from twinflow.runtime.schedulers import create_scheduler
 from twinflow.runtime.schedulers.setup import SchedulerSetup
 from twinflow.runtime.speculative.drafters.draft_kv import DraftKV
 from twinflow.runtime.speculative.goodput.setup import create_goodput
-from twinflow.runtime.speculative.speculation import create_speculation
+from twinflow.runtime.speculative.speculation import Speculation, create_speculation
 from twinflow.runtime.step_times import engine_key, measured_times
 
 
@@ -56,7 +56,7 @@ class BuiltEngine:
         fingerprint: see `EnginePlan.fingerprint`.
         dtype: name of the dtype of weights and KV.
         lanes: which lanes the engine has.
-        draft_kv: KV of the model that drafts; None if none does.
+        speculation: makes proposals; None for none.
     """
 
     engine: Engine
@@ -69,7 +69,12 @@ class BuiltEngine:
     fingerprint: str
     dtype: str
     lanes: LaneReport
-    draft_kv: DraftKV | None = None
+    speculation: Speculation | None = None
+
+    @property
+    def draft_kv(self) -> DraftKV | None:
+        """KV of the model that drafts; None if none does."""
+        return None if self.speculation is None else self.speculation.draft_kv
 
 
 def build_engine(
@@ -160,7 +165,7 @@ def assemble_engine(
         fingerprint=fingerprint,
         dtype=plan.layout.dtype,
         lanes=report,
-        draft_kv=None if speculation is None else speculation.draft_kv,
+        speculation=speculation,
     )
 
 

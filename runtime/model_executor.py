@@ -86,6 +86,9 @@ class ModelExecutor:
 
     def restart(self, request_id: str) -> None:
         """See `Executor.restart`."""
+        request = self._requests.get(request_id)
+        if request is not None and self._speculation is not None:
+            self._speculation.release(request)
         self._runner.forget(request_id)
 
     def forget(self, request_id: str) -> None:

@@ -26,6 +26,7 @@ from twinflow.runtime.engine import Engine
 from twinflow.runtime.layer_traffic import LayerTotals
 from twinflow.runtime.lifecycle import ReceiveOrder
 from twinflow.runtime.request import Request
+from twinflow.runtime.speculative.speculation import Speculation
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.convert import goodput_to_pb, lane_stats_to_pb, speculation_to_pb
 from twinflow.workers.engine_loop import EngineLoop
@@ -93,6 +94,7 @@ class WorkerCore:
         engine: not yet running.
         vocab_size: tokens that the engine's model knows.
         faults: where the worker fails if a test wants it; by default nowhere.
+        speculation: of the engine; None for none.
     """
 
     def __init__(
@@ -101,11 +103,13 @@ class WorkerCore:
         engine: Engine,
         vocab_size: int,
         faults: FaultPoints | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.config = config
         self.faults = faults or FaultPoints(None, config.process_name)
         self.state = WorkerState()
         self._vocab_size = vocab_size
+        self._speculation = speculation
         self._fetcher: KVFetcher | None = None
         self._died = asyncio.Event()
         self._experts: Sequence[pb.ExpertLayerStats] = ()
@@ -190,6 +194,8 @@ class WorkerCore:
         speculation = speculation_to_pb(now.speculation)
         if now.goodput is not None:
             speculation.goodput.CopyFrom(goodput_to_pb(now.goodput))
+        if self._speculation is not None:
+            speculation.drafter_failed = self._speculation.failure is not None
         drafts = self.state.draft_arrivals
         speculation.draft_kv.handed_over = drafts.handed_over
         speculation.draft_kv.failed = drafts.failed

@@ -136,7 +136,9 @@ class WorkerServer:
         self._on_kv(progress)
 
     def _assemble(self, built: BuiltEngine) -> WorkerParts:
-        core = WorkerCore(self.config, built.engine, built.model.vocab_size, self._faults)
+        core = WorkerCore(
+            self.config, built.engine, built.model.vocab_size, self._faults, built.speculation
+        )
         links = PeerLinks(self.config, built.cache.data.device)
         store_calls = StoreCalls(links.stores, links.max_sending)
         end = HandoffEnd(

@@ -93,6 +93,11 @@ _METRICS = (
         lambda s: s.speculation.accepted_tokens,
     ),
     _gauge(
+        "twinflow:drafter_failed",
+        "1 if the drafter has failed: nothing is proposed until the worker's next start.",
+        lambda s: s.speculation.drafter_failed,
+    ),
+    _gauge(
         "twinflow:num_requests_receiving",
         "Sequences whose KV is on its way.",
         lambda s: s.num_receiving,

@@ -31,7 +31,8 @@ Answer = TypeVar("Answer")
 class Speculation:
     """Guards a drafter, which is asked on one thread and told on another.
 
-    A drafter that fails is not asked again: requests go on without proposals.
+    A drafter that fails is not asked again: requests go on without proposals. It still hears of
+    those that are over, so that it gives back what it holds for them.
 
     Args:
         drafter: proposes chains or trees.
@@ -101,19 +102,32 @@ class Speculation:
 
     def forget(self, request: Request) -> None:
         """The request is over."""
-        self._ask(lambda: self._drafter.forget(request), None)
+        self._ask(lambda: self._drafter.forget(request), None, always=True)
 
-    def _ask(self, call: Callable[[], Answer], otherwise: Answer) -> Answer:
-        """Call the drafter, once at a time, and not after it has failed."""
+    def release(self, request: Request) -> None:
+        """The request has lost its KV, and whether it goes on soon is not known: the drafter gives
+        its own of it back, too."""
+        if self.draft_kv is not None:
+            self.forget(request)
+
+    def _ask(
+        self, call: Callable[[], Answer], otherwise: Answer, *, always: bool = False
+    ) -> Answer:
+        """Call the drafter, once at a time, and only where it must be after it has failed."""
         with self._lock:
-            if self.failure is not None:
+            if self.failure is not None and not always:
                 return otherwise
             try:
                 return call()
             except Exception as error:  # noqa: BLE001 - no guess is worth a request
                 structlog.get_logger().exception("the drafter failed: nothing is proposed any more")
-                self.failure = error
+                self._give_up(error)
                 return otherwise
+
+    def _give_up(self, error: Exception) -> None:
+        self.failure = error
+        if self.draft_kv is not None:
+            self.draft_kv.usable = False
 
 
 def create_speculation(

@@ -147,7 +147,7 @@ class DraftReceiver:
         """Fetch the KV for a request that is about to decode, or leave it to the drafter; on the
         engine's thread."""
         request, submission = order.request, order.request.fetch_from
-        if request.doomed or not isinstance(submission, pb.Submission):
+        if request.doomed or not self._kv.usable or not isinstance(submission, pb.Submission):
             return
         tokens = (*submission.prompt_token_ids, *submission.output_token_ids)
         count = -(-len(tokens) // self._kv.block_size)

@@ -70,6 +70,8 @@ class DraftKV:
         block_size: token slots of one.
         fingerprint: likewise.
         token_s: seconds that a token of a prompt takes; None if that was not measured.
+        usable: somebody drafts from the blocks; from then on that nobody does, none are taken for
+            prompts of or from other workers.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class DraftKV:
         self.block_size = self.cache.layout.block_size
         self.fingerprint = fingerprint
         self.token_s: float | None = None
+        self.usable = True
 
     @property
     def under_way(self) -> int:
@@ -119,7 +122,7 @@ class DraftKV:
         """Take blocks for a prompt that another worker asks for.
 
         Raises:
-            HandoffError: there are none idle.
+            HandoffError: there are none idle, or the drafter has failed.
         """
         self._sent[name] = _Sent(self._take_blocks(name, tokens))
 
@@ -147,7 +150,10 @@ class DraftKV:
             self.pool.release(sent.prompt.blocks)
 
     def expect(self, name: str, tokens: Sequence[int]) -> DraftedPrompt | None:
-        """Take blocks for a prompt that another worker is asked for; None if there are none."""
+        """Take blocks for a prompt that another worker is asked for; None if there are none.
+
+        None is the answer, too, where nobody drafts any more.
+        """
         if name in self._expected:
             return None
         try:
@@ -195,6 +201,8 @@ class DraftKV:
             self.arrived(name, whole=False)
 
     def _take_blocks(self, name: str, tokens: Sequence[int]) -> DraftedPrompt:
+        if not self.usable:
+            raise HandoffError(f"the drafter has failed, and does not compute the prompt of {name}")
         count = -(-len(tokens) // self.block_size)
         if count > self.pool.num_idle:
             raise HandoffError(f"the drafter has no {count} idle blocks for the prompt of {name}")

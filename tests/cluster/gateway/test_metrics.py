@@ -140,6 +140,7 @@ def test_speculation_is_reported_under_the_names_of_vllm(
         accepted_at=[6, 2],
         goodput=GoodputStats(speculating_steps=4, silent_steps=3, probe_steps=2),
         draft_kv=DraftKVStats(handed_over=5, failed=1, rebuilt=7),
+        drafter_failed=True,
     )
     metrics.observe_worker("w", "decode", WorkerStats(speculation=account))
     labels = {"worker": "w", "role": "decode"}
@@ -147,6 +148,7 @@ def test_speculation_is_reported_under_the_names_of_vllm(
         assert sample(registry, f"vllm:spec_decode_num_{name}_total", **labels) == value
     per_pos = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
     assert [sample(registry, per_pos, **labels, position=p) for p in "012"] == [6, 2, None]
+    assert sample(registry, "twinflow:drafter_failed", **labels) == 1
     for choice, steps in (("speculate", 4), ("none", 3), ("probe", 2)):
         steps_total = "twinflow:spec_decode_steps_total"
         assert sample(registry, steps_total, **labels, choice=choice) == steps

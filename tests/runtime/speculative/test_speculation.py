@@ -68,8 +68,10 @@ def test_a_drafter_that_fails_is_not_asked_again(answer: Callable[[], list[Draft
     assert speculation.failure is not None
     drafter.answer = lambda: [Draft.chain([1])]
     assert speculation.propose([request], [2]) == [NOTHING]
+    speculation.release(request)
+    assert drafter.forgotten == [], "it has no KV to give back"
     speculation.forget(request)
-    assert drafter.forgotten == []
+    assert drafter.forgotten == [request.request_id], "what it holds for requests is given back"
 
 
 def test_tokens_that_were_drawn_independently_may_be_twins() -> None:

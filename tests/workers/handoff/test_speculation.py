@@ -21,11 +21,24 @@ from twinflow.runtime.speculative.account import SpeculationAccount
 from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.speculative.layer_parallel.config import LayerParallelConfig
 from twinflow.workers.core import DraftArrivals
+from twinflow.workers.server import WorkerServer
 
 PARAMS = [
     SamplingParams(temperature=0, max_tokens=20, seed=0, ignore_eos=True),
     SamplingParams(temperature=0.8, top_p=0.9, max_tokens=20, seed=7, frequency_penalty=0.2),
 ]
+
+
+def rest_while_drafts_come(worker: WorkerServer) -> None:
+    """Have an engine begin no step while KV of its drafter is on its way, however long that is."""
+    engine, kv = worker.parts.built.engine, worker.parts.built.draft_kv
+    step = engine.step
+
+    def step_unless_awaiting() -> bool:
+        awaiting = kv is not None and any(kv.awaits(one.request_id) for one in engine.queues)
+        return not awaiting and step()
+
+    engine.step = step_unless_awaiting  # type: ignore[method-assign]
 
 
 async def drafted(
@@ -37,6 +50,7 @@ async def drafted(
     settings = {"speculative_config": config, "max_num_seqs": 8}
     configs = (worker_config(model, name, **settings) for name in names)
     async with running(*configs) as workers, attached(workers[-1]) as gateway:
+        rest_while_drafts_come(workers[-1])
         peer = peer_of(workers[0]) if len(workers) > 1 else None
         for prompt, params in asks:
             answer = await gateway.complete(submission(prompt, params, peer))

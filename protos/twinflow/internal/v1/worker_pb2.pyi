@@ -276,20 +276,22 @@ class LaneStats(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., prefill_processors: _Optional[int] = ..., decode_processors: _Optional[int] = ..., switches: _Optional[int] = ..., prefill_steps: _Optional[int] = ..., decode_steps: _Optional[int] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., both_seconds: _Optional[float] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class SpeculationStats(_message.Message):
-    __slots__ = ("drafts", "draft_tokens", "accepted_tokens", "accepted_at", "goodput", "draft_kv")
+    __slots__ = ("drafts", "draft_tokens", "accepted_tokens", "accepted_at", "goodput", "draft_kv", "drafter_failed")
     DRAFTS_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_AT_FIELD_NUMBER: _ClassVar[int]
     GOODPUT_FIELD_NUMBER: _ClassVar[int]
     DRAFT_KV_FIELD_NUMBER: _ClassVar[int]
+    DRAFTER_FAILED_FIELD_NUMBER: _ClassVar[int]
     drafts: int
     draft_tokens: int
     accepted_tokens: int
     accepted_at: _containers.RepeatedScalarFieldContainer[int]
     goodput: GoodputStats
     draft_kv: DraftKVStats
-    def __init__(self, drafts: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., accepted_at: _Optional[_Iterable[int]] = ..., goodput: _Optional[_Union[GoodputStats, _Mapping]] = ..., draft_kv: _Optional[_Union[DraftKVStats, _Mapping]] = ...) -> None: ...
+    drafter_failed: bool
+    def __init__(self, drafts: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., accepted_at: _Optional[_Iterable[int]] = ..., goodput: _Optional[_Union[GoodputStats, _Mapping]] = ..., draft_kv: _Optional[_Union[DraftKVStats, _Mapping]] = ..., drafter_failed: _Optional[bool] = ...) -> None: ...
 
 class DraftKVStats(_message.Message):
     __slots__ = ("handed_over", "failed", "rebuilt")

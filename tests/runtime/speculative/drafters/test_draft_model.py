@@ -4,15 +4,19 @@ import random
 
 import pytest
 from tests.support.drafted import FakeSequence, FedRunner, caught_up, proposed, rounds
+from tests.support.engines import create_request
 from tests.support.runners import FedSequence, feed, make_model, make_runner
 from tests.support.tiny_models import tiny_config
 
+from twinflow.protos.errors import HandoffError
+from twinflow.runtime.model_executor import ModelExecutor
 from twinflow.runtime.models.base import Model
 from twinflow.runtime.sampling import Sampler
 from twinflow.runtime.sampling_params import SamplingParams
-from twinflow.runtime.speculative.draft import Draft
+from twinflow.runtime.speculative.draft import NOTHING, Draft
 from twinflow.runtime.speculative.drafters.base import DraftQuery, Outlook
 from twinflow.runtime.speculative.drafters.draft_model import DraftModelDrafter
+from twinflow.runtime.speculative.speculation import Speculation
 
 GREEDY = SamplingParams(temperature=0, max_tokens=30)
 PROMPT = [5, 9, 2, 77, 31, 8, 40]
@@ -109,6 +113,42 @@ def test_reading_a_prompt_takes_a_pass_a_step_and_nobody_else_waits_for_it(model
         behind = now
     whole = drafter(model, num_blocks=60, max_rows=60)
     assert drafts[1].tokens == proposed(whole, late[1], 2)
+
+
+def executing(model: Model, drafting: DraftModelDrafter) -> ModelExecutor:
+    runner = make_runner(model, 30, block_size=4)
+    size, speculation = model.config.vocab_size, Speculation(drafting)
+    return ModelExecutor(
+        runner, Sampler(size), vocab_size=size, layers_per_unit=1, speculation=speculation
+    )
+
+
+def test_a_preempted_sequence_gives_its_blocks_back(model: Model) -> None:
+    drafting, request = drafter(model), create_request(PROMPT, params=GREEDY)
+    executor = executing(model, drafting)
+    executor.admit(request)
+    drafts = executor.propose([request], [3])
+    assert drafting.num_idle_blocks < 29
+    executor.restart(request.request_id)
+    assert drafting.num_idle_blocks == 29
+    assert executor.propose([request], [3]) == drafts
+    executor.forget(request.request_id)
+    assert drafting.num_idle_blocks == 29
+
+
+def test_one_that_has_failed_gives_blocks_back_and_takes_no_prompts(model: Model) -> None:
+    drafting, request = drafter(model), create_request(PROMPT, params=GREEDY)
+    executor = executing(model, drafting)
+    executor.admit(request)
+    executor.propose([request], [3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drafting, "_extend", None)
+        assert executor.propose([request], [3]) == [NOTHING]
+    assert drafting.kv.expect("b", PROMPT) is None
+    with pytest.raises(HandoffError, match="the drafter has failed, and does not compute"):
+        drafting.kv.hold("c", PROMPT)
+    executor.forget(request.request_id)
+    assert drafting.num_idle_blocks == 29
 
 
 def test_a_sequence_without_room_goes_without_proposals(model: Model) -> None:
