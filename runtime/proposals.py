@@ -102,7 +102,8 @@ class Proposals:
         """How many tokens the drafter is not behind with any more."""
         if not any(behind):
             return 0
-        left = self._executor.outlook(requests, self._config.num_speculative_tokens).behind
+        outlook = self._executor.outlook(requests, self._config.num_speculative_tokens)
+        left = outlook.behind or behind  # nobody knows once the drafter has failed
         now = [was if one is None else one for was, one in zip(behind, left, strict=True)]
         return max(sum(behind) - sum(now), 0)
 

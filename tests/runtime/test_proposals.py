@@ -380,6 +380,27 @@ def test_goodput_learns_from_what_was_read_and_asks_nothing_for_whom_there_is_no
     assert figures.speculating + figures.probes == executor.asked
 
 
+class FailingReader(LateExecutor):
+    """Fails when it is first asked for proposals, and knows of nothing any more."""
+
+    def outlook(self, requests: Sequence[Request], nodes: int) -> Outlook:
+        return Outlook() if self.asked else super().outlook(requests, nodes)
+
+    def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft]:
+        self.asked += 1
+        return [NOTHING] * len(requests)
+
+
+def test_a_drafter_that_fails_while_it_reads_costs_no_step() -> None:
+    executor = FailingReader(ManualClock(), lambda rows: 1.0 + 0.01 * rows)
+    control = GoodputController((1,) * 3)
+    engine, _ = create_engine(SPEC, executor=executor, clock=executor.clock, goodput=control)
+    request = create_request(50, max_tokens=10)
+    tokens = serve(engine, request)[request.request_id]
+    assert tokens == expected_output(request.prompt_token_ids, 10)
+    assert executor.asked > 0 == control.figures.speculating
+
+
 def test_a_fault_behind_a_proposed_token_is_met_again_only_if_the_token_comes_true() -> None:
     fault = NumericalFault(9)
     rows: list[SampledToken | NumericalFault]
