@@ -7,7 +7,7 @@ that led (settled). Times are CPU times of this thread, so that other processes 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -56,8 +56,13 @@ def measure(pairs: Sequence[StepForecast], grid: Grid) -> dict[str, list[float]]
     return {name: sorted(values) for name, values in taken.items()}
 
 
+def within_limit(taken: Mapping[str, Sequence[float]]) -> bool:
+    """Whether 95 of 100 decisions, cold and settled, take no longer than they may."""
+    return all(percentile(values, 95) <= LIMIT_US for values in taken.values())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; returns 1 if a median decision takes too long."""
+    """Measure and print; returns 1 if decisions take too long."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.partition")
     parser.add_argument("model", type=Path, help="a folder with config.json")
     parser.add_argument("--decisions", type=int, default=2000)
@@ -69,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, values in taken.items():
         quantiles = ", ".join(f"p{q:g} {percentile(values, q):.0f} us" for q in (50, 95, 99))
         sys.stdout.write(f"{name:<8} {quantiles}\n")
-    return int(percentile(taken["cold"], 50) > LIMIT_US)
+    return int(not within_limit(taken))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,8 @@ from twinflow.runtime.engine import Engine
 from twinflow.runtime.executor import Executor
 from twinflow.runtime.lanes.base import LaneFigures, Step, StepOutcome
 from twinflow.runtime.lanes.compute import compute
+from twinflow.runtime.lanes.division import Division
+from twinflow.runtime.lanes.two import TwoLanes
 
 
 class ScriptedLanes:
@@ -67,6 +69,58 @@ class ScriptedLanes:
 
     def close(self) -> None:
         self.closed = True
+
+
+class OrderedLanes(TwoLanes):
+    """Two lanes whose steps end in an order that is drawn, whichever was computed first.
+
+    Their threads compute as ever, and at the same time. The engine is told of an end once all steps
+    under way are computed; so what it does depends on the seed and never on the machine.
+
+    Args:
+        executors: see `TwoLanes`.
+        backend: likewise.
+        division: likewise.
+        num_layers: likewise.
+        seed: of the order.
+
+    Attributes:
+        both: how often a step began beside another one.
+    """
+
+    def __init__(
+        self,
+        executors: Mapping[Mode, Executor],
+        backend: Backend,
+        division: Division,
+        *,
+        num_layers: int,
+        seed: int,
+    ) -> None:
+        super().__init__(executors, backend, division, num_layers=num_layers)
+        self._random = random.Random(seed)
+        self._computed: dict[Mode, StepOutcome] = {}
+        self._under_way: list[Mode] = []
+        self.both = 0
+
+    def idle(self) -> Sequence[Mode]:
+        return [lane for lane in (Mode.PREFILL, Mode.DECODE) if lane not in self._under_way]
+
+    def begin(self, step: Step) -> None:
+        super().begin(step)
+        assert step.lane is not None
+        self._under_way.append(step.lane)
+        self.both += len(self._under_way) == 2
+
+    def over(self, timeout_s: float | None) -> Sequence[StepOutcome]:
+        while len(self._computed) < len(self._under_way):
+            for outcome in super().over(None):
+                assert outcome.step.lane is not None
+                self._computed[outcome.step.lane] = outcome
+        count = self._random.randint(1, len(self._under_way))
+        told = self._random.sample(self._under_way, count)
+        self._under_way = [lane for lane in self._under_way if lane not in told]
+        return [self._computed.pop(lane) for lane in told]
 
 
 class EveryLayout:

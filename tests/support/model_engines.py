@@ -1,10 +1,11 @@
 """Engines over tiny models, fed with random requests, with preemptions and aborts."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.support.engines import Collected, ManualClock
+from tests.support.lanes import OrderedLanes
 from tests.support.request_mixes import Ask
 from tests.support.runners import make_runner
 
@@ -13,6 +14,7 @@ from twinflow.parallel.partition.control import Mode
 from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.cost.base import StepTimes
 from twinflow.runtime.engine import Engine
+from twinflow.runtime.executor import Executor
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.lanes.division import Division
 from twinflow.runtime.lanes.fallback import FallbackLanes
@@ -30,12 +32,37 @@ from twinflow.runtime.speculative.drafters.base import Drafter
 from twinflow.runtime.speculative.speculation import Speculation
 
 
+@dataclass(frozen=True)
+class Divided:
+    """A device that is divided.
+
+    Attributes:
+        backend: divides it.
+        division: says how.
+        seed: of the order in which the steps of two lanes end; None for that in which they are
+            computed.
+    """
+
+    backend: Backend
+    division: Division
+    seed: int | None = None
+
+    def lanes(self, executors: Mapping[Mode, Executor], num_layers: int) -> TwoLanes:
+        """Its lanes."""
+        parts = (executors, self.backend, self.division)
+        if self.seed is None:
+            return TwoLanes(*parts, num_layers=num_layers)
+        return OrderedLanes(*parts, num_layers=num_layers, seed=self.seed)
+
+
 @dataclass
 class ModelEngine:
     """An engine, its model runner, and a clock that moves with every step.
 
     Attributes:
         waves: steps after which rows had crossed some of the layers only.
+        lanes: the two, if there are.
+        aborted: requests that were, by name.
     """
 
     engine: Engine
@@ -43,6 +70,8 @@ class ModelEngine:
     clock: ManualClock
     done: Collected = field(default_factory=Collected)
     waves: int = 0
+    lanes: TwoLanes | None = None
+    aborted: set[str] = field(default_factory=set)
 
     @classmethod
     def build(
@@ -51,7 +80,7 @@ class ModelEngine:
         config: EngineConfig,
         times: StepTimes | None = None,
         drafter: Drafter | None = None,
-        divided: tuple[Backend, Division] | None = None,
+        divided: Divided | None = None,
         together: Callable[[ModelRunner], Runner] = lambda runner: runner,
     ) -> "ModelEngine":
         """An engine over a model, which may be shared with others; on two lanes if its device is
@@ -78,16 +107,16 @@ class ModelEngine:
         clock = ManualClock()
         setup = SchedulerSetup.of(config, num_layers, times)
         scheduler = create_scheduler(config.scheduler, setup)
-        lanes = None
+        two: TwoLanes | None = None
         if divided is not None:
             other = executor.beside(runner.beside(), Sampler(vocab_size, "cpu"))
             executors = {Mode.PREFILL: executor, Mode.DECODE: other}
-            two = TwoLanes(executors, *divided, num_layers=num_layers)
-            lanes = FallbackLanes(two, OneLane(executor))
+            two = divided.lanes(executors, num_layers)
+        lanes = FallbackLanes(two, OneLane(executor)) if two is not None else None
         engine = Engine(
             config, executor, blocks, scheduler, num_layers=num_layers, clock=clock, lanes=lanes
         )
-        return cls(engine, runner, clock)
+        return cls(engine, runner, clock, lanes=two)
 
     def play(self, asks: Sequence[Ask], *, seed: int, abort: float = 0.0) -> dict[int, list[int]]:
         """Submit requests over some steps and run to the end.
@@ -102,7 +131,6 @@ class ModelEngine:
         """
         source = random.Random(seed)
         waiting = list(enumerate(asks))
-        aborted: set[str] = set()
         while waiting or self.engine.runnable:
             while waiting and source.random() < 0.6:
                 number, ask = waiting.pop(0)
@@ -110,7 +138,7 @@ class ModelEngine:
             if source.random() < abort and len(self.engine.queues):
                 victim = source.choice(list(self.engine.queues)).request_id
                 self.engine.abort(victim)
-                aborted.add(victim)
+                self.aborted.add(victim)
             self.engine.step()
             self.waves += self.runner.num_unfinished > 0
             self.clock.advance(source.random())
@@ -119,7 +147,7 @@ class ModelEngine:
         self._check_returned()
         assert self.done.failures == {}
         names = map(str, range(len(asks)))
-        return {int(n): self.done.tokens[n] for n in names if n not in aborted}
+        return {int(n): self.done.tokens[n] for n in names if n not in self.aborted}
 
     def _submit(self, name: str, ask: Ask) -> None:
         request = Request(request_id=name, prompt_token_ids=ask.prompt, params=ask.params)

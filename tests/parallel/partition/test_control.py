@@ -125,8 +125,11 @@ def test_favouring_a_phase_never_gives_it_less(
 def test_nothing_is_predicted_twice_and_a_settled_search_looks_nearby(
     config: ControlConfig, grid: Grid, forecast: PowerForecast
 ) -> None:
-    best = decide(config, grid, Standing(Mode.PREFILL, 0), both(0.0), forecast).best
+    cold = decide(config, grid, Standing(Mode.PREFILL, 0), both(0.0), forecast)
+    best = cold.best
     assert best is not None
+    # Each answer predicts a step of either lane; this is what a decision's time is made of.
+    assert forecast.asked == len(cold.times) <= len(grid.splits)
     forecast.asked = 0
     decision = decide(config, grid, Standing(Mode.PREFILL, best), both(0.0), forecast)
     assert decision.best == best
