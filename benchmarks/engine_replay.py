@@ -24,9 +24,10 @@ from twinflow.cluster.simulator.traces import Shape
 from twinflow.cluster.simulator.workload import Workload
 from twinflow.parallel.ranks.base import OneRank
 from twinflow.runtime.build import BuiltEngine, assemble_engine, find_times
+from twinflow.runtime.cost.dividers import Threads, use_threads
 from twinflow.runtime.cost.fit import Accuracy, fit_model
 from twinflow.runtime.cost.lanes import LaneTimes
-from twinflow.runtime.cost.measure import LEAST_ROUNDS, Rounds, Subject, use_threads
+from twinflow.runtime.cost.measure import LEAST_ROUNDS, Rounds, Subject
 from twinflow.runtime.cost.model import CostModel
 from twinflow.runtime.engine_plan import EngineOptions, plan_engine
 from twinflow.runtime.runner_loading import load_runner
@@ -118,12 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     subject = Subject(plan, beside, beside.row_tile)
     timeline = Timeline(clock)
     built = assemble_engine(plan, runner, clock=timeline, times=find_times(plan))
-    before = Rounds(subject, threads=arguments.threads, clock=clock)
+    before = Rounds(subject, Threads(arguments.threads), clock=clock)
     before.advance_to(1)
     config = simulation_of(built, fitted(before))
     rate = arguments.load * _full_rate(config, arguments)
     arrivals = list(_workload(arguments, rate).arrivals(0))
-    meanwhile = Rounds(subject, threads=arguments.threads, clock=clock)
+    meanwhile = Rounds(subject, Threads(arguments.threads), clock=clock)
     run = run_engine(built, arrivals, timeline, meanwhile)
     meanwhile.advance_to(LEAST_ROUNDS)
     times = fitted(meanwhile)

@@ -30,7 +30,7 @@ def forecasts(model: Path, count: int) -> list[StepForecast]:
     """Random pairs of batches of a model on an H100."""
     shape = ModelShape.of(load_model_config(model), element_bytes=2)
     device = load_device("h100")
-    times, rng = LaneTimes(device.cost_model(shape), device.contention), Random(0)
+    times, rng = LaneTimes(device.cost_model(shape)), Random(0)
     found = []
     for _ in range(count):
         prompt = PhaseLoad.of(rng.choice([0, 2048, 8192]), rng.choice([256, 1024, 2048]))

@@ -107,7 +107,7 @@ class Device:
             ),
             num_layers=LLAMA_8B.num_layers,
             token_bytes=self._token_bytes,
-            times=LaneTimes(hardware.times, hardware.contention),
+            times=LaneTimes(hardware.times),
             link=Link(hardware.link_bytes_per_s),
             partition=arm.lanes,
             admission=_NO_LIMITS,

@@ -160,7 +160,7 @@ def build_config(arguments: Arguments, workload: Workload) -> SimulationConfig:
         engines=engines,
         num_layers=shape.num_layers,
         token_bytes=token_bytes,
-        times=LaneTimes(hardware.times, hardware.contention),
+        times=LaneTimes(hardware.times),
         link=Link(arguments.bytes_per_s("link") or hardware.link_bytes_per_s),
         partition=_partition(arguments, hardware.grid),
         seed=arguments.whole("seed", 0) or 0,

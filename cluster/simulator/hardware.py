@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from twinflow.parallel.partition.layout import Grid
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.cost.device import Device
-from twinflow.runtime.cost.lanes import CONTENTION
 from twinflow.runtime.cost.model import CostModel
 from twinflow.runtime.cost.profile import Profile
 from twinflow.runtime.cost.shape import ModelShape
@@ -26,23 +25,24 @@ class Hardware:
         times: of its steps.
         kv_bytes: for KV.
         link_bytes_per_s: to other workers.
-        contention: of two lanes.
         grid: layouts for two lanes; None if it cannot be divided, or was not measured divided.
     """
 
     times: CostModel
     kv_bytes: float
     link_bytes_per_s: float
-    contention: float
     grid: Grid | None
 
     @classmethod
     def profiled(cls, profile: Profile) -> "Hardware":
-        """The device that a profile was measured on; its processors are the threads."""
-        threads = profile.key.threads
-        grid = Grid.of(threads) if threads > 1 and profile.times.curves else None
+        """The device that a profile was measured on; its processors are those that lanes were
+        measured on, else the threads."""
+        threads, lanes = profile.key.threads, profile.lanes
+        grid = lanes.grid if lanes else None
+        if grid is None and threads > 1 and profile.times.curves:
+            grid = Grid.of(threads)
         link = _PROFILED_LINK_BYTES_PER_S
-        return cls(profile.times, _PROFILED_KV_BYTES, link, CONTENTION, grid)
+        return cls(profile.times, _PROFILED_KV_BYTES, link, grid)
 
     @classmethod
     def described(cls, device: Device, shape: ModelShape) -> "Hardware":
@@ -63,4 +63,4 @@ class Hardware:
         step, processors = device.processor_step, device.processors
         grid = Grid.of(processors, step, step) if processors >= 2 * step else None
         times = device.cost_model(shape)
-        return cls(times, room, device.link_bytes_per_s, device.contention, grid)
+        return cls(times, room, device.link_bytes_per_s, grid)

@@ -10,6 +10,7 @@ from typing import Annotated
 import msgspec
 
 from twinflow.protos.errors import ConfigError
+from twinflow.runtime.cost.contention import Contention
 from twinflow.runtime.cost.curve import SpeedCurve
 from twinflow.runtime.cost.model import CostModel, Curves, Prices
 from twinflow.runtime.cost.shape import ModelShape
@@ -36,7 +37,8 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         processor_step: units by which shares can differ.
         compute: speed of arithmetic on a share.
         memory: speed of traffic on a share.
-        contention: the most by which two lanes slow each other down, as a part of the time.
+        contention: the most by which two lanes slow each other's traffic down, as a part of the
+            time it takes.
     """
 
     name: str
@@ -66,7 +68,8 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             prefill_kv=traffic,
             decode_kv=traffic,
         )
-        return CostModel(shape, prices, Curves(self.compute, self.memory))
+        curves, contention = Curves(self.compute, self.memory), Contention(self.contention)
+        return CostModel(shape, prices, curves, contention)
 
 
 def shipped_devices() -> tuple[str, ...]:

@@ -76,9 +76,14 @@ class Accuracy:
     @classmethod
     def of(cls, times: StepTimes, measurements: Iterable[Measurement]) -> "Accuracy":
         """Compare predictions with measurements, of which there is at least one."""
-        errors = sorted(
-            abs(times.seconds(each.load, each.share) / each.seconds - 1.0) for each in measurements
+        return cls.of_pairs(
+            (times.seconds(each.load, each.share), each.seconds) for each in measurements
         )
+
+    @classmethod
+    def of_pairs(cls, seconds: Iterable[tuple[float, float]]) -> "Accuracy":
+        """Compare seconds that were predicted with those that were measured."""
+        errors = sorted(abs(predicted / measured - 1.0) for predicted, measured in seconds)
         if not errors:
             raise ValueError("there is no measurement to compare with")
         rank = -(-len(errors) * 95 // 100)

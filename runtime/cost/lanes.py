@@ -1,9 +1,10 @@
 """How long steps take that run next to each other on two parts of one device.
 
 A step on a lane is computed by the lane's processors alone, but memory is nobody's: what two lanes
-want of it together, beyond all there is, makes both of them slower. Rates are compared, not
-amounts: Nexus's formula compares the bytes of a decode step with those of a whole prefill, which
-lasts many times as long, and so finds decoding several times slower than it is ever measured.
+want of it together, beyond all there is, makes them slower, each by what it waits for memory
+(`twinflow.runtime.cost.contention`). Rates are compared, not amounts: Nexus's formula compares the
+bytes of a decode step with those of a whole prefill, which lasts many times as long, and so finds
+decoding several times slower than it is ever measured.
 """
 
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ from typing import Protocol
 import msgspec
 
 from twinflow.runtime.cost.base import StepLoad, StepTimes
-
-# Never measured to be more: MuxWise, arXiv 2504.14489, 30 % on an H100 and 20 % on an A100.
-CONTENTION = 0.3
+from twinflow.runtime.cost.contention import PUBLISHED, Contention
 
 
 class SharedDeviceTimes(StepTimes, Protocol):
     """Step times that also know what a step takes of what lanes share."""
+
+    @property
+    def contention(self) -> Contention | None:
+        """What lanes cost each other; None if nobody has measured it."""
+        ...
 
     def seconds_and_use(self, load: StepLoad, share: float = 1.0) -> tuple[float, float]:
         """Seconds, and the part of the device's memory bandwidth used meanwhile, 0 to 1."""
@@ -42,12 +46,11 @@ class LaneTimes:
     """Step times on a divided device.
 
     Attributes:
-        times: on a device that does nothing else.
-        contention: the most by which a lane is slowed down, as a part of its time.
+        times: on a device that does nothing else; where it does not know what lanes cost each
+            other, they cost what was published of others.
     """
 
     times: SharedDeviceTimes
-    contention: float = CONTENTION
 
     def seconds(self, lane: Lane, other: Lane | None = None) -> float:
         """How long a lane's step takes while the other lane's runs."""
@@ -61,5 +64,8 @@ class LaneTimes:
         two, two_use = self.times.seconds_and_use(other.load, other.share)
         if not (one and two):
             return one, two
-        stretch = min(max(one_use + two_use, 1.0), 1.0 + self.contention)
-        return one * stretch, two * stretch
+        contention = self.times.contention or PUBLISHED
+        return (
+            one * contention.stretch(one_use, two_use),
+            two * contention.stretch(two_use, one_use),
+        )

@@ -7,23 +7,28 @@ fall on one kind of step, and a step's time is the median of its rounds.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
-import torch
-
+from twinflow.parallel.partition.backends.names import AUTO
+from twinflow.parallel.partition.backends.registry import choose_backend
 from twinflow.parallel.ranks.base import OneRank
 from twinflow.runtime.cost.base import StepLoad
+from twinflow.runtime.cost.dividers import Divider, Threads, Undivided, use_threads
 from twinflow.runtime.cost.fit import Measurement
+from twinflow.runtime.cost.measure_pairs import lane_place, measure_pairs, parts_of
+from twinflow.runtime.cost.pair_fit import Paired
 from twinflow.runtime.cost.shape import ModelShape
-from twinflow.runtime.cost.step_timer import SAMPLING_ROOM, StepTimer
-from twinflow.runtime.cost.steps import Bounds, Steps, checking_steps, fitting_steps
+from twinflow.runtime.cost.step_timer import StepTimer, bounds_of
+from twinflow.runtime.cost.steps import Steps, checking_steps, fitting_steps
 from twinflow.runtime.engine_plan import EngineOptions, EnginePlan, plan_engine
 from twinflow.runtime.runner import Runner
 from twinflow.runtime.runner_loading import load_runner
 
 LEAST_ROUNDS = 3
 _MOST_ROUNDS = 15
+# Of the progress that is told: steps alone; pairs are the rest.
+_ALONE = 0.7
 
 # Told how far measuring is, from 0 to 1.
 Progress = Callable[[float], None]
@@ -39,6 +44,8 @@ class Measured:
         shape: its arithmetic.
         fitting: steps to fit a model to.
         checking: others, to see what the fit is worth.
+        pairs: steps on two lanes; None if there were none.
+        obstacle: the reason.
     """
 
     fingerprint: str
@@ -46,6 +53,8 @@ class Measured:
     shape: ModelShape
     fitting: Sequence[Measurement]
     checking: Sequence[Measurement]
+    pairs: Paired | None = None
+    obstacle: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,7 @@ class Rounds:
 
     Args:
         subject: the model; its KV is written to.
-        threads: of which fewer are measured as shares; 0 to measure the whole device only.
+        divider: gives shares of the device; None to measure the whole of it only.
         clock: seconds.
 
     Raises:
@@ -106,14 +115,17 @@ class Rounds:
     def __init__(
         self,
         subject: Subject,
+        divider: Divider | None = None,
         *,
-        threads: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._subject = subject
-        self._threads = threads
-        self._timer = StepTimer(subject.plan, subject.runner, clock=clock)
-        self._cases = _cases(subject.plan, threads)
+        self._divider = divider or Undivided()
+        self._timer = StepTimer(
+            subject.plan, subject.runner, clock=clock, settle=self._divider.settle
+        )
+        self._cases = _cases(subject.plan, self._divider.shares)
+        self._divider.use(1.0)
         self._turns = 0
         for case in self._cases[:: max(1, len(self._cases) // 4)]:
             self._timer.run(case.steps)  # allocations and code that is loaded at first use
@@ -131,11 +143,11 @@ class Rounds:
     def advance(self) -> None:
         """Measure the next step."""
         case = self._cases[self._turns % len(self._cases)]
-        use_threads(round(self._threads * case.share))
+        self._divider.use(case.share)
         try:
             case.note(self._timer.run(case.steps))
         finally:
-            use_threads(self._threads)
+            self._divider.use(1.0)
         self._turns += 1
 
     def advance_to(self, rounds: int) -> None:
@@ -167,12 +179,12 @@ def measure(
     progress: Progress,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measured:
-    """Load a model and measure its steps.
+    """Load a model and measure its steps, alone and in pairs.
 
     Args:
         options: of the engine.
         threads: that compute on a CPU, where fewer of them are measured as shares; 0 elsewhere,
-            where only the whole device is.
+            where parts are those of lanes.
         seconds: to go on measuring; every step is run three times in any case.
         progress: told how far it is.
         clock: seconds.
@@ -186,16 +198,32 @@ def measure(
     plan = plan_engine(options, ranks)
     use_threads(threads)
     runner = load_runner(plan, ranks)
-    subject = Subject(plan, runner, runner.row_tile)
-    return measure_subject(
-        subject, threads=threads, seconds=seconds, progress=progress, clock=clock
+    place = lane_place(options.device, threads)
+    divider = Threads(threads) if threads else parts_of(place)
+    try:
+        measured = measure_subject(
+            Subject(plan, runner, runner.row_tile),
+            divider,
+            seconds=seconds,
+            progress=lambda part: progress(_ALONE * part),
+            clock=clock,
+        )
+    finally:
+        divider.close()
+    pairs, obstacle = measure_pairs(
+        plan,
+        runner,
+        choose_backend(AUTO, place),
+        progress=lambda part: progress(_ALONE + (1.0 - _ALONE) * part),
+        clock=clock,
     )
+    return replace(measured, pairs=pairs, obstacle=obstacle)
 
 
 def measure_subject(
     subject: Subject,
+    divider: Divider | None = None,
     *,
-    threads: int = 0,
     seconds: float,
     progress: Progress,
     clock: Callable[[], float] = time.perf_counter,
@@ -204,12 +232,12 @@ def measure_subject(
 
     Args:
         subject: the model.
-        threads: of which fewer are measured as shares; 0 to measure the whole device only.
+        divider: see `Rounds`.
         seconds: see `measure`.
         progress: likewise.
         clock: seconds.
     """
-    rounds = Rounds(subject, threads=threads, clock=clock)
+    rounds = Rounds(subject, divider, clock=clock)
     end = clock() + seconds
     while rounds.done < LEAST_ROUNDS or (clock() < end and rounds.done < _MOST_ROUNDS):
         for _ in range(rounds.steps):
@@ -219,29 +247,11 @@ def measure_subject(
     return rounds.measured()
 
 
-def _cases(plan: EnginePlan, threads: int) -> list[_Case]:
-    config = plan.config
-    bounds = Bounds(
-        rows=config.max_num_batched_tokens,
-        batch=config.max_num_seqs,
-        context=config.max_model_len - SAMPLING_ROOM,
-        kv_tokens=(config.num_blocks - 1) * config.block_size,
-    )
-    shares = sorted({count / threads for count in _fewer(threads)} | {1.0}, reverse=True)
+def _cases(plan: EnginePlan, shares: Sequence[float]) -> list[_Case]:
+    bounds = bounds_of(plan)
     return [
         _Case(steps, share, checks)
         for share in shares
         for checks, kinds in ((False, fitting_steps(bounds)), (True, checking_steps(bounds)))
         for steps in kinds
     ]
-
-
-def _fewer(threads: int) -> list[int]:
-    """Half of the threads, a quarter, and so on."""
-    return [threads >> power for power in range(1, threads.bit_length()) if threads >> power]
-
-
-def use_threads(threads: int) -> None:
-    """Compute with so many threads; 0 where nobody computes with threads of a CPU."""
-    if threads:
-        torch.set_num_threads(threads)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from twinflow.runtime.cost.base import SegmentLoad, StepLoad
+from twinflow.runtime.cost.contention import Contention
 from twinflow.runtime.cost.curve import SpeedCurve
 from twinflow.runtime.cost.shape import ModelShape
 
@@ -89,11 +90,13 @@ class CostModel:
         shape: the model's arithmetic.
         prices: what it costs on the whole device.
         curves: what it costs on a share; None if no share was measured.
+        contention: what two lanes cost each other; None if no steps were measured in pairs.
     """
 
     shape: ModelShape
     prices: Prices
     curves: Curves | None = None
+    contention: Contention | None = None
 
     def seconds(self, load: StepLoad, share: float = 1.0) -> float:
         """See `StepTimes.seconds`; an empty step takes no time.

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from twinflow.parallel.partition.layout import Grid
 from twinflow.protos.errors import ConfigError
 from twinflow.runtime.cost.fit import Accuracy
 from twinflow.runtime.cost.model import CostModel
@@ -33,6 +34,22 @@ class ProfileKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     ranks: int = 1
 
 
+class LaneAccuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where steps were measured in pairs, and what predictions of such steps are worth.
+
+    Attributes:
+        backend: that divided the device.
+        grid: its layouts.
+        held_out: accuracy on pairs that nothing was fitted to.
+        fitted: accuracy on those that contention was fitted to.
+    """
+
+    backend: str
+    grid: Grid
+    held_out: Accuracy
+    fitted: Accuracy
+
+
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A fitted cost model and what it is worth.
 
@@ -42,6 +59,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         times: the model.
         held_out: accuracy on steps that it was not fitted to.
         fitted: accuracy on those that it was.
+        lanes: the same of steps beside others; None if they were measured alone only.
     """
 
     version: Literal[2] = 2
@@ -49,6 +67,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     times: CostModel
     held_out: Accuracy
     fitted: Accuracy
+    lanes: LaneAccuracy | None = None
 
 
 def profile_path(directory: Path, key: ProfileKey) -> Path:

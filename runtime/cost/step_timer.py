@@ -11,7 +11,7 @@ from random import Random
 import torch
 
 from twinflow.runtime.cost.base import StepLoad
-from twinflow.runtime.cost.steps import Steps
+from twinflow.runtime.cost.steps import Bounds, Steps
 from twinflow.runtime.engine import Engine
 from twinflow.runtime.engine_plan import EnginePlan
 from twinflow.runtime.kv.block_manager import BlockManager
@@ -25,7 +25,18 @@ from twinflow.runtime.step_plan import RowGroup, RowKind, StepPlan
 
 # Engines refuse requests that might not fit.
 SAMPLING_ROOM = 32
-_SAMPLING = SamplingParams(temperature=0.0, max_tokens=SAMPLING_ROOM, ignore_eos=True, seed=0)
+SAMPLING = SamplingParams(temperature=0.0, max_tokens=SAMPLING_ROOM, ignore_eos=True, seed=0)
+
+
+def bounds_of(plan: EnginePlan) -> Bounds:
+    """What an engine can be made to do."""
+    config = plan.config
+    return Bounds(
+        rows=config.max_num_batched_tokens,
+        batch=config.max_num_seqs,
+        context=config.max_model_len - SAMPLING_ROOM,
+        kv_tokens=(config.num_blocks - 1) * config.block_size,
+    )
 
 
 class _Script:
@@ -46,6 +57,7 @@ class StepTimer:
         runner: of the model.
         seed: of the tokens of prompts.
         clock: seconds.
+        settle: waits for what a step has handed over to the device.
     """
 
     def __init__(
@@ -55,11 +67,13 @@ class StepTimer:
         *,
         seed: int = 0,
         clock: Callable[[], float] = time.perf_counter,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         self._script = _Script()
         self._model = plan.model
         self._random = Random(seed)
         self._clock = clock
+        self._settle = settle
         self._cuda = plan.options.device != "cpu"
         vocab_size = plan.model.vocab_size
         executor = ModelExecutor(
@@ -120,7 +134,7 @@ class StepTimer:
 
     def _request(self, request_id: str, length: int) -> Request:
         prompt = [self._token() for _ in range(length)]
-        request = Request(request_id=request_id, prompt_token_ids=prompt, params=_SAMPLING)
+        request = Request(request_id=request_id, prompt_token_ids=prompt, params=SAMPLING)
         self.engine.add_request(request)
         return request
 
@@ -145,6 +159,7 @@ class StepTimer:
         self._script.next = StepPlan(tuple(groups), layer_groups=layer_groups)
         began = self._clock()
         self.engine.step()
+        self._settle()
         if self._cuda:
             torch.cuda.synchronize()
         taken = self._clock() - began

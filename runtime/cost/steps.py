@@ -3,7 +3,7 @@
 Sizes only; running them is `twinflow.runtime.cost.measure`'s.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 # Steps of up to so many rows are measured one by one: a line through a few of them would miss the
@@ -70,6 +70,31 @@ def checking_steps(bounds: Bounds) -> list[Steps]:
     Up to `STAIRS` rows that decode only the contexts are others: between stairs is nothing.
     """
     return [steps for steps in _checking(bounds) if bounds.allow(steps)]
+
+
+def fitting_pairs(bounds: Bounds, chunk: int) -> list[Steps]:
+    """Batches of which the prompt is computed on one lane while the rest decodes on the other.
+
+    Args:
+        bounds: of the engine.
+        chunk: rows of the longest prompt, at least 16; takes several times as long as decoding.
+    """
+    long, most = bounds.context // 2, chunk // 16
+    short = chunk // 4
+    return _pairs(
+        bounds, ((short, 1, 64), (short, most, long), (chunk, 1, long), (chunk, most, 64))
+    )
+
+
+def checking_pairs(bounds: Bounds, chunk: int) -> list[Steps]:
+    """Others, in between; arguments as of `fitting_pairs`."""
+    third, most = bounds.context // 3, chunk // 32
+    return _pairs(bounds, ((chunk // 2, max(1, most), third), (3 * chunk // 4, 1, third // 2)))
+
+
+def _pairs(bounds: Bounds, sizes: Iterable[tuple[int, int, int]]) -> list[Steps]:
+    found = [Steps(rows=rows, batch=batch, context=context) for rows, batch, context in sizes]
+    return [steps for steps in found if steps.context > 1 and bounds.allow(steps)]
 
 
 def _powers(most: int) -> list[int]:

@@ -16,6 +16,7 @@ from twinflow.parallel.partition.control import Controller, Mode
 from twinflow.parallel.partition.layout import Grid
 from twinflow.parallel.partition.record import DecisionLog, Setup
 from twinflow.runtime.cost.base import StepTimes
+from twinflow.runtime.cost.contention import PUBLISHED
 from twinflow.runtime.cost.lanes import LaneTimes
 from twinflow.runtime.cost.model import CostModel
 from twinflow.runtime.kv.block_manager import BlockManager
@@ -83,6 +84,13 @@ def _rule(options: LaneOptions, times: StepTimes | None) -> tuple[LaneTimes | No
     if times.curves is None:
         return None, "the split stays: the profile was measured on the whole device only"
     slacks = f"{options.prefill_slack:g} for prefill, {options.decode_slack:g} for decoding"
+    if times.contention is None:
+        structlog.get_logger().info(
+            "no steps were measured side by side: lanes are taken to slow each other's traffic "
+            "down by what was published, at most",
+            at_most=PUBLISHED.memory,
+            remedy="twinflow profile",
+        )
     return LaneTimes(times), f"slacks {slacks}"
 
 

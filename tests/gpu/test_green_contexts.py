@@ -10,6 +10,10 @@ from twinflow.parallel.partition.backends.base import Place
 from twinflow.parallel.partition.backends.greenctx import GreenContexts
 from twinflow.parallel.partition.control import Mode
 from twinflow.protos.errors import ConfigError
+from twinflow.runtime.cost.fit import fit_model
+from twinflow.runtime.cost.measure import measure
+from twinflow.runtime.cost.pair_fit import fit_pairs
+from twinflow.runtime.engine_plan import EngineOptions
 from twinflow.runtime.lanes.options import LaneOptions
 from twinflow.runtime.llm import LLM
 from twinflow.runtime.sampling_params import SamplingParams
@@ -43,6 +47,20 @@ def test_products_are_the_same_on_every_part(divided: GreenContexts) -> None:
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
     torch.cuda.set_stream(torch.cuda.default_stream())
     divided.close()
+
+
+def test_steps_are_measured_on_parts_and_side_by_side(tmp_path: Path) -> None:
+    options = EngineOptions(
+        model=write_checkpoint(tmp_path / "model"),
+        device="cuda",
+        dtype="float32",
+        max_num_seqs=256,
+        kv_cache_memory=1 << 28,
+    )
+    found = measure(options, threads=0, seconds=0.1, progress=lambda part: None)
+    assert len({each.share for each in found.fitting}) > 2
+    assert found.pairs is not None, found.obstacle
+    fit_pairs(fit_model(found.shape, found.fitting), found.pairs)
 
 
 def test_tokens_on_two_lanes(tmp_path: Path) -> None:

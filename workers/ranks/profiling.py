@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from twinflow.runtime.cost.measure import Measured, Progress, Subject, measure_subject, use_threads
+from twinflow.runtime.cost.dividers import use_threads
+from twinflow.runtime.cost.measure import Measured, Progress, Subject, measure_subject
 from twinflow.runtime.engine_plan import EngineOptions
 from twinflow.workers.ranks.address import new_address
 from twinflow.workers.ranks.build import build_follower, load_leader
@@ -70,7 +71,8 @@ def measure_ranks(
         try:
             together = LeaderRunner(loaded.runner, Together(loaded.leader))
             subject = Subject(loaded.plan, together, loaded.runner.row_tile, ranks)
-            return measure_subject(subject, seconds=seconds, progress=progress, clock=clock)
+            measured = measure_subject(subject, seconds=seconds, progress=progress, clock=clock)
+            return replace(measured, obstacle="ranks compute one step at a time")
         finally:
             loaded.leader.close()
 

@@ -18,7 +18,9 @@ from twinflow.cluster.cli.parser import Commands, Invocation
 from twinflow.cluster.cli.sources import report
 from twinflow.cluster.quantities import count, memory
 from twinflow.protos.errors import ConfigError
+from twinflow.runtime.cost.contention import PUBLISHED
 from twinflow.runtime.cost.fit import Accuracy, Measurement, fit_model
+from twinflow.runtime.cost.pair_fit import Paired, fit_pairs
 from twinflow.runtime.cost.profile import Profile, ProfileKey, profile_path, save_profile
 from twinflow.runtime.cost.shape import ModelShape
 
@@ -66,12 +68,16 @@ class Steps:
         shape: of the model.
         fitting: steps to fit to.
         checking: others.
+        pairs: steps on two lanes; None if there were none.
+        obstacle: the reason.
     """
 
     key: ProfileKey
     shape: ModelShape
     fitting: list[Measurement]
     checking: list[Measurement]
+    pairs: Paired | None = None
+    obstacle: str = ""
 
 
 Measure = Callable[[ProfileOptions, Callable[[float], None]], Steps]
@@ -142,7 +148,14 @@ def measure_steps(options: ProfileOptions, progress: Callable[[float], None]) ->
         threads=options.threads,
         ranks=options.ranks,
     )
-    return Steps(key, measured.shape, list(measured.fitting), list(measured.checking))
+    return Steps(
+        key,
+        measured.shape,
+        list(measured.fitting),
+        list(measured.checking),
+        measured.pairs,
+        measured.obstacle,
+    )
 
 
 def run(invocation: Invocation, measure: Measure = measure_steps) -> int:
@@ -163,12 +176,15 @@ def run(invocation: Invocation, measure: Measure = measure_steps) -> int:
         steps = measure(options, show)
     if not steps.checking:
         raise ConfigError("the limits leave no room for steps to check the fit with: raise them")
-    times = fit_model(steps.shape, steps.fitting)
+    times, lanes = fit_model(steps.shape, steps.fitting), None
+    if steps.pairs is not None and times.curves is not None:
+        times, lanes = fit_pairs(times, steps.pairs)
     profile = Profile(
         key=steps.key,
         times=times,
         held_out=Accuracy.of(times, steps.checking),
         fitted=Accuracy.of(times, steps.fitting),
+        lanes=lanes,
     )
     path = profile_path(options.model, steps.key) if output is None else Path(str(output))
     save_profile(profile, path)
@@ -178,6 +194,7 @@ def run(invocation: Invocation, measure: Measure = measure_steps) -> int:
         f"{steps.key.ranks} ranks",
         _accuracy("fitted to", profile.fitted),
         _accuracy("held out", profile.held_out),
+        *_lanes(profile, steps.obstacle),
         _draw(invocation, profile, steps, path),
     ]
     invocation.stdout.write("\n".join(lines) + "\n")
@@ -249,6 +266,23 @@ def _accuracy(name: str, accuracy: Accuracy) -> str:
         f"{name:<10} {accuracy.steps} steps, error {accuracy.median:.1%} in the median, "
         f"{accuracy.p95:.1%} at p95, {accuracy.worst:.1%} at most"
     )
+
+
+def _lanes(profile: Profile, obstacle: str) -> list[str]:
+    """What two lanes cost each other, or why nobody knows."""
+    contention, lanes = profile.times.contention, profile.lanes
+    if contention is None or lanes is None:
+        return [
+            f"lanes      not measured: {obstacle}; they are taken to slow traffic down by "
+            f"{PUBLISHED.memory:.0%} at most, as published for an H100"
+        ]
+    return [
+        f"lanes      {lanes.backend}: a step beside another one is slower by "
+        f"{contention.memory:.0%} at most where it waits for memory, by {contention.compute:.0%} "
+        "elsewhere",
+        _accuracy("  fitted", lanes.fitted),
+        _accuracy("  held out", lanes.held_out),
+    ]
 
 
 def _draw(invocation: Invocation, profile: Profile, steps: Steps, path: Path) -> str:

@@ -2,20 +2,27 @@
 
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace as replace_steps
+from itertools import product
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 from tests.support.command_line import run_command
-from tests.support.cost import CURVES, LLAMA_8B, PRICES, loads
+from tests.support.cost import CURVES, LLAMA_8B, PRICES, chunk, decodes, loads, step
 from tests.support.served_models import write_tiny_model
 
 from twinflow.cluster.cli.commands.profile import ProfileOptions, Steps, run
 from twinflow.cluster.cli.parser import Invocation
+from twinflow.cluster.simulator.hardware import Hardware
+from twinflow.parallel.partition.layout import Grid
 from twinflow.parallel.ranks.base import Seat
 from twinflow.protos.errors import ConfigError
+from twinflow.runtime.cost.contention import Contention
 from twinflow.runtime.cost.fit import Measurement
+from twinflow.runtime.cost.lanes import Lane, LaneTimes
 from twinflow.runtime.cost.model import CostModel
+from twinflow.runtime.cost.pair_fit import Paired, PairMeasurement
 from twinflow.runtime.cost.profile import ProfileKey, load_profile, profile_path
 from twinflow.runtime.engine_plan import EngineOptions, plan_engine
 from twinflow.runtime.step_times import engine_key
@@ -30,7 +37,7 @@ def test_a_model_is_measured_and_the_profile_predicts(tmp_path: Path) -> None:
     ran = run_command(*words, "--kv-cache-memory", "16MiB")
     assert (ran.status, ran.err) == (0, "")
     (path,) = model.glob("twinflow-profile-*.json")
-    assert str(path) in ran.out and "held out" in ran.out
+    assert str(path) in ran.out and "held out" in ran.out and "lanes" in ran.out
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     profile = load_profile(path)
     assert profile.key.threads == 2 and profile.key.dtype == "float32"
@@ -77,9 +84,34 @@ def test_what_was_measured_is_fitted_checked_and_kept(tmp_path: Path) -> None:
     invocation = invocation_of(given)
     assert run(invocation, planted) == 0
     profile = load_profile(path)
+    assert profile.lanes is None and profile.times.contention is None
     assert profile.key == ProfileKey(model="m", device="d", dtype="float32", threads=3)
     assert profile.held_out.p95 < 0.02
     assert path.with_suffix(".png").exists()
+
+
+def test_contention_is_fitted_to_pairs_and_kept(tmp_path: Path) -> None:
+    def paired(options: ProfileOptions, progress: Callable[[float], None]) -> Steps:
+        found = planted(options, progress)
+        truth = CostModel(LLAMA_8B, PRICES, CURVES, Contention(0.2, 0.1))
+        lanes = [Lane(step(chunk(0, rows)), 0.5) for rows in (16, 64, 256)]
+        lanes += [Lane(step(decode=decodes(batch, 2048)), 0.5) for batch in (1, 16, 64)]
+        pairs = [
+            PairMeasurement(one, two, times.seconds(one), times.seconds(one, two))
+            for times in (LaneTimes(truth),)
+            for one, two in product(lanes, lanes)
+        ]
+        return replace_steps(found, pairs=Paired("cores", Grid.of(2), pairs[::2], pairs[1::2]))
+
+    path = tmp_path / "p.json"
+    invocation = invocation_of({"model": str(tmp_path), "output": str(path), "threads": "2"})
+    assert run(invocation, paired) == 0
+    profile = load_profile(path)
+    assert profile.times.contention is not None and profile.lanes is not None
+    assert profile.times.contention.compute == pytest.approx(0.1, abs=0.02)
+    assert profile.lanes.held_out.worst < 0.05
+    assert Hardware.profiled(profile).grid == Grid.of(2)
+    assert "lanes      cores" in invocation.stdout.getvalue()  # type: ignore[attr-defined]
 
 
 def invocation_of(given: Mapping[str, object]) -> Invocation:

@@ -62,17 +62,21 @@ def test_one_lane_and_why(options: LaneOptions, alone: bool, reason: str) -> Non
     [
         (None, "the split stays: step times are not known"),
         (h100(), "slacks 1.5 for prefill"),
+        (replace(h100(), contention=None), "slacks 1.5 for prefill"),
         (replace(h100(), curves=None), "the split stays: the profile was measured on the whole"),
     ],
-    ids=["unknown", "known", "no shares"],
+    ids=["unknown", "known", "no pairs", "no shares"],
 )
 def test_two_lanes_and_by_which_rule(times: CostModel | None, rule: str) -> None:
     cores = tuple(sorted(os.sched_getaffinity(0)))[:2]
     if len(cores) < 2:
         pytest.skip("core sets need two processor cores")
-    lanes, report = make_lanes(LaneOptions(backend="auto", cores=cores), parts(times=times))
+    with capture_logs() as logs:
+        lanes, report = make_lanes(LaneOptions(backend="auto", cores=cores), parts(times=times))
     assert isinstance(lanes, FallbackLanes)
     lanes.close()
+    noted = [line for line in logs if "side by side" in line["event"]]
+    assert bool(noted) == (times is not None and bool(times.curves) and times.contention is None)
     assert report == LaneReport("auto", "cores", report.description)
     assert report.description.startswith(f"2 processor cores; {rule}")
 
