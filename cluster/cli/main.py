@@ -20,6 +20,7 @@ from twinflow.cluster.cli.commands import (
     serve,
     simulate,
     status,
+    top,
 )
 from twinflow.cluster.cli.parser import Invocation, Parser, Run
 from twinflow.cluster.launch.logs import configure_logging
@@ -38,6 +39,13 @@ examples:
 
 `twinflow COMMAND --help` explains a command.
 """
+
+
+# In the order of the help.
+COMMANDS = (
+    *(serve, chat, status, top, admin, models),
+    *(calibrate, profile, simulate, cluster, chaos),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +85,19 @@ def build_parser() -> Parser:
     parser = Parser(prog="twinflow", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--version", action="version", version=f"twinflow {twinflow.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    modules = (serve, chat, status, admin, models, calibrate, profile, simulate, cluster, chaos)
+    modules = (
+        serve,
+        chat,
+        status,
+        top,
+        admin,
+        models,
+        calibrate,
+        profile,
+        simulate,
+        cluster,
+        chaos,
+    )
     for module in modules:
         module.add_to(commands)
     return parser
