@@ -40,7 +40,6 @@ examples:
 `twinflow COMMAND --help` explains a command.
 """
 
-
 # In the order of the help.
 COMMANDS = (
     *(serve, chat, status, top, admin, models),
@@ -85,19 +84,6 @@ def build_parser() -> Parser:
     parser = Parser(prog="twinflow", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--version", action="version", version=f"twinflow {twinflow.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    modules = (
-        serve,
-        chat,
-        status,
-        top,
-        admin,
-        models,
-        calibrate,
-        profile,
-        simulate,
-        cluster,
-        chaos,
-    )
-    for module in modules:
+    for module in COMMANDS:
         module.add_to(commands)
     return parser
