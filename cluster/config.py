@@ -42,6 +42,7 @@ from twinflow.cluster.flag_values import (
     Seconds,
     Slack,
     Whole,
+    default_of,
     host_name,
     is_wildcard,
     lower,
@@ -71,14 +72,6 @@ class Group(Enum):
     MEMORY = "KV cache"
     LIMITS = "Queues and deadlines"
     PROCESS = "Processes"
-
-
-def default_of(owner: type[EngineConfig | AdmissionLimits], name: str) -> int:
-    """The default of a number where it belongs; the flag for it has no other."""
-    default = owner.__dataclass_fields__[name].default
-    if not isinstance(default, int):
-        raise TypeError(f"{owner.__name__}.{name} has no default number")
-    return default
 
 
 class ServeConfig(BaseModel):
@@ -149,6 +142,11 @@ class ServeConfig(BaseModel):
     insecure: Annotated[bool, Group.DOORS] = False
     """Allow listening on every interface without an API key, and joining a Ray cluster without
     tokens."""
+
+    internal_tls: Annotated[str | None, Group.PROCESS] = None
+    """Directory of ca.crt, tls.crt and tls.key, the same on every node, with which gateway and
+    workers prove themselves to each other and encrypt their calls, KV blocks excepted; renewed
+    files are used without a restart."""
 
     host: Annotated[str, AfterValidator(host_name), Group.DOORS] = "127.0.0.1"
     """Address that HTTP and gRPC listen on; 0.0.0.0 needs an API key."""

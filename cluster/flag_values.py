@@ -8,15 +8,25 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from twinflow.cluster.dispatch.admission import AdmissionLimits
 from twinflow.cluster.quantities import count, memory, whole
 from twinflow.parallel.latent.transforms.name import SUFFIX, TransformName
 from twinflow.protos.errors import ConfigError
+from twinflow.runtime.config import EngineConfig
 from twinflow.runtime.speculative.config import SpeculativeConfig
 from twinflow.runtime.speculative.drafters.registry import check_drafter
 
 # The address of no cluster: Ray is started for this deployment, on this machine.
 LOCAL = "local"
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
+def default_of(owner: type[EngineConfig | AdmissionLimits], name: str) -> int:
+    """The default of a number where it belongs; the flag for it has no other."""
+    default = owner.__dataclass_fields__[name].default
+    if not isinstance(default, int):
+        raise TypeError(f"{owner.__name__}.{name} has no default number")
+    return default
 
 
 def one_or_more(value: object) -> object:

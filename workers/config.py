@@ -52,6 +52,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         threads: torch threads; None leaves torch's choice.
         host: address that the worker's gRPC server and its links bind to.
         token: shared secret that every internal call carries.
+        tls: directory of the certificates of internal calls, see
+            `twinflow.workers.certificates`; None for clear text.
         kv_transfer_timeout_s: longest wait for the next sign of life in a hand-off.
         link_idle_s: how long a connection to another worker is kept without a hand-off.
         lease_s: how long blocks are kept for a decode worker that says nothing.
@@ -99,6 +101,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     threads: int | None = None
     host: str = "127.0.0.1"
     token: str = ""
+    tls: Path | None = None
     kv_transfer_timeout_s: float = 10.0
     link_idle_s: float = 60.0
     lease_s: float = 30.0

@@ -1,7 +1,8 @@
-"""How internal gRPC channels and servers are set up: limits, liveness, the shared secret.
+"""How internal gRPC channels and servers are set up: limits, liveness, the shared secret, TLS.
 
 Gateways, workers and the controller speak over these and nothing else. The secret is made by the
-launcher for each deployment; without it every call is refused.
+launcher for each deployment; without it every call is refused. With `MutualTls` both ends also
+prove themselves with certificates, and nobody on the way reads the secret or anything else.
 """
 
 import hmac
@@ -11,11 +12,13 @@ from typing import Any, NoReturn
 import grpc
 
 from twinflow.protos.errors import ConfigError, ServerError, TwinflowError, subclasses_by_code
+from twinflow.workers.mutual_tls import MutualTls, NameInterceptor
 
 # Both ends send an HTTP/2 ping after so long without a word from the other. A frozen peer answers
 # none: every call with it fails when the ping has not come back in time.
 KEEPALIVE_INTERVAL_S = 2.0
 KEEPALIVE_TIMEOUT_S = 3.0
+HANDSHAKE_TIMEOUT_S = 10.0
 # Both ends of an internal call come from one release; this tells them apart.
 PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -46,16 +49,22 @@ _SERVER_OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", int(KEEPALIVE_INTERVAL_S * 500)),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.so_reuseport", 0),
+    # Whoever connects and says nothing is hung up on.
+    ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_TIMEOUT_S * 1000)),
 ]
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to a worker at `host:port`."""
+def open_channel(address: str, tls: MutualTls | None = None) -> grpc.aio.Channel:
+    """A channel to a worker at `host:port`; it keeps the certificates that it was opened with."""
+    if tls is not None:
+        return tls.open_channel(address, _CHANNEL_OPTIONS)
     return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
 
 
-def open_blocking_channel(address: str) -> grpc.Channel:
+def open_blocking_channel(address: str, tls: MutualTls | None = None) -> grpc.Channel:
     """The same for whoever has no event loop."""
+    if tls is not None:
+        return tls.open_blocking_channel(address, _CHANNEL_OPTIONS)
     return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
 
 
@@ -118,19 +127,27 @@ def error_of_call(problem: grpc.aio.AioRpcError) -> TwinflowError:
     return ServerError(f"{problem.code().name.lower()}: {details}")
 
 
-def listen_on(server: grpc.aio.Server, host: str, who: str) -> str:
+def listen_on(server: grpc.aio.Server, host: str, who: str, tls: MutualTls | None = None) -> str:
     """Take a port for the server of `who`; returns the address.
 
     Raises:
         ConfigError: there is none to be had.
     """
+    address = f"{host}:0"
     try:
-        port = server.add_insecure_port(f"{host}:0")
+        port = (
+            server.add_insecure_port(address)
+            if tls is None
+            else server.add_secure_port(address, tls.server_credentials())
+        )
     except RuntimeError as error:
         raise ConfigError(f"{who} cannot listen on {host}: {error}") from error
     return f"{host}:{port}"
 
 
-def create_server(token: str) -> grpc.aio.Server:
-    """A server for `worker.proto` that checks the secret."""
-    return grpc.aio.server(interceptors=[TokenInterceptor(token)], options=_SERVER_OPTIONS)
+def create_server(token: str, tls: MutualTls | None = None) -> grpc.aio.Server:
+    """A server for `worker.proto` that checks the secret, and the caller's certificate with TLS."""
+    checks: list[grpc.aio.ServerInterceptor] = [TokenInterceptor(token)]
+    if tls is not None:
+        checks.append(NameInterceptor(tls))
+    return grpc.aio.server(interceptors=checks, options=_SERVER_OPTIONS)

@@ -31,6 +31,7 @@ from twinflow.workers.handoff.prompts import HeldPrompts
 from twinflow.workers.handoff.receiver import KVReceiver
 from twinflow.workers.handoff.sender import KVSender
 from twinflow.workers.handoff.store_calls import StoreCalls
+from twinflow.workers.mutual_tls import MutualTls
 from twinflow.workers.options import engine_options
 from twinflow.workers.ranks.build import build_leader
 from twinflow.workers.ranks.config import TeamConfig
@@ -80,7 +81,8 @@ class WorkerServer:
     def __init__(self, config: WorkerConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.config = config
         self._clock = clock
-        self._grpc = create_server(config.token)
+        self._tls = MutualTls.of(config.tls)
+        self._grpc = create_server(config.token, self._tls)
         self._faults = FaultPoints(config.fault_points, config.process_name)
         self._on_kv: Callable[[KVProgress], None] = lambda progress: None
         self._parts: WorkerParts | None = None
@@ -107,7 +109,8 @@ class WorkerServer:
                 "anybody could use it"
             )
         built = await asyncio.to_thread(self._build, progress)
-        address = listen_on(self._grpc, self.config.host, f"worker {self.config.worker_id}")
+        who = f"worker {self.config.worker_id}"
+        address = listen_on(self._grpc, self.config.host, who, self._tls)
         self.description = self._describe(built, address)
         self._parts = self._assemble(built)
         self._on_kv = self._parts.sender.on_kv
@@ -139,7 +142,7 @@ class WorkerServer:
         core = WorkerCore(
             self.config, built.engine, built.model.vocab_size, self._faults, built.speculation
         )
-        links = PeerLinks(self.config, built.cache.data.device)
+        links = PeerLinks(self.config, built.cache.data.device, self._tls)
         store_calls = StoreCalls(links.stores, links.max_sending)
         end = HandoffEnd(
             config=self.config,

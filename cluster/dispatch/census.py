@@ -14,6 +14,7 @@ from twinflow.cluster.dispatch.address import WorkerAddress
 from twinflow.protos.errors import ConfigError, Unavailable
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
+from twinflow.workers.mutual_tls import MutualTls
 from twinflow.workers.rpc import PROTOCOL_VERSION, call_metadata, open_channel
 
 _TIMEOUT_S = 10.0
@@ -47,7 +48,9 @@ class Census:
     reference: pb.DescribeResponse
 
 
-async def take_census(workers: Sequence[WorkerAddress], token: str) -> Census:
+async def take_census(
+    workers: Sequence[WorkerAddress], token: str, tls: MutualTls | None = None
+) -> Census:
     """Ask all workers and compare their answers.
 
     Raises:
@@ -56,7 +59,7 @@ async def take_census(workers: Sequence[WorkerAddress], token: str) -> Census:
     """
     if not workers:
         raise ConfigError("a gateway needs at least one worker")
-    answers = await asyncio.gather(*(_ask(worker, token) for worker in workers))
+    answers = await asyncio.gather(*(_ask(worker, token, tls) for worker in workers))
     first = answers[0]
     if first.protocol_version != PROTOCOL_VERSION:
         raise ConfigError(
@@ -87,8 +90,8 @@ def difference(one: pb.DescribeResponse, other: pb.DescribeResponse) -> str:
     return ""
 
 
-async def _ask(worker: WorkerAddress, token: str) -> pb.DescribeResponse:
-    channel = open_channel(worker.address)
+async def _ask(worker: WorkerAddress, token: str, tls: MutualTls | None) -> pb.DescribeResponse:
+    channel = open_channel(worker.address, tls)
     try:
         stub = rpc.WorkerStub(channel)
         answer: pb.DescribeResponse = await stub.Describe(

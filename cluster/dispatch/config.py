@@ -1,13 +1,14 @@
-"""How patient a gateway is with its workers."""
+"""How a gateway deals with its workers: how patient it is, and over what it talks."""
 
 from dataclasses import dataclass, field
 
 from twinflow.cluster.dispatch.turnstile import TurnstileConfig
+from twinflow.workers.mutual_tls import MutualTls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchConfig:
-    """Time limits between a gateway and its workers, in seconds.
+    """Time limits between a gateway and its workers, in seconds, and the rest.
 
     Attributes:
         silence_limit_s: a worker reports twice a second; one that is silent for so long is dead
@@ -20,6 +21,7 @@ class DispatchConfig:
         probe_timeout_s: a probe's tokens come within this time.
         turnstile: what is let through to workers.
         probe_fresh_s: an answer to whether requests are served holds for so long.
+        tls: certificates of the calls to workers; None for clear text.
     """
 
     silence_limit_s: float = 3.2
@@ -30,3 +32,4 @@ class DispatchConfig:
     probe_timeout_s: float = 4.0
     probe_fresh_s: float = 1.0
     turnstile: TurnstileConfig = field(default_factory=TurnstileConfig)
+    tls: MutualTls | None = None

@@ -229,7 +229,7 @@ class WorkerClient:
     async def _run(self) -> None:
         """Connect, serve the session, and again when it is lost."""
         while True:
-            channel = open_channel(self.where.address)
+            channel = open_channel(self.where.address, self._config.tls)
             try:
                 await self._session(rpc.WorkerStub(channel))
             except Exception as error:  # noqa: BLE001 - whatever it was, the requests must hear it

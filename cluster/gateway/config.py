@@ -22,6 +22,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         api_keys: keys of which requests must carry one; empty for none.
         admin_tokens: tokens of which operators' calls must carry one; empty refuses all of them.
         token: the deployment's secret.
+        tls: directory of the certificates of internal calls; None for clear text.
         max_model_len: longest sequence that the operator asked for; None for what the model allows.
         max_queued_requests: sequences that wait for their first token.
         max_queued_tokens: their prompt tokens.
@@ -46,6 +47,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_model_len: int | None = None
     loss: QualityRow | None = None
     seed: int | None = None
+    tls: Path | None = None
 
     def encode(self) -> bytes:
         """As JSON, on one line."""

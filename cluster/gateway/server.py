@@ -43,6 +43,7 @@ from twinflow.runtime.checkpoint.config import load_model_config
 from twinflow.runtime.text.chat_template import ChatTemplate
 from twinflow.runtime.text.template_renderer import TemplateRenderer
 from twinflow.runtime.text.tokenizer import Tokenizer
+from twinflow.workers.mutual_tls import MutualTls
 from twinflow.workers.rpc import create_server, listen_on
 
 # Every answer of the health service is a round of probes; balancers ask the service far more
@@ -67,6 +68,7 @@ class GatewayServer:
 
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
+        self._tls = MutualTls.of(config.tls)
         self._registry = CollectorRegistry()
         self._metrics = GatewayMetrics(self._registry, config.names[0])
         if config.loss is not None:
@@ -101,11 +103,11 @@ class GatewayServer:
         report("loading the tokenizer", 0, 0)
         doors = await self._open_doors(await self._pipeline())
         # Behind the pipeline, like the doors: gRPC minds processes that are forked while it runs.
-        self._control = create_server(self._config.token)
+        self._control = create_server(self._config.token, self._tls)
         add_GatewayServicer_to_server(
             ControlService(self, self._desk, self._metrics), self._control
         )
-        doors["control"] = listen_on(self._control, _CONTROL_HOST, "the gateway")
+        doors["control"] = listen_on(self._control, _CONTROL_HOST, "the gateway", self._tls)
         await self._control.start()
         return doors
 
@@ -126,7 +128,8 @@ class GatewayServer:
             Unavailable: one of them does not answer.
         """
         if self._dispatcher is None:
-            census = await take_census([duty.where for duty in duties], self._config.token)
+            workers = [duty.where for duty in duties]
+            census = await take_census(workers, self._config.token, self._tls)
             self._dispatcher = self._create_dispatcher(census, duties)
             self._dispatcher.start()
             self._backend.begin(self._dispatcher)
@@ -147,7 +150,9 @@ class GatewayServer:
             ),
             listener=self._metrics,
             config=DispatchConfig(
-                rejoin_s=_REJOIN_S, turnstile=TurnstileConfig(config.fair_tokens)
+                rejoin_s=_REJOIN_S,
+                turnstile=TurnstileConfig(config.fair_tokens),
+                tls=self._tls,
             ),
             reference=census.reference,
         )

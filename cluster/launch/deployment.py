@@ -193,10 +193,19 @@ def _plan_worker(config: ServeConfig, role: Role, name: str, token: str) -> Work
         expert_parallel=config.enable_expert_parallel,
         leader_address=new_address(name) if size > 1 else "",
         token=token,
+        tls=internal_tls(config),
         kv_transfer_timeout_s=config.kv_transfer_timeout,
         link_idle_s=config.kv_link_idle_timeout,
         speculative_config=_anywhere(config.speculative_config),
     )
+
+
+def internal_tls(config: ServeConfig) -> Path | None:
+    """Where each process finds its certificates, on every node alike.
+
+    Links stay links: who renews certificates may point one elsewhere.
+    """
+    return Path(config.internal_tls).absolute() if config.internal_tls else None
 
 
 def _anywhere(speculation: SpeculativeConfig | None) -> SpeculativeConfig | None:
@@ -226,6 +235,7 @@ def plan_gateway(
         api_keys=config.api_keys,
         admin_tokens=tuple(token.get_secret_value() for token in config.admin_token),
         token=token,
+        tls=internal_tls(config),
         max_model_len=config.max_model_len,
         max_queued_requests=config.max_num_queued_reqs,
         max_queued_tokens=config.max_num_queued_tokens,

@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Protocol
 
@@ -27,7 +28,13 @@ from twinflow.cluster.controller.state import ROLES, ClusterState, Desired, Work
 from twinflow.cluster.flag_values import LOCAL
 from twinflow.cluster.launch import ray_environment
 from twinflow.cluster.launch.base import Launcher, ServiceHandle, ServiceStatus
-from twinflow.cluster.launch.deployment import WorkerPlan, WorkerPlanner, new_token, plan_gateway
+from twinflow.cluster.launch.deployment import (
+    WorkerPlan,
+    WorkerPlanner,
+    internal_tls,
+    new_token,
+    plan_gateway,
+)
 from twinflow.cluster.launch.fleet import LaunchedFleet, failure_among
 from twinflow.cluster.launch.latents import choose_latents
 from twinflow.cluster.launch.machine import Node
@@ -41,6 +48,7 @@ from twinflow.protos.errors import (
     TwinflowError,
     from_code,
 )
+from twinflow.workers.mutual_tls import MutualTls
 
 START_TIMEOUT_S = 600.0
 READY_TIMEOUT_S = 60.0
@@ -370,6 +378,7 @@ def serve(
             before there is a launcher.
     """
     with _counting_signals() as interrupts:
+        tls = MutualTls.of(internal_tls(config))
         model = check_model(config)
         deployment = Deployment(
             config,
@@ -378,6 +387,7 @@ def serve(
             lambda: interrupts.count,
             check=lambda nodes: check_fit(config, model, nodes),
             readiness=missing_for_readiness,
+            connect=partial(GrpcGatewayLink, tls=tls),
         )
         return deployment.run()
 

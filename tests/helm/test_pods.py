@@ -103,6 +103,17 @@ def test_a_worker_declares_its_cores_and_gpus_to_ray() -> None:
     assert container(render("ray-cpu"), "decode")["args"][:2] == ["--num-cpus=4", "--num-gpus=0"]
 
 
+def test_every_process_of_a_deployment_finds_its_certificates() -> None:
+    manifests = render("ray-gpu")
+    directory = served("ray-gpu").internal_tls
+    for role in ("gateway", "prefill", "decode"):
+        mounts = container(manifests, role)["volumeMounts"]
+        assert [one["readOnly"] for one in mounts if one["mountPath"] == directory] == [True]
+        volumes = {one["name"]: one for one in pod(manifests, role)["spec"]["volumes"]}
+        assert volumes["internal-tls"]["secret"]["secretName"] == "llm-internal"
+    assert served("kuberay").internal_tls is None
+
+
 @cases
 def test_liveness_asks_the_gateway_alone_and_readiness_its_workers(name: str) -> None:
     gateway = container(render(name), "gateway")

@@ -19,6 +19,7 @@ from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
 from twinflow.runtime.outputs import FinishReason, PhaseTime, TokenDelta, TokenLogprobs
 from twinflow.workers.convert import failure_to_pb, output_to_pb
+from twinflow.workers.mutual_tls import MutualTls
 from twinflow.workers.role import ROLES, Role
 from twinflow.workers.rpc import PROTOCOL_VERSION, create_server
 
@@ -60,6 +61,7 @@ class FakeWorker(rpc.WorkerServicer):
         live: submissions that are neither finished nor aborted.
         aborted: submissions that were aborted, also by the end of their session.
         sessions: gateways that are attached.
+        tls: certificates of its next lives; None for clear text.
     """
 
     def __init__(self, worker_id: str, role: Role = "mixed", **changes: Any) -> None:
@@ -87,6 +89,7 @@ class FakeWorker(rpc.WorkerServicer):
         self._frozen = asyncio.Event()
         self._server: Any = None
         self._port = 0
+        self.tls: MutualTls | None = None
 
     @property
     def where(self) -> WorkerAddress:
@@ -95,9 +98,13 @@ class FakeWorker(rpc.WorkerServicer):
 
     async def start(self, token: str = TOKEN) -> WorkerAddress:
         """Serve."""
-        self._server = create_server(token)
+        self._server = create_server(token, self.tls)
         rpc.add_WorkerServicer_to_server(self, self._server)
-        self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
+        address = f"127.0.0.1:{self._port}"
+        if self.tls is None:
+            self._port = self._server.add_insecure_port(address)
+        else:
+            self._port = self._server.add_secure_port(address, self.tls.server_credentials())
         await self._server.start()
         self.description.address = self.where.address
         return self.where

@@ -23,6 +23,7 @@ from twinflow.runtime.outputs import CompletionOutput, FinishReason, PhaseTime, 
 from twinflow.runtime.sampling_params import SamplingParams
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.convert import delta_from_pb, sampling_to_pb
+from twinflow.workers.mutual_tls import MutualTls
 from twinflow.workers.rpc import call_metadata, open_channel
 from twinflow.workers.server import WorkerServer
 
@@ -147,8 +148,8 @@ class Answer:
 class Gateway:
     """A session with one worker; made by `attached`."""
 
-    def __init__(self, address: str, token: str = TOKEN) -> None:
-        self._channel = open_channel(address)
+    def __init__(self, address: str, token: str = TOKEN, tls: MutualTls | None = None) -> None:
+        self._channel = open_channel(address, tls)
         self._call = rpc.WorkerStub(self._channel).Attach(metadata=call_metadata(token))
         self._answers: dict[tuple[str, int], Answer] = {}
         self._reader = asyncio.create_task(self._read())
@@ -214,10 +215,12 @@ class Gateway:
 
 
 @asynccontextmanager
-async def attached(worker: WorkerServer | str, token: str = TOKEN) -> AsyncIterator[Gateway]:
+async def attached(
+    worker: WorkerServer | str, token: str = TOKEN, tls: MutualTls | None = None
+) -> AsyncIterator[Gateway]:
     """A session with a worker, which is given or at an address."""
     address = worker if isinstance(worker, str) else worker.description.address
-    gateway = Gateway(address, token)
+    gateway = Gateway(address, token, tls)
     try:
         await within(gateway.attached.wait(), f"the first message of {address}")
         yield gateway

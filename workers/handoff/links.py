@@ -8,6 +8,7 @@ first rank of the links it sends over and the second rank of those it receives o
 import asyncio
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import grpc
@@ -20,8 +21,10 @@ from twinflow.parallel.links.store import StoreDirectory
 from twinflow.protos.errors import LinkError
 from twinflow.protos.twinflow.internal.v1 import worker_pb2 as pb
 from twinflow.protos.twinflow.internal.v1 import worker_pb2_grpc as rpc
+from twinflow.workers.certificates import Certificates
 from twinflow.workers.config import WorkerConfig
 from twinflow.workers.handoff.store_calls import RemoteStore
+from twinflow.workers.mutual_tls import MutualTls
 from twinflow.workers.rpc import call_metadata, open_channel
 from twinflow.workers.threads import CallThreads
 
@@ -77,12 +80,22 @@ class PeerLease:
         await asyncio.to_thread(self._lease.discard)
 
 
+@dataclass(frozen=True, slots=True)
+class _PeerChannel:
+    """A control channel, and what it was opened for."""
+
+    address: str
+    certificates: Certificates | None
+    channel: grpc.aio.Channel
+
+
 class PeerLinks:
     """The connections of one rank to the ranks of other workers, control and data.
 
     Args:
         config: of the rank.
         device: where its KV blocks are, with the device's number if it has one.
+        tls: certificates of control channels; None for clear text.
 
     Attributes:
         me: this rank, as its peers know it.
@@ -92,11 +105,16 @@ class PeerLinks:
         metadata: of every call to a peer.
     """
 
-    def __init__(self, config: WorkerConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: WorkerConfig, device: torch.device, tls: MutualTls | None = None
+    ) -> None:
         self._config = config
+        self._tls = tls
         self._device = device
         self.me = LinkPeer(rank_name(config.worker_id, config.rank), config.epoch)
-        self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
+        self._channels: dict[str, _PeerChannel] = {}
+        # Of each peer, the channel with the certificates before: what runs over it goes on.
+        self._retired: dict[str, grpc.aio.Channel] = {}
         self._closing: set[asyncio.Task[None]] = set()
         # Of links that are leased and not opened yet.
         self._remote_stores: dict[str, RemoteStore] = {}
@@ -125,15 +143,27 @@ class PeerLinks:
         self.threads = CallThreads("twinflow-handoff")
 
     def stub(self, peer: pb.Peer) -> rpc.WorkerStub:
-        """The control channel to a peer; a peer with a new address gets a new one."""
+        """The control channel to a peer; a new address, and new certificates, need a new one."""
+        certificates = None if self._tls is None else self._tls.certificates
         known = self._channels.get(peer.worker_id)
-        if known is None or known[0] != peer.address:
+        if known is None or known.address != peer.address or known.certificates is not certificates:
             if known is not None:
-                closing = self._events.create_task(known[1].close())
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
-            known = self._channels[peer.worker_id] = (peer.address, open_channel(peer.address))
-        return rpc.WorkerStub(known[1])
+                self._replace(peer, known)
+            channel = open_channel(peer.address, self._tls)
+            known = _PeerChannel(peer.address, certificates, channel)
+            self._channels[peer.worker_id] = known
+        return rpc.WorkerStub(known.channel)
+
+    def _replace(self, peer: pb.Peer, known: _PeerChannel) -> None:
+        """Close a channel, or the one before it if only the certificates are new."""
+        leaving: grpc.aio.Channel | None = known.channel
+        if known.address == peer.address:
+            leaving = self._retired.pop(peer.worker_id, None)
+            self._retired[peer.worker_id] = known.channel
+        if leaving is not None:
+            closing = self._events.create_task(leaving.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def lease_receiving(self, peer: pb.Peer, *, fresh: bool = False) -> PeerLease:
         """A link to receive over.
@@ -186,8 +216,9 @@ class PeerLinks:
         await asyncio.to_thread(self.receiving.close)
         await asyncio.to_thread(self.sending.close)
         await asyncio.to_thread(self.threads.shutdown)
-        channels, self._channels = self._channels, {}
-        await asyncio.gather(*self._closing, *(c.close() for _, c in channels.values()))
+        channels = [*(known.channel for known in self._channels.values()), *self._retired.values()]
+        self._channels, self._retired = {}, {}
+        await asyncio.gather(*self._closing, *(channel.close() for channel in channels))
 
     def check_integrity(self) -> None:
         """Recount both pools and the stores.

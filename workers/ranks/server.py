@@ -23,6 +23,7 @@ from twinflow.workers.handoff.follower import FollowerHandoffs
 from twinflow.workers.handoff.links import PeerLinks
 from twinflow.workers.handoff.orders import KIND
 from twinflow.workers.handoff.store_calls import StoreCalls
+from twinflow.workers.mutual_tls import MutualTls
 from twinflow.workers.options import engine_options
 from twinflow.workers.ranks.build import BuiltFollower, build_follower
 from twinflow.workers.ranks.config import TeamConfig
@@ -61,7 +62,8 @@ class FollowerServer:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
-        self._grpc = create_server(config.token)
+        self._tls = MutualTls.of(config.tls)
+        self._grpc = create_server(config.token, self._tls)
         self._faults = FaultPoints(config.fault_points, config.process_name)
         self._parts: FollowerParts | None = None
         self._thread: threading.Thread | None = None
@@ -85,7 +87,8 @@ class FollowerServer:
         self._ended = events.create_future()
         built = await asyncio.to_thread(self._build, progress)
         try:
-            address = listen_on(self._grpc, self.config.host, f"worker {self.config.worker_id}")
+            who = f"worker {self.config.worker_id}"
+            address = listen_on(self._grpc, self.config.host, who, self._tls)
             self._parts = self._assemble(built)
             await self._grpc.start()
             await asyncio.to_thread(built.ready, address)
@@ -154,7 +157,7 @@ class FollowerServer:
 
     def _assemble(self, built: BuiltFollower) -> FollowerParts:
         cache = built.runner.kv_cache
-        links = PeerLinks(self.config, cache.data.device)
+        links = PeerLinks(self.config, cache.data.device, self._tls)
         store_calls = StoreCalls(links.stores, links.max_sending)
         end = HandoffEnd(
             config=self.config,

@@ -27,7 +27,7 @@
 {{- end -}}
 {{- range $flag := $v.serve.extraArgs -}}
 {{- $name := regexFind "^--[a-z-]+" $flag -}}
-{{- if has $name (list "--host" "--port" "--grpc-port" "--address" "--launcher" "--prefill" "--decode" "--mixed" "--tensor-parallel-size" "--prefill-tensor-parallel-size" "--decode-tensor-parallel-size" "--device" "--dtype" "--served-model-name" "--max-model-len" "--kv-cache-memory" "--shutdown-timeout" "--log-level" "--insecure" "--config") -}}
+{{- if has $name (list "--host" "--port" "--grpc-port" "--address" "--launcher" "--prefill" "--decode" "--mixed" "--tensor-parallel-size" "--prefill-tensor-parallel-size" "--decode-tensor-parallel-size" "--device" "--dtype" "--served-model-name" "--max-model-len" "--kv-cache-memory" "--shutdown-timeout" "--log-level" "--internal-tls" "--insecure" "--config") -}}
 {{- fail (printf "serve.extraArgs: the chart sets %s from a value of its own; change that one" $name) -}}
 {{- end -}}
 {{- if eq $name "--api-key" -}}

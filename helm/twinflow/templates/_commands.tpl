@@ -21,6 +21,7 @@
 {{- with $v.model.servedName -}}{{- $words = concat $words (list "--served-model-name" .) -}}{{- end -}}
 {{- with $v.serve.maxModelLen -}}{{- $words = concat $words (list "--max-model-len" (toString .)) -}}{{- end -}}
 {{- with $v.serve.kvCacheMemory -}}{{- $words = concat $words (list "--kv-cache-memory" (printf "%sB" .)) -}}{{- end -}}
+{{- if $v.internalTls.existingSecret -}}{{- $words = concat $words (list "--internal-tls" "/etc/twinflow/internal-tls") -}}{{- end -}}
 {{- if $v.apiKey.insecure -}}{{- $words = append $words "--insecure" -}}{{- end -}}
 {{- toJson (concat $words $v.serve.extraArgs) -}}
 {{- end -}}

@@ -53,6 +53,11 @@ runtimeClassName: {{ .root.Values.runtimeClassName }}
   emptyDir: {sizeLimit: {{ .root.Values.tmpSize }}}
 - name: shm
   emptyDir: {medium: Memory, sizeLimit: {{ .pool.shmSize }}}
+{{- with .root.Values.internalTls.existingSecret }}
+- name: internal-tls
+  # Readable by the pod's group.
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
 {{- with .root.Values.model.volume }}
 {{- if .pvc }}
 - name: model
@@ -70,6 +75,9 @@ runtimeClassName: {{ .root.Values.runtimeClassName }}
 {{- define "twinflow.mounts" -}}
 - {name: tmp, mountPath: /tmp}
 - {name: shm, mountPath: /dev/shm}
+{{- if .Values.internalTls.existingSecret }}
+- {name: internal-tls, mountPath: /etc/twinflow/internal-tls, readOnly: true}
+{{- end }}
 {{- if or .Values.model.volume.pvc .Values.model.volume.hostPath .Values.model.volume.image }}
 - name: model
   mountPath: {{ .Values.model.path }}

@@ -3,6 +3,7 @@
 import io
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.support.command_line import run_command
@@ -73,6 +74,13 @@ def test_a_port_whose_connections_wind_down_is_free() -> None:
             accepted, _ = server.accept()
             accepted.close()
     assert complaints_about_ports(ServeConfig(model="m", port=port, grpc_port=0)) == []
+
+
+def test_certificates_that_are_not_there_are_named_before_anything_starts(tmp_path: Path) -> None:
+    ports = ("--port", "0", "--grpc-port", "0")
+    ran = run_command("serve", "m", *ports, "--internal-tls", str(tmp_path))
+    assert ran.status == 2
+    assert f"--internal-tls {tmp_path}/ca.crt: cannot be read" in ran.err
 
 
 def test_an_unknown_host_is_named() -> None:

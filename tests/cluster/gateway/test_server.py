@@ -1,5 +1,6 @@
 """A gateway before and after it meets the workers."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,14 +11,18 @@ import httpx
 import msgspec
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.support.certificates import Authority
 from tests.support.fake_worker import TOKEN, FakeWorker, running, until
 from tests.support.served_models import write_tiny_model
 
 from twinflow import AsyncClient
+from twinflow.cluster.controller.gateway_link import GrpcGatewayLink
 from twinflow.cluster.dispatch.roster import Duty
 from twinflow.cluster.gateway.config import GatewayConfig
 from twinflow.cluster.gateway.server import GatewayServer
 from twinflow.protos.errors import ConfigError, Unavailable
+from twinflow.protos.twinflow.internal.v1 import gateway_pb2
+from twinflow.workers.mutual_tls import MutualTls
 
 BODY: dict[str, Any] = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 2}
 WORKERS = {"vocab_size": 400}
@@ -97,6 +102,39 @@ async def test_it_serves_once_it_knows_them(config: GatewayConfig) -> None:
         assert (card["id"], card["max_model_len"]) == ("tiny", 256)
         while not await health(target):  # it asks again within a second
             pass
+
+
+async def test_controller_gateway_and_workers_prove_themselves(
+    config: GatewayConfig, tmp_path: Path
+) -> None:
+    """And do so with renewed certificates, too, after which nothing is left of the old ones."""
+    directory = Authority().write(tmp_path / "tls")
+    prefill = FakeWorker("prefill-0", "prefill", **WORKERS)
+    decode = FakeWorker("decode-0", "decode", **WORKERS)
+    tls = prefill.tls = decode.tls = MutualTls(directory)
+    gateway = GatewayServer(msgspec.structs.replace(config, tls=directory))
+    control = (await gateway.start(lambda *_: None))["control"]
+    link, in_clear = GrpcGatewayLink(control, TOKEN, tls), GrpcGatewayLink(control, TOKEN)
+    try:
+        async with running(prefill, decode) as addresses:
+            duties = [
+                gateway_pb2.Duty(worker_id=at.worker_id, epoch=at.epoch, address=at.address)
+                for at in addresses
+            ]
+            table = gateway_pb2.SyncRequest(table_version=1, duties=duties)
+            with pytest.raises(Unavailable, match=f"the gateway at {control}: unavailable: "):
+                await asyncio.to_thread(in_clear.sync, table, 30.0)
+            await asyncio.to_thread(link.sync, table, 30.0)
+            await until(lambda: len(gateway.dispatcher.available) == 2)
+            Authority().write(directory)
+            await decode.restart(epoch=1)  # the same life, over a new connection
+            answer = await asyncio.to_thread(link.sync, table, 30.0)
+            assert not answer.problem.message
+            await until(lambda: len(gateway.dispatcher.available) == 2)
+    finally:
+        for each in (link, in_clear):
+            each.close()
+        await gateway.stop(0.0)
 
 
 async def test_workers_that_cannot_serve_together(config: GatewayConfig) -> None:

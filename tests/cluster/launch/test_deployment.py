@@ -73,6 +73,15 @@ class TestShares:
         ]
         assert {w.lane_decisions for w in found} == {Path("decisions").resolve()}
 
+    def test_certificates_are_where_the_operator_says_on_every_node(self, tmp_path: Path) -> None:
+        (tmp_path / "current").symlink_to(tmp_path / "today")
+        directory = tmp_path / "current"
+        found = workers(prefill=1, decode=2, internal_tls=str(directory))
+        assert {w.tls for w in found} == {directory}
+        config = ServeConfig(model="m", internal_tls=str(directory))
+        assert GatewayConfig.decode(plan_gateway(config, "token").config).tls == directory
+        assert {w.tls for w in workers()} == {None}
+
     def test_decisions_of_each_engine_are_in_one_directory_wherever_it_runs(self) -> None:
         speculation = '{"method": "ngram", "adaptive_decisions": "decisions"}'
         found = workers(prefill=1, decode=2, speculative_config=speculation)
