@@ -216,7 +216,7 @@ class Engine:
 
     def _schedule(self, lane: Mode | None) -> StepPlan:
         state = self._state(lane)
-        self._proposals.renew(state.running)
+        self._proposals.renew(state.running, self.queues)
         plan = self._scheduler.plan(state, self._clock())
         if plan.idle_until is not None:
             self._idle_until = plan.idle_until

@@ -14,6 +14,7 @@ from twinflow.runtime.executor import Executor, Work
 from twinflow.runtime.kv.block_manager import BlockManager
 from twinflow.runtime.lanes.view import decodes
 from twinflow.runtime.outputs import SampledToken
+from twinflow.runtime.queues import RequestQueues
 from twinflow.runtime.request import Request, RequestStatus
 from twinflow.runtime.speculative.account import SpeculationAccount
 from twinflow.runtime.speculative.draft import NOTHING, Draft
@@ -50,26 +51,47 @@ class Proposals:
         self._blocks = blocks
         self._account = account
 
-    def renew(self, requests: Sequence[Request]) -> None:
-        """Replace the proposals of requests that the next step may take up."""
+    def renew(self, requests: Sequence[Request], queues: RequestQueues) -> None:
+        """Replace the proposals of requests that the next step may take up.
+
+        Args:
+            requests: these.
+            queues: they, and all others.
+        """
         if not self._config.num_speculative_tokens:
             return
-        asks = [(request, limit) for request in requests if (limit := self._limit(request)) > 0]
         for request in requests:
             request.draft = NOTHING
+        decoding = sum(map(decodes, requests))
+        if not decoding or (self._goodput is not None and self._goodput.holds(decoding)):
+            return
+        asks = [(request, limit) for request in requests if (limit := self._limit(request)) > 0]
         if not asks:
             return
         if self._goodput is None:
             self._propose(*zip(*asks, strict=True))
         else:
-            self._propose_worthwhile(self._goodput, asks, sum(map(decodes, requests)))
+            self._propose_worthwhile(self._goodput, asks, decoding, self._coming(decoding, queues))
+
+    def _coming(self, decoding: int, queues: RequestQueues) -> int:
+        """How many more requests will decode soon: those on their way, and those with room."""
+        here = [*queues.running, *queues.receiving]
+        free = self._blocks.num_idle
+        for request in queues.waiting[: max(self._config.max_num_seqs - len(here), 0)]:
+            free -= self._blocks.blocks_for(request.num_tokens)
+            if free < 0:
+                break
+            here.append(request)
+        return sum(not request.hold for request in here) - decoding
 
     def _propose_worthwhile(
-        self, goodput: GoodputController, asks: Sequence[tuple[Request, int]], decoding: int
+        self,
+        goodput: GoodputController,
+        asks: Sequence[tuple[Request, int]],
+        decoding: int,
+        coming: int,
     ) -> None:
         """Propose as much as is worth it, and take down what that took."""
-        if goodput.holds(len(asks), decoding):
-            return
         most = self._config.num_speculative_tokens
         outlook = self._executor.outlook([request for request, _ in asks], most)
         behind = outlook.behind or (0,) * len(asks)
@@ -82,7 +104,7 @@ class Proposals:
             Ask(request.request_id, limit, late, request.max_total_tokens - request.num_tokens)
             for request, limit, late in able
         ]
-        limits = goodput.limits(named, decoding, outlook.widths)
+        limits = goodput.limits(named, decoding, outlook.widths, coming)
         chosen = [
             (request, limit, late)
             for (request, _, late), limit in zip(able, limits, strict=True)

@@ -319,6 +319,7 @@ class LateExecutor(TimedExecutor):
 
     asked: int = 0
     met: dict[str, int] = field(default_factory=dict)
+    reads_s: float = 0.2
 
     def outlook(self, requests: Sequence[Request], nodes: int) -> Outlook:
         return Outlook(tuple(map(self._behind, requests)), widths=(1,) * nodes)
@@ -326,7 +327,7 @@ class LateExecutor(TimedExecutor):
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft]:
         self.asked += 1
         for request in requests:
-            self.clock.advance(0.2 * self._behind(request))
+            self.clock.advance(self.reads_s * self._behind(request))
             self.met[request.request_id] = request.num_tokens
         return super().propose(requests, limits)
 
@@ -345,6 +346,28 @@ def test_a_drafter_is_left_alone_while_catching_up_is_not_worth_it() -> None:
         assert tokens[request.request_id] == expected_output(request.prompt_token_ids, 40)
     # One question, to one of them, has told what catching up takes.
     assert (executor.asked, len(executor.met), control.figures.probes) == (1, 1, 1)
+
+
+def test_of_a_burst_that_makes_rows_dear_no_prompt_is_read_by_the_drafter() -> None:
+    """Rows are free among six; eight requests arrive together, of which three decode at first."""
+    executor = LateExecutor(ManualClock(), lambda rows: 1.0 if rows <= 6 else rows)
+    executor.guess = right
+    control = GoodputController((1,) * 3)
+    spec = replace(SPEC, num_blocks=128, max_num_seqs=8, max_num_batched_tokens=64)
+    engine, _ = create_engine(spec, executor=executor, clock=executor.clock, goodput=control)
+    executor.reads_s = 0.001
+    alone = [create_request(20, max_tokens=30) for _ in range(3)]
+    serve(engine, *alone)
+    assert executor.met.keys() == {request.request_id for request in alone}
+    for request in (burst := [create_request(20, max_tokens=20) for _ in range(8)]):
+        engine.add_request(request)
+    decoding = []
+    while not all(request.output_token_ids for request in burst):
+        engine.step()
+        decoding.append(sum(bool(request.output_token_ids) for request in burst))
+        assert len(executor.met) == len(alone)
+    assert len(decoding) > 2
+    serve(engine)
 
 
 @dataclass

@@ -12,10 +12,14 @@ at. Proposing nothing is one of the choices.
 
 Catching up is what a drafter with a model computes before its first proposal to a sequence: the
 prompt, and what was said while nothing was proposed. It is paid once and serves all that follows,
-so it is spread over the tokens that the request may still get.
+so it is spread over the tokens that the request may still get. What follows happens under the load
+that is coming, not the present one: of 32 requests that arrive together a few decode first, and
+what is worth it for those is not once all do. So whoever has to catch up must be worth it with all
+requests decoding that are here, too, and until that load was measured nobody is.
 
 Times that were not measured are taken to be short, and nobody goes far beyond those that were: the
-first step has no proposals, and each may have twice the rows of the largest that is known.
+first step has no proposals, and each may have twice the rows of the largest that is known, or an
+eighth more where somebody has to catch up for it.
 
 A choice of nothing measures nothing. So a small share of the time is saved up, and when a proposal
 to one request costs no more than what was saved, all that it has to catch up with included, it is
@@ -32,6 +36,8 @@ from numpy.typing import NDArray
 _MARGIN = 1.02
 # Steps may have so many times the rows of the largest one that was measured.
 _FARTHEST = 2.0
+# Likewise for rows of those that have to catch up: a mistake costs all of their prompts.
+_FARTHEST_LATE = 1.125
 # Catching up is spread over at most so many tokens: outputs may be shorter than they may become.
 _MOST_TOKENS = 64
 # So many tokens to catch up with show what one of them takes.
@@ -72,6 +78,8 @@ class GoodputInputs:
         behind_seconds: of catching up with a token; None if that was not measured.
         saved: seconds that a proposal may cost which is made only to be measured; None for no such
             proposal now.
+        coming: requests that will decode soon: their prompts are being computed, or wait for that
+            and there is room for them.
     """
 
     decoding: int
@@ -81,6 +89,7 @@ class GoodputInputs:
     draft_times: Points = ()
     behind_seconds: float | None = None
     saved: float | None = None
+    coming: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +121,34 @@ def choose(inputs: GoodputInputs) -> GoodputChoice:
     late = [n for n, one in enumerate(inputs.candidates) if one.behind >= MEASURED_BEHIND]
     if inputs.behind_seconds is None and late:
         return _probe(inputs, base, late)
-    limits, goodput, seconds = _best(inputs, base)
+    worthy = replace(inputs, candidates=_without(inputs, _not_worth_it(inputs, late)))
+    limits, goodput, seconds = _best(worthy, base)
     if goodput > _MARGIN * inputs.decoding / base:
         return GoodputChoice(limits, extra_seconds=seconds - base)
     if inputs.saved is None:
         return nothing
     probe = _probe(inputs, base, range(len(inputs.candidates)))
     return probe if probe.extra_seconds <= inputs.saved else nothing
+
+
+def _not_worth_it(inputs: GoodputInputs, late: Sequence[int]) -> frozenset[int]:
+    """Who of those that have to catch up should not under the load that is coming."""
+    soon = replace(inputs, decoding=inputs.decoding + inputs.coming)
+    if late and soon.decoding <= _FARTHEST_LATE * inputs.times[-1][0]:
+        base = seconds_of(soon.times, soon.decoding)
+        limits, goodput, _ = _best(soon, base, _FARTHEST_LATE)
+        if goodput > _MARGIN * soon.decoding / base:
+            return frozenset(n for n in late if not limits[n])
+    return frozenset(late)
+
+
+def _without(inputs: GoodputInputs, left_out: frozenset[int]) -> tuple[Candidate, ...]:
+    """The candidates, some of which get nothing."""
+    if not left_out:
+        return inputs.candidates
+    return tuple(
+        replace(one, limit=0) if n in left_out else one for n, one in enumerate(inputs.candidates)
+    )
 
 
 def _probe(inputs: GoodputInputs, base: float, among: Sequence[int]) -> GoodputChoice:
@@ -135,19 +165,25 @@ def _probe(inputs: GoodputInputs, base: float, among: Sequence[int]) -> GoodputC
     return GoodputChoice(limits, probe=True, extra_seconds=seconds - base)
 
 
-def _best(inputs: GoodputInputs, base: float) -> tuple[tuple[int, ...], float, float]:
+def _best(
+    inputs: GoodputInputs, base: float, farthest: float = _FARTHEST
+) -> tuple[tuple[int, ...], float, float]:
     """The best limits that propose anything.
 
     Args:
         inputs: with at least one candidate.
         base: seconds of a step without proposals.
+        farthest: the step may have so many times the rows of the largest that was measured.
 
     Returns:
-        The limits, the tokens per second that they promise, and seconds of the step.
+        The limits, the tokens per second that they promise, and seconds of the step. Nothing, and
+        no tokens per second, where nobody may get anything.
     """
     levels = _Levels.of(inputs, inputs.decoding / base)
     rows = np.cumsum(levels.rows)
-    known = inputs.times[-1][0] * _FARTHEST - inputs.decoding
+    known = inputs.times[-1][0] * farthest - inputs.decoding
+    if not len(rows):
+        return (0,) * len(inputs.candidates), 0.0, base
     reach = 1 + int(np.searchsorted(rows, known, side="right"))
     rows, depths = rows[:reach], np.maximum.accumulate(levels.depths[:reach])
     tokens = inputs.decoding + np.cumsum(levels.gains[:reach])

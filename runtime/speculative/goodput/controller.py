@@ -3,8 +3,9 @@
 One object for one engine, asked before each step that decodes and told afterwards what became of
 it. It reads no clock and changes no token. Each choice can be made again from its record.
 
-While nothing is worth it, a choice holds for a few steps, unless other requests decode: such a step
-costs what it costs without speculation.
+While nothing is worth it, a choice holds for a few steps, unless the load falls: such a step costs
+what it costs without speculation. What proposals have taken that were made to be measured only is
+counted against the share of time that they may take.
 
 Steps that compute prompts too are not measured: what they take says little of a row that decodes.
 """
@@ -28,8 +29,9 @@ from twinflow.runtime.speculative.goodput.times import RowTimes
 _PROBE_SHARE = 0.01
 # Fewest steps from one such attempt to the next.
 _PROBE_STEPS = 16
-# Steps without proposals from one choice to the next, while the same requests decode.
+# Steps without proposals from one choice to the next, while as many requests decode or nearly so.
 _HELD_STEPS = 8
+_NEARLY = 7 / 8
 # Weight of the newest measurement of catching up.
 _NEWEST = 0.25
 # Drafting depends on less than steps do, and each new measurement of it costs a proposal.
@@ -108,7 +110,8 @@ class GoodputController:
         self._saved = 0.0
         self._steps = self._probed = 0
         self._choice = GoodputChoice(())
-        self._held, self._held_for = 0, (0, 0)
+        self._held = self._held_for = 0
+        self._usual = 0.0
         self._figures = GoodputFigures()
 
     @property
@@ -116,14 +119,15 @@ class GoodputController:
         """What was chosen up to now."""
         return replace(self._figures)
 
-    def holds(self, asking: int, decoding: int) -> bool:
+    def holds(self, decoding: int) -> bool:
         """Whether the next step has no proposals, because those before it had none.
 
         Args:
-            asking: requests that something may be proposed to.
-            decoding: rows that decode in it, at least as many.
+            decoding: rows that decode in it.
         """
-        if not self._held or self._held_for != (asking, decoding):
+        if decoding < _NEARLY * self._held_for:
+            self._held = 0
+        if not self._held:
             return False
         self._held -= 1
         self._steps += 1
@@ -131,7 +135,7 @@ class GoodputController:
         return True
 
     def limits(
-        self, asks: Sequence[Ask], decoding: int, widths: Sequence[int] = ()
+        self, asks: Sequence[Ask], decoding: int, widths: Sequence[int] = (), coming: int = 0
     ) -> tuple[int, ...]:
         """Choose for the next step.
 
@@ -140,6 +144,7 @@ class GoodputController:
             decoding: rows that decode in it, at least as many.
             widths: nodes of each level of the drafter's proposals from now on; nothing if they have
                 not changed.
+            coming: requests that will decode soon.
 
         Returns:
             Most nodes to propose to each, perhaps none.
@@ -159,17 +164,18 @@ class GoodputController:
             draft_times=self._draft_times.points(self._steps),
             behind_seconds=self._behind_seconds,
             saved=self._saved if self._steps - self._probed >= _PROBE_STEPS else None,
+            coming=coming,
         )
         choice = self._choice = choose(inputs)
         if self._record is not None:
             self._record.write(inputs, choice)
         if choice.probe:
-            self._saved, self._probed = 0.0, self._steps
+            self._probed, self._usual = self._steps, seconds_of(inputs.times, decoding)
         elif not choice.rows:
             self._figures.silent += 1
             # Until a step without proposals was measured, there is nothing to compare them with.
             self._held = _HELD_STEPS - 1 if inputs.times else 0
-            self._held_for = (len(asks), decoding)
+            self._held_for = decoding
         return choice.limits
 
     def drafted(self, made: Drafting) -> None:
@@ -177,6 +183,8 @@ class GoodputController:
         levels = max(made.levels, 1)
         if self._choice.probe:
             self._figures.probes += 1
+            # What was saved and not needed is not kept: it would be spent on a large one at once.
+            self._saved = min(self._saved - made.seconds, 0.0)
         elif made.rows or made.behind:
             self._figures.speculating += 1
         else:
@@ -201,7 +209,9 @@ class GoodputController:
         if seconds <= 0.0:
             return
         self._times.note(rows, seconds, self._steps)
-        if not self._choice.rows:
+        if self._choice.probe:
+            self._saved -= max(seconds - self._usual, 0.0)
+        elif not self._choice.rows:
             self._saved += _PROBE_SHARE * seconds
 
     def verified(self, request_id: str, accepted: int, depth: int) -> None:

@@ -120,6 +120,28 @@ def test_catching_up_is_spread_over_what_the_request_may_still_get() -> None:
     assert choose(replace(given, behind_seconds=5.0)).limits == (0,)
 
 
+def test_nobody_catches_up_for_a_load_that_does_not_last() -> None:
+    """Two of eight that arrived together decode already; a row is free among four, and dear later."""
+    knee: Points = ((1.0, 1.0), (6.0, 1.0), (64.0, 60.0))
+    late, ready = Candidate(0.9, 2, behind=100), Candidate(0.9, 2)
+    given = GoodputInputs(2, (late, ready), (1,) * 2, knee, behind_seconds=0.001)
+    assert choose(given).limits == (2, 2)
+    assert choose(replace(given, coming=2)).limits == (2, 2)
+    assert choose(replace(given, coming=6)).limits == (0, 2)
+
+
+def test_nobody_catches_up_for_a_load_that_was_never_measured() -> None:
+    """Whoever is ready may try twice the rows; for an eighth more somebody may catch up."""
+    late = Candidate(0.9, 4, behind=100)
+    given = GoodputInputs(8, (late,) * 8, (1,) * 4, ((8.0, 1.0),), behind_seconds=0.001)
+    assert sum(limit > 0 for limit in choose(given).limits) == 2
+    ready = replace(given, candidates=(Candidate(0.9, 4),) * 8)
+    assert sum(limit > 0 for limit in choose(ready).limits) == 8
+    assert not choose(replace(given, coming=2)).rows
+    assert choose(replace(given, coming=2, times=((8.0, 1.0), (16.0, 1.0)))).rows > 8
+    assert choose(replace(ready, coming=2)) == choose(ready)
+
+
 def test_who_has_nothing_to_catch_up_with_comes_first() -> None:
     late, ready = Candidate(0.9, 3, behind=100), Candidate(0.8, 3)
     times = ((2.0, 1.0), (5.0, 1.0), (6.0, 9.0))
