@@ -121,14 +121,20 @@ def choose(inputs: GoodputInputs) -> GoodputChoice:
     late = [n for n, one in enumerate(inputs.candidates) if one.behind >= MEASURED_BEHIND]
     if inputs.behind_seconds is None and late:
         return _probe(inputs, base, late)
-    worthy = replace(inputs, candidates=_without(inputs, _not_worth_it(inputs, late)))
-    limits, goodput, seconds = _best(worthy, base)
-    if goodput > _MARGIN * inputs.decoding / base:
-        return GoodputChoice(limits, extra_seconds=seconds - base)
-    if inputs.saved is None:
+    left_out = _not_worth_it(inputs, late)
+    if len(left_out) < len(inputs.candidates):
+        limits, goodput, seconds = _best(_without(inputs, left_out), base)
+        if goodput > _MARGIN * inputs.decoding / base:
+            return GoodputChoice(limits, extra_seconds=seconds - base)
+    if inputs.saved is None or inputs.saved < _least_late_seconds(inputs):
         return nothing
     probe = _probe(inputs, base, range(len(inputs.candidates)))
     return probe if probe.extra_seconds <= inputs.saved else nothing
+
+
+def _least_late_seconds(inputs: GoodputInputs) -> float:
+    """What the cheapest proposal takes at least: spares looking at any, as most often."""
+    return (inputs.behind_seconds or 0.0) * min(one.behind for one in inputs.candidates)
 
 
 def _not_worth_it(inputs: GoodputInputs, late: Sequence[int]) -> frozenset[int]:
@@ -142,13 +148,14 @@ def _not_worth_it(inputs: GoodputInputs, late: Sequence[int]) -> frozenset[int]:
     return frozenset(late)
 
 
-def _without(inputs: GoodputInputs, left_out: frozenset[int]) -> tuple[Candidate, ...]:
-    """The candidates, some of which get nothing."""
+def _without(inputs: GoodputInputs, left_out: frozenset[int]) -> GoodputInputs:
+    """The same, but that some candidates get nothing."""
     if not left_out:
-        return inputs.candidates
-    return tuple(
+        return inputs
+    candidates = tuple(
         replace(one, limit=0) if n in left_out else one for n, one in enumerate(inputs.candidates)
     )
+    return replace(inputs, candidates=candidates)
 
 
 def _probe(inputs: GoodputInputs, base: float, among: Sequence[int]) -> GoodputChoice:
@@ -171,19 +178,16 @@ def _best(
     """The best limits that propose anything.
 
     Args:
-        inputs: with at least one candidate.
+        inputs: with a candidate that may get something.
         base: seconds of a step without proposals.
         farthest: the step may have so many times the rows of the largest that was measured.
 
     Returns:
-        The limits, the tokens per second that they promise, and seconds of the step. Nothing, and
-        no tokens per second, where nobody may get anything.
+        The limits, the tokens per second that they promise, and seconds of the step.
     """
     levels = _Levels.of(inputs, inputs.decoding / base)
     rows = np.cumsum(levels.rows)
     known = inputs.times[-1][0] * farthest - inputs.decoding
-    if not len(rows):
-        return (0,) * len(inputs.candidates), 0.0, base
     reach = 1 + int(np.searchsorted(rows, known, side="right"))
     rows, depths = rows[:reach], np.maximum.accumulate(levels.depths[:reach])
     tokens = inputs.decoding + np.cumsum(levels.gains[:reach])

@@ -121,7 +121,7 @@ def test_catching_up_is_spread_over_what_the_request_may_still_get() -> None:
 
 
 def test_nobody_catches_up_for_a_load_that_does_not_last() -> None:
-    """Two of eight that arrived together decode already; a row is free among four, and dear later."""
+    """Two of eight that came together decode already; rows are free among six, and dear later."""
     knee: Points = ((1.0, 1.0), (6.0, 1.0), (64.0, 60.0))
     late, ready = Candidate(0.9, 2, behind=100), Candidate(0.9, 2)
     given = GoodputInputs(2, (late, ready), (1,) * 2, knee, behind_seconds=0.001)
