@@ -344,8 +344,8 @@ def test_a_drafter_is_left_alone_while_catching_up_is_not_worth_it() -> None:
     tokens = serve(engine, *requests)
     for request in requests:
         assert tokens[request.request_id] == expected_output(request.prompt_token_ids, 40)
-    # One question, to one of them, has told what catching up takes.
-    assert (executor.asked, len(executor.met), control.figures.probes) == (1, 1, 1)
+    # A question to one of them has told what catching up takes, and another what it is worth.
+    assert (executor.asked, len(executor.met), control.figures.probes) == (2, 1, 1)
 
 
 def test_of_a_burst_that_makes_rows_dear_no_prompt_is_read_by_the_drafter() -> None:

@@ -120,7 +120,8 @@ def choose(inputs: GoodputInputs) -> GoodputChoice:
         return nothing
     late = [n for n, one in enumerate(inputs.candidates) if one.behind >= MEASURED_BEHIND]
     if inputs.behind_seconds is None and late:
-        return _probe(inputs, base, late)
+        # One level, so that what is measured is one pass over what was to be caught up with.
+        return _probe(replace(inputs, widths=inputs.widths[:1]), base, late)
     left_out = _not_worth_it(inputs, late)
     if len(left_out) < len(inputs.candidates):
         limits, goodput, seconds = _best(_without(inputs, left_out), base)

@@ -190,14 +190,18 @@ class GoodputController:
         else:
             self._figures.silent += 1
         if made.behind >= MEASURED_BEHIND:
-            known = self._draft_times.points(self._steps)
-            drafting = levels * seconds_of(known, made.rows / levels)
+            drafting = levels * self._level_seconds(made.rows / levels)
             rows = made.behind if drafting else made.behind + made.rows
             late = max(made.seconds - drafting, 0.0) / rows
             before = late if self._behind_seconds is None else self._behind_seconds
             self._behind_seconds = before + _NEWEST * (late - before)
         elif made.rows and made.seconds > 0.0:
             self._draft_times.note(made.rows / levels, made.seconds / levels, self._steps)
+
+    def _level_seconds(self, rows: float) -> float:
+        """Of drafting a level, no less than of the smallest that was measured; 0 if none was."""
+        known = self._draft_times.points(self._steps)
+        return seconds_of(known, max(rows, known[0][0])) if known else 0.0
 
     def stepped(self, rows: int, seconds: float) -> None:
         """A step is over that decoded and verified, and nothing else.

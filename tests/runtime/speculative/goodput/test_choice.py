@@ -164,7 +164,7 @@ def test_what_catching_up_takes_is_found_out_with_one_request() -> None:
     candidates = (Candidate(0.9, 2, behind=40), Candidate(0.9, 2, behind=30), Candidate(0.9, 2, 1))
     given = GoodputInputs(3, candidates, (1,) * 2, FLAT)
     choice = choose(given)
-    assert (choice.limits, choice.probe) == ((0, 2, 0), True)
+    assert (choice.limits, choice.probe) == ((0, 1, 0), True)
     assert choose(replace(given, behind_seconds=0.0)).limits == (2, 2, 2)
 
 

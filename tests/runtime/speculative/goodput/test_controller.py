@@ -138,6 +138,26 @@ def test_catching_up_costs_a_hundredth_and_one_attempt_where_it_is_not_worth_it(
     assert extra <= 0.01 * steps * saturated(requests) + 2 * attempt
 
 
+def test_everybody_catches_up_where_rows_cost_nothing() -> None:
+    controller, behind = GoodputController((1,) * MOST), [100] * 32
+    for _ in range(40):
+        limits: tuple[int, ...] = (0,) * 32
+        if not controller.holds(32):
+            asks = [Ask(str(seat), MOST, late, 200) for seat, late in enumerate(behind)]
+            limits = controller.limits(asks, 32)
+        rows, late = sum(limits), sum(b for b, limit in zip(behind, limits, strict=True) if limit)
+        if rows:
+            controller.drafted(
+                Drafting(0.01 * max(limits) + 0.0001 * late, max(limits), rows, late)
+            )
+        controller.stepped(32 + rows, memory_bound(32 + rows))
+        for seat, limit in enumerate(limits):
+            behind[seat] = 0 if limit else behind[seat] + 1
+            if limit:
+                controller.verified(str(seat), limit, limit)
+    assert not any(behind)
+
+
 def test_proposals_that_are_never_right_are_given_up_and_probed() -> None:
     made = machine(memory_bound, 0.0)
     made.run(64)
