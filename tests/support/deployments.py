@@ -184,6 +184,14 @@ class Deployment:
         self.wait_gone()
         assert "Traceback" not in self.log, self.log[-_LOG_TAIL:]
 
+    def tell(self) -> None:
+        """Write into a failed test's report how the deployment stands, and the end of its log."""
+        titles = "".join(f"  {pid} {_title(p)[:160]}\n" for pid, p in self.processes().items())
+        status = self._process.poll()
+        state = "still runs" if status is None else f"ended with {status}"
+        sys.stderr.write(f"The deployment {state}. Its processes:\n{titles}")
+        sys.stderr.write(f"The end of its log:\n{self.log[-_LOG_TAIL:]}\n")
+
     def kill(self) -> None:
         """End whatever is left of it."""
         for process in self.processes().values():
@@ -214,6 +222,9 @@ def serving(model: Path, *flags: str) -> Iterator[Deployment]:
         deployment.wait_ready()
         yield deployment
         deployment.stop()
+    except BaseException:
+        deployment.tell()
+        raise
     finally:
         deployment.kill()
 

@@ -152,6 +152,38 @@ class HttpGateway:
         await self._stopping.wait()
         await self.server.stop()
 
+    def stand_still_once_idle(self, seconds: float) -> tuple[threading.Event, threading.Event]:
+        """Once a connection has been answered, hold the loop up while it reads from its sockets.
+
+        That is where uvloop runs timers before it looks for more to read.
+
+        Returns:
+            Set by the gateway when it stands still, and to be set when something has been sent;
+            `seconds` later it goes on.
+        """
+        assert self.server is not None and self._loop is not None
+        loop, connections = self._loop, self.server._server.server_state.connections
+        standing, sent = threading.Event(), threading.Event()
+        ours, theirs = socket.socketpair()
+
+        def stand_still() -> None:
+            loop.remove_reader(ours)
+            standing.set()
+            sent.wait(PATIENCE_S)
+            time.sleep(seconds)
+            ours.close()
+            theirs.close()
+
+        def look() -> None:
+            if any(connection.timeout_keep_alive_task for connection in connections):
+                loop.add_reader(ours, stand_still)
+                theirs.send(b"x")
+            else:
+                loop.call_soon(look)
+
+        loop.call_soon_threadsafe(look)
+        return standing, sent
+
     def begin_stop(self) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stopping.set)

@@ -18,7 +18,8 @@ class HttpConfig:
         max_connections: further ones are refused.
         head_timeout_s: from the first byte of a request to the end of its headers.
         body_timeout_s: from the end of the headers to the end of the body.
-        keep_alive_s: how long an idle connection stays open.
+        keep_alive_s: how long an idle connection stays open; longer than the load balancers before
+            it keep theirs (60 s), or they would send requests into closed connections.
         write_timeout_s: how long a reader may not read while more is to be sent.
         write_buffer_bytes: what may wait for a slow reader before generation waits too.
         linger_s: how long a refused client may go on sending, so that it can read the refusal.
@@ -37,7 +38,7 @@ class HttpConfig:
     max_connections: int = 4096
     head_timeout_s: float = 10.0
     body_timeout_s: float = 10.0
-    keep_alive_s: float = 5.0
+    keep_alive_s: float = 75.0
     write_timeout_s: float = 30.0
     write_buffer_bytes: int = 64 << 10
     linger_s: float = 2.0

@@ -25,6 +25,9 @@ from twinflow.cluster.gateway.http.errors import plain_error_body
 _HOST = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 # Hop-by-hop headers of a protocol upgrade.
 _UPGRADE = frozenset({b"upgrade", b"http2-settings", b"connection"})
+# A loop that was held up runs timers before it reads (libuv does): what a client has sent in time
+# is read within this, and only then is it too late.
+_READ_FIRST_S = 0.05
 
 
 class _Refusal(Exception):
@@ -78,9 +81,12 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, without waiting for a reader that does not read."""
+        """Close an idle connection, unless a request waits in its socket."""
+        self.timeout_keep_alive_task = self.loop.call_later(_READ_FIRST_S, self._close_idle)
+
+    def _close_idle(self) -> None:
         if self.transport.get_write_buffer_size():
-            self.transport.abort()
+            self.transport.abort()  # without waiting for a reader that does not read
         else:
             super().timeout_keep_alive_handler()
 
@@ -199,7 +205,10 @@ class GuardedProtocol(HttpToolsProtocol):
             self._reading.cancel()
         self._reading = None
         if seconds is not None:
-            self._reading = self.loop.call_later(seconds, self._read_timed_out)
+            self._reading = self.loop.call_later(seconds, self._read_once_more)
+
+    def _read_once_more(self) -> None:
+        self._reading = self.loop.call_later(_READ_FIRST_S, self._read_timed_out)
 
     def _read_timed_out(self) -> None:
         self._reading = None

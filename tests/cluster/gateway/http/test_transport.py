@@ -13,6 +13,7 @@ import pytest
 from tests.support.fake_backend import Behaviour
 from tests.support.http_gateway import (
     CONFIG,
+    PATIENCE_S,
     HttpGateway,
     assert_openai_error,
     chat_body,
@@ -340,6 +341,19 @@ def test_a41_idle_after_a_response(impatient: HttpGateway) -> None:
     with impatient.connect() as connection:
         connection.sendall(request("GET /live HTTP/1.1", "Host: a"))
         assert status_of(read_all(connection)) == 200  # returns when the server has closed
+
+
+def test_a41_request_that_came_while_nobody_looked() -> None:
+    """A process that stood still for longer than the limits has not been kept waiting."""
+    limits = replace(CONFIG, head_timeout_s=0.2, body_timeout_s=0.2, keep_alive_s=0.2)
+    with http_gateway(config=limits) as gateway, gateway.connect() as connection:
+        standing, sent = gateway.stand_still_once_idle(0.3)
+        connection.sendall(raw_post(CHAT, BODY).replace(b"Connection: close\r\n", b""))
+        assert standing.wait(PATIENCE_S)
+        connection.sendall(raw_post(CHAT, BODY))
+        sent.set()
+        answers = read_all(connection).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200", b"200"]
 
 
 def test_a46_connections_over_the_limit() -> None:
