@@ -47,33 +47,17 @@ def test_tokens_are_those_of_transformers(
     assert metrics.value("twinflow:handoffs_failed_total") == 0
 
 
-@pytest.mark.parametrize(
-    ("transform", "said", "is_measured"),
-    [
-        ((), "tpla approximates attention: joint-exact1 with 2 shards changes the loss", True),
-        (
-            ("--tpla-transform", "none", "--force"),
-            "tpla approximates attention, and nobody knows how well: ",
-            False,
-        ),
-    ],
-    ids=["measured", "unmeasured"],
-)
-def test_tpla_says_what_it_costs_and_depends_on_no_company(
-    expected: list[Continuation], transform: tuple[str, ...], said: str, is_measured: bool
-) -> None:
-    tpla = ("--mla-parallel", "tpla", "--mla-shards", "2", *transform)
+def test_tpla_says_what_it_costs_and_depends_on_no_company(expected: list[Continuation]) -> None:
+    tpla = ("--mla-parallel", "tpla", "--mla-shards", "2")
+    said = "tpla approximates attention: joint-exact1 with 2 shards changes the loss"
     with serving(NANO, *FLAGS, *POOLS, *tpla) as deployment:
         assert said in deployment.log
         together = continue_served(deployment, PROMPTS, MAX_TOKENS)
         for prompt, found in zip(PROMPTS, together, strict=True):
             assert continue_served(deployment, [prompt], MAX_TOKENS) == [found]
         metrics = deployment.wait_idle()
-    if not is_measured:
-        assert together != expected, "this transform is bad enough to be seen"
     for found, exact in zip(together, expected, strict=True):
         assert found.prompt_token_ids == exact.prompt_token_ids
         assert found.token_ids[0] == exact.token_ids[0], "prompts are computed exactly"
     assert metrics.finished == 2 * len(PROMPTS)
-    exported = {name for name, _ in metrics.samples if name.startswith("twinflow:tpla_")}
-    assert bool(exported) == is_measured
+    assert any(name.startswith("twinflow:tpla_") for name, _ in metrics.samples)

@@ -31,7 +31,7 @@ PROMPTS = (
     "<|im_start|>user\nName three colours.<|im_end|>\n<|im_start|>assistant\n",
     "<|im_start|>user\nSay hello in Spanish.<|im_end|>\n<|im_start|>assistant\n",
 )
-MAX_TOKENS = 24
+MAX_TOKENS = 16
 
 
 @pytest.fixture(scope="module")

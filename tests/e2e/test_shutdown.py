@@ -111,12 +111,9 @@ async def test_an_interrupt_lets_running_requests_finish(tiny_model: Path, launc
         await asyncio.to_thread(deployment.wait_ended, 0)
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-async def test_a_second_interrupt_ends_streams_with_an_error(
-    tiny_model: Path, launcher: str
-) -> None:
+async def test_a_second_interrupt_ends_streams_with_an_error(tiny_model: Path) -> None:
     """Through both doors, and nothing has to be killed."""
-    with started(tiny_model, "--launcher", launcher, *FLAGS) as deployment:
+    with started(tiny_model, "--launcher", "ray", *FLAGS) as deployment:
         async with broken_streams(deployment) as ends:
             deployment.interrupt()
             await asyncio.to_thread(
@@ -144,9 +141,8 @@ async def test_a_third_interrupt_ends_it_at_once(tiny_model: Path) -> None:
         assert "Killing gateway-0" in deployment.log
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_supervisor_s_signal_is_as_good(tiny_model: Path, launcher: str) -> None:
-    with started(tiny_model, "--launcher", launcher, *FLAGS) as deployment:
+def test_a_supervisor_s_signal_is_as_good(tiny_model: Path) -> None:
+    with started(tiny_model, "--launcher", "ray", *FLAGS) as deployment:
         deployment.send_signal(signal.SIGTERM)
         deployment.wait_ended(0)
         assert "Stopped." in deployment.log

@@ -7,9 +7,7 @@ their last digits and tokens may not.
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 from tests.support.checkpoints import write_checkpoint
 from tests.support.completions import CompletionsClient, for_each
@@ -50,10 +48,9 @@ def write_model(directory: Path, architecture: str) -> Path:
     [
         ("LlamaForCausalLM", ONE_WORKER, 2),
         ("LlamaForCausalLM", ("--prefill-tensor-parallel-size", "2"), 3),
-        ("Qwen3MoeForCausalLM", ONE_WORKER, 2),
         ("Qwen3MoeForCausalLM", (*ONE_WORKER, "--enable-expert-parallel"), 2),
     ],
-    ids=["dense", "pools", "experts", "expert parallel"],
+    ids=["dense", "pools", "expert parallel"],
 )
 async def test_tokens_are_those_of_one_process(
     tmp_path: Path, architecture: str, flags: tuple[str, ...], processes: int
@@ -78,8 +75,7 @@ async def test_tokens_are_those_of_one_process(
     assert metrics.value("twinflow:handoffs_failed_total") == 0
 
 
-@pytest.mark.parametrize(("rank", "fault"), [(1, psutil.Process.kill), (0, psutil.Process.suspend)])
-async def test_the_only_worker_loses_a_rank(tiny_model: Path, rank: int, fault: Any) -> None:
+async def test_a_rank_of_the_only_worker_freezes(tiny_model: Path) -> None:
     """All of it is replaced, and its stream goes on there."""
     llm = LLM(tiny_model, dtype="float32", max_model_len=512, num_kv_blocks=40)
     (output,) = llm.generate([LONG.prompt], LONG.params, use_tqdm=False)
@@ -88,7 +84,7 @@ async def test_the_only_worker_loses_a_rank(tiny_model: Path, rank: int, fault: 
         async with CompletionsClient(deployment) as client:
             reading = asyncio.create_task(tokens_of(client, LONG, began))
             await asyncio.wait_for(began.wait(), QUIET_S)
-            fault(before[rank])
+            before[0].suspend()
             await leaves_the_pool(deployment, "mixed-0")
             assert await reading == output.outputs[0].token_ids
         assert "mixed-0 is lost: " in deployment.log
