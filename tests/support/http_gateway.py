@@ -26,6 +26,7 @@ from twinflow.cluster.gateway.auth import Authenticator
 from twinflow.cluster.gateway.http.app import create_app
 from twinflow.cluster.gateway.http.config import HttpConfig
 from twinflow.cluster.gateway.http.dependencies import HttpDependencies
+from twinflow.cluster.gateway.http.protocol import GuardedProtocol
 from twinflow.cluster.gateway.http.server import HttpServer
 from twinflow.cluster.gateway.metrics import GatewayMetrics
 from twinflow.cluster.gateway.text_pipeline import TextPipeline
@@ -175,7 +176,8 @@ class HttpGateway:
             theirs.close()
 
         def look() -> None:
-            if any(connection.timeout_keep_alive_task for connection in connections):
+            guarded = (each for each in connections if isinstance(each, GuardedProtocol))
+            if any(connection.timeout_keep_alive_task for connection in guarded):
                 loop.add_reader(ours, stand_still)
                 theirs.send(b"x")
             else:

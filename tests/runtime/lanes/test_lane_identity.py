@@ -33,8 +33,6 @@ from twinflow.runtime.speculative.drafters.token_recycling import (
 )
 
 ASKS = random_asks(10, MixShape(vocab_size=131, longest_prompt=70, most_tokens=20), seed=11)
-# Of arrivals, aborts and the order in which steps end.
-SEEDS = (1, 2)
 POLICIES = [(name, order) for name in ("chunked", "layered", "laps") for order in ("fcfs", "spf")]
 
 
@@ -100,9 +98,8 @@ def test_tokens_do_not_depend_on_lanes(name: str, policy: tuple[str, str]) -> No
 @pytest.mark.parametrize("name", TINY_KINDS)
 def test_tokens_survive_preemptions_and_aborts(name: str, scheduler: str) -> None:
     config = engine_config(scheduler=scheduler, num_blocks=36, block_size=4)
-    for seed in SEEDS:
-        with laned(name, config, CountedThreads(Grid.of(3)), ends=seed) as made:
-            check_hard_times(made, name, seed)
+    with laned(name, config, CountedThreads(Grid.of(3)), ends=2) as made:
+        check_hard_times(made, name, seed=2)
 
 
 def check_hard_times(made: ModelEngine, name: str, seed: int) -> None:
@@ -143,12 +140,11 @@ def test_a_backend_that_fails_costs_no_request_and_no_token(
     assert len(backend.moves) <= moves + 1
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids="-".join)
+@pytest.mark.parametrize("scheduler", ["chunked", "layered", "laps"])
 @pytest.mark.parametrize("name", TINY_KINDS)
-def test_tokens_on_core_sets(name: str, policy: tuple[str, str]) -> None:
+def test_tokens_on_core_sets(name: str, scheduler: str) -> None:
     """Real threads that really move, with prefix hits, preemptions and aborts."""
-    scheduler, order = policy
-    config = engine_config(scheduler=scheduler, prefill_order=order, num_blocks=36, block_size=4)
+    config = engine_config(scheduler=scheduler, num_blocks=36, block_size=4)
     with laned(name, config, core_sets(), ends=1) as made:
         check_hard_times(made, name, seed=1)
     with ThreadPoolExecutor() as later:
