@@ -8,7 +8,9 @@
     stages  the drafting stage alone on two ranks: layouts and group sizes of EasySpec against
             sequential tensor parallel drafting. Tokens are the same in every layout.
 
-`--out` gets report.md (the table), report.json and report.png.
+`--out` gets report.md, report.json and report.png. Behind the table of `serve` is a compact one, a
+row for each arm: with one concurrency tokens per pass of each task, with several of each task and
+concurrency tokens per pass / TPOT to none / share of the time that is not the target's.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from benchmarks.speculating import stages, tasks
 from benchmarks.speculating.arms import NONE, Loaded, arm_names, make_arm, most_tokens
 from benchmarks.speculating.report import (
     Cell,
-    concurrency_table,
+    compact_table,
     draw_serving,
     draw_stages,
     serving_table,
@@ -72,9 +74,7 @@ def serve(args: argparse.Namespace, arguments: str) -> Report:
         "and range.\n"
     )
     figures = {"cells": [cell.figures() for cell in cells]}
-    tables = (
-        f"{serving_table(cells)}\n\nTokens per pass / TPOT to none:\n\n{concurrency_table(cells)}"
-    )
+    tables = f"{serving_table(cells)}\n\n{compact_table(cells)}"
     return Report(heading, tables, figures, lambda: draw_serving(cells))
 
 

@@ -111,18 +111,49 @@ def serving_table(cells: Sequence[Cell]) -> str:
     return markdown_table(heads, rows)
 
 
-def concurrency_table(cells: Sequence[Cell]) -> str:
-    """One row for each arm, with tokens per pass and TPOT to none at each task and concurrency."""
-    columns = list(dict.fromkeys((cell.task, cell.concurrency) for cell in cells))
+def compact_table(cells: Sequence[Cell]) -> str:
+    """One row for each arm: by task if all cells have one concurrency, else by both."""
+    several = len({cell.concurrency for cell in cells}) > 1
+    return _concurrency_table(cells) if several else _task_table(cells)
+
+
+def _task_table(cells: Sequence[Cell]) -> str:
+    """Tokens per pass of each task; acceptance at the first one; the others over all tasks."""
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    heads = ["arm", *tasks, f"accepted at 1, 2, … ({tasks[0]})", "drafting, of a step"]
     rows = []
-    for arm in dict.fromkeys(cell.arm for cell in cells):
-        own = [cell for cell in cells if cell.arm == arm]
-        by_column = {(cell.task, cell.concurrency): cell for cell in own}
-        found = [by_column[column] for column in columns]
-        rows.append(
-            (arm, *(f"{cell.tokens_per_pass:.2f} / {cell.tpot_ratio.median:.2f}" for cell in found))
+    for own in _by_arm(cells):
+        whole = Cell(own[0].arm, "", own[0].concurrency)
+        whole.rounds = [one for cell in own for one in cell.rounds]
+        whole.tpot = [ratio for cell in own for ratio in cell.tpot]
+        tokens = [f"{cell.tokens_per_pass:.2f}" for cell in own]
+        accepted = " ".join(f"{rate:.2f}" for rate in own[0].acceptance)
+        drafting = f"{whole.share('draft_s'):.0%}"
+        rows.append((whole.arm, *tokens, accepted, drafting, whole.tpot_ratio.text()))
+    return markdown_table([*heads, "TPOT to none"], rows)
+
+
+def _concurrency_table(cells: Sequence[Cell]) -> str:
+    """Tokens per pass / TPOT to none / share of the time that is not the target's."""
+    columns = dict.fromkeys(f"{cell.task}, {cell.concurrency}" for cell in cells)
+    rows = [
+        (
+            own[0].arm,
+            *(
+                f"{cell.tokens_per_pass:.2f} / {cell.tpot_ratio.median:.2f} / "
+                f"{1 - cell.share('verify_s'):.1%}"
+                for cell in own
+            ),
         )
-    return markdown_table(["arm", *(f"{task}, {count}" for task, count in columns)], rows)
+        for own in _by_arm(cells)
+    ]
+    return markdown_table(["arm", *columns], rows)
+
+
+def _by_arm(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells of each arm, tasks and concurrencies in the same order."""
+    arms = dict.fromkeys(cell.arm for cell in cells)
+    return [[cell for cell in cells if cell.arm == arm] for arm in arms]
 
 
 def draw_serving(cells: Sequence[Cell]) -> Figure:
