@@ -28,6 +28,7 @@ TABLES = {
     "admission-azure": (
         "admission {traces}/azure2023_conv.csv --rates 12 16 --requests 600 --kv-gib 4"
     ),
+    "overload": "overload {model} --seconds 15",
     "lanes": "lanes simulated --requests 1000 --loads 0.7 0.9 --seeds 3",
 }
 

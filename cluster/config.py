@@ -286,6 +286,10 @@ class ServeConfig(BaseModel):
     """Prompt tokens that workers have without a first token, while the rest waits and API keys take
     turns that are fair in tokens; without it, every request is sent on at once."""
 
+    max_ttft_ms: Annotated[Milliseconds | None, Group.LIMITS] = None
+    """Longest time to a first token that is promised: a request that would wait longer, at the pace
+    of the latest ones, is answered with 429 at once; by default only its own deadline counts."""
+
     kv_transfer_timeout: Annotated[Seconds, Field(gt=0), Group.LIMITS] = 10.0
     """Seconds that each wait of a KV hand-off may take before the prompt is computed where it is
     needed."""

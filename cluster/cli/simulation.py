@@ -11,6 +11,7 @@ from twinflow.cluster.cli.flags import flag_name, number_above_0
 from twinflow.cluster.cli.parser import Invocation
 from twinflow.cluster.cli.sources import resolve
 from twinflow.cluster.config import ServeConfig
+from twinflow.cluster.dispatch.admission import AdmissionLimits
 from twinflow.cluster.quantities import count, in_seconds, memory
 from twinflow.cluster.simulator.config import Deployment, Link, Partition, SimulationConfig
 from twinflow.cluster.simulator.hardware import Hardware
@@ -34,7 +35,7 @@ SHARED_FLAGS = (
     "scheduler", "prefill_scheduler", "decode_scheduler",
     "prefill_order", "prefill_prefill_order", "decode_prefill_order",
     "admission", "prefill_admission", "decode_admission",
-    "tbt_objective_ms", "ttft_objective_ms",
+    "tbt_objective_ms", "ttft_objective_ms", "max_ttft_ms",
     "prefill_slack", "decode_slack", "lane_decisions",
     "max_num_seqs", "max_num_batched_tokens", "block_size",
 )  # fmt: skip
@@ -163,6 +164,7 @@ def build_config(arguments: Arguments, workload: Workload) -> SimulationConfig:
         times=LaneTimes(hardware.times),
         link=Link(arguments.bytes_per_s("link") or hardware.link_bytes_per_s),
         partition=_partition(arguments, hardware.grid),
+        admission=AdmissionLimits(longest_wait_s=in_seconds(arguments.serve.max_ttft_ms)),
         seed=arguments.whole("seed", 0) or 0,
     )
 

@@ -115,7 +115,7 @@ class Dispatcher:
         self._clock = clock
         self._policy = RoutingPolicy()
         self._index = PrefixIndex(model.block_size)
-        self._queue = AdmissionQueue(limits)
+        self._queue = AdmissionQueue(limits, clock)
         self._turnstile = Turnstile(config.turnstile)
         self._listener = listener
         self._config = config
@@ -226,7 +226,7 @@ class Dispatcher:
                 try:
                     async with aclosing(self._attempt(journey, route)) as deltas:
                         async for delta in deltas:
-                            self._queue.leave(spec)
+                            self._queue.answered(spec)
                             self._turnstile.leave(spec)
                             self._turnstile.generated(spec, len(delta.token_ids))
                             self._history.deliver(story, delta)

@@ -16,6 +16,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         max_key_queued_requests: sequences of one API key that wait; None for no such bound.
         max_key_queued_tokens: their prompt tokens; likewise.
         fair_tokens: prompt tokens with workers before keys take turns; None for no turns.
+        longest_wait_s: longest time to a first token that is promised; None for no promise.
         host: address that HTTP and gRPC listen on.
         port: HTTP port; 0 takes a free one.
         grpc_port: gRPC port; 0 takes a free one.
@@ -39,6 +40,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_key_queued_requests: int | None = None
     max_key_queued_tokens: int | None = None
     fair_tokens: int | None = None
+    longest_wait_s: float | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     grpc_port: int = 50051

@@ -147,6 +147,8 @@ class GatewayServer:
                 max_tokens=config.max_queued_tokens,
                 max_key_requests=config.max_key_queued_requests,
                 max_key_tokens=config.max_key_queued_tokens,
+                longest_wait_s=config.longest_wait_s,
+                turns=config.fair_tokens is not None,
             ),
             listener=self._metrics,
             config=DispatchConfig(

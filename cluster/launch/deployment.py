@@ -242,6 +242,7 @@ def plan_gateway(
         max_key_queued_requests=config.max_key_queued_reqs,
         max_key_queued_tokens=config.max_key_queued_tokens,
         fair_tokens=config.fair_tokens,
+        longest_wait_s=in_seconds(config.max_ttft_ms),
         loss=latents.quality,
         seed=config.seed,
     )

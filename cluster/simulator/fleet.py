@@ -39,10 +39,16 @@ class Gateway:
     Args:
         config: of the deployment.
         workers: of this replica.
+        clock: virtual seconds.
     """
 
-    def __init__(self, config: SimulationConfig, workers: Sequence[SimulatedWorker]) -> None:
-        self.queue = AdmissionQueue(config.admission)
+    def __init__(
+        self,
+        config: SimulationConfig,
+        workers: Sequence[SimulatedWorker],
+        clock: Callable[[], float],
+    ) -> None:
+        self.queue = AdmissionQueue(config.admission, clock)
         self.workers = {worker.worker_id: worker for worker in workers}
         self._policy = RoutingPolicy()
         self._index = PrefixIndex(config.engine.block_size)
@@ -116,7 +122,7 @@ class Fleet:
         self._agenda = Agenda()
         self.measures = Measures(objectives)
         self._gateways = [
-            Gateway(config, self._build_workers(index))
+            Gateway(config, self._build_workers(index), lambda: self.now)
             for index in range(config.deployment.replicas)
         ]
         self.workers = [worker for each in self._gateways for worker in each.workers.values()]
@@ -294,7 +300,7 @@ class Fleet:
     def _token(self, journey: Journey, delta: TokenDelta, now: float) -> None:
         progress, request_id = journey.progress, journey.spec.request_id
         if delta.token_ids and not progress.tokens:
-            journey.gateway.queue.leave(journey.spec)
+            journey.gateway.queue.answered(journey.spec)
             (journey.prefill or journey.decode).computing.remove(request_id)
             journey.decode.promised.remove(request_id)
         for _ in delta.token_ids:

@@ -73,3 +73,66 @@ def test_a_key_has_bounds_of_its_own(limits: dict[str, Any], bound: str) -> None
     queue.leave(own[0])
     queue.admit(own[2:])
     assert queue.num_requests == 3
+
+
+class TestWaits:
+    """Nobody waits in vain."""
+
+    def slow_queue(self, **limits: Any) -> tuple[AdmissionQueue, list[float]]:
+        """A queue that has seen 100 prompt tokens a second, and its clock."""
+        now = [0.0]
+        queue = AdmissionQueue(AdmissionLimits(**limits), lambda: now[0])
+        first, second = create_spec(prompt=50), create_spec(prompt=50)
+        queue.admit([first])
+        queue.admit([second])
+        now[0] = 1.0
+        queue.answered(second)
+        queue.leave(first)
+        return queue, now
+
+    def test_who_would_wait_too_long_is_refused_and_told_for_how_long(self) -> None:
+        queue, _ = self.slow_queue(longest_wait_s=1.0)
+        queue.admit([create_spec(prompt=50)])
+        with pytest.raises(Overloaded, match=r"later than it may \(1 s\)") as refused:
+            queue.admit([create_spec(prompt=250)])
+        assert refused.value.retry_after_s == pytest.approx(3.0 - 0.7)
+        queue.admit([create_spec(prompt=20)])
+        assert queue.num_requests == 2
+
+    def test_who_is_alone_is_admitted_however_slow_it_was(self) -> None:
+        queue, now = self.slow_queue(longest_wait_s=1.0)
+        spec = create_spec(prompt=500)
+        queue.admit([spec])
+        with pytest.raises(Overloaded):
+            queue.admit([create_spec(prompt=1)])
+        now[0] += 0.1
+        queue.answered(spec)
+        queue.admit([create_spec(prompt=50)])
+        queue.admit([create_spec(prompt=50)])
+
+    def test_an_end_without_a_token_says_nothing(self) -> None:
+        queue, now = self.slow_queue(longest_wait_s=1.0)
+        pace, specs = queue.forecast.pace, [create_spec(prompt=10) for _ in range(3)]
+        queue.admit(specs)
+        now[0] += 100.0
+        for spec in specs:
+            queue.leave(spec)
+            queue.answered(spec)
+        assert queue.forecast.pace == pace
+        assert queue.num_requests == 0
+
+    @pytest.mark.parametrize("turns", [False, True])
+    def test_with_turns_another_key_has_no_more_in_front_than_it_has_itself(
+        self, turns: bool
+    ) -> None:
+        queue, _ = self.slow_queue(longest_wait_s=1.0, turns=turns)
+        for _ in range(7):
+            queue.admit([create_spec(prompt=10, api_key_id="greedy")])
+        with pytest.raises(Overloaded):
+            queue.admit([create_spec(prompt=10, api_key_id="greedy")])
+        modest = create_spec(prompt=30, api_key_id="modest")
+        if turns:
+            queue.admit([modest])
+        else:
+            with pytest.raises(Overloaded):
+                queue.admit([modest])
