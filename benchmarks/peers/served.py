@@ -59,6 +59,17 @@ class Server:
 
 _TWINFLOW = (sys.executable, "-m", "twinflow", "serve")
 _OWN_FLAGS = ("--port", "{port}", "--grpc-port", "{spare}", "--launcher", "local")
+
+
+def _vllm(name: str, dtype: str, *flags: str) -> Server:
+    return Server(
+        name,
+        ("{home}/vllm/bin/vllm", "serve"),
+        ("--port", "{port}", "--dtype", dtype, "--max-num-seqs", "64", *flags),
+        (("VLLM_CPU_OMP_THREADS_BIND", "{cores}"), ("VLLM_CPU_KVCACHE_SPACE", "1")),
+    )
+
+
 SERVERS = {
     each.name: each
     for each in (
@@ -69,18 +80,9 @@ SERVERS = {
             (*_OWN_FLAGS, "--prefill", "1", "--decode", "1"),
             ready="/ready",
         ),
-        Server(
-            "vllm",
-            ("{home}/vllm/bin/vllm", "serve"),
-            ("--port", "{port}", "--dtype", "bfloat16", "--max-num-seqs", "64"),
-            (("VLLM_CPU_OMP_THREADS_BIND", "{cores}"), ("VLLM_CPU_KVCACHE_SPACE", "1")),
-        ),
-        Server(
-            "vllm-eager",
-            ("{home}/vllm/bin/vllm", "serve"),
-            ("--port", "{port}", "--dtype", "bfloat16", "--max-num-seqs", "64", "--enforce-eager"),
-            (("VLLM_CPU_OMP_THREADS_BIND", "{cores}"), ("VLLM_CPU_KVCACHE_SPACE", "1")),
-        ),
+        _vllm("vllm", "bfloat16"),
+        _vllm("vllm-eager", "bfloat16", "--enforce-eager"),
+        _vllm("vllm-float32", "float32", "--enforce-eager"),
     )
 }
 _ARMS = ["twinflow-mixed", "twinflow-1p1d", "vllm"]
