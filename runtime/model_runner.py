@@ -297,22 +297,24 @@ class ModelRunner:
 
     def _batch(self, rows: Sequence[SequenceRows], flat: FlatRows) -> RowBatch:
         """Fill the input buffers; rows of padding are token 0 at position 0."""
-        token_ids = np.concatenate([np.asarray(r.token_ids, dtype=np.int64) for r in rows])
+        token_ids = np.array([token for group in rows for token in group.token_ids], dtype=np.int64)
         vocab_size = self._model.config.vocab_size
         if token_ids.min() < 0 or token_ids.max() >= vocab_size:
             raise ValueError(f"a token is not in 0..{vocab_size - 1}")
         count, size = flat.num_rows, self._row_tile.round_up(flat.num_rows)
         for buffer, values in ((self._token_ids, token_ids), (self._positions, flat.positions)):
             buffer[:count].copy_(torch.from_numpy(values))
-            buffer[count:size].zero_()
-        end_position = int((flat.starts + flat.counts).max())
+            if size > count:
+                buffer[count:size].zero_()
+        end_position = int(flat.positions.max()) + 1
         return RowBatch(self._token_ids[:size], self._positions[:size], end_position, count)
 
     def _logits(self, forward_pass: ForwardPass, rows: IntArray) -> Tensor:
         """Logits of some rows, which are repeated up to a whole row tile."""
         if not rows.size:
             return torch.empty(0, self._model.config.vocab_size, device=self._device)
-        padded = np.resize(rows, self._row_tile.round_up(len(rows)))
+        size = self._row_tile.round_up(len(rows))
+        padded = rows if size == len(rows) else np.resize(rows, size)
         index = torch.from_numpy(padded).to(self._device)
         # Ordinary tensors, not those of inference mode: the caller may change logits in place.
         with torch.inference_mode(False), torch.no_grad():
@@ -334,6 +336,8 @@ def _front(rows: SequenceRows, layer: int) -> tuple[str, FrontierPlace]:
 
 def _sampled_rows(rows: Sequence[SequenceRows], flat: FlatRows) -> IntArray:
     """The rows whose logits are wanted."""
+    if flat.one_row_each and all(group.samples for group in rows):
+        return np.arange(flat.num_rows)
     ends = flat.first_rows + flat.counts
     wanted = [np.arange(end - g.sampled_rows, end) for g, end in zip(rows, ends, strict=True)]
     return np.concatenate(wanted)

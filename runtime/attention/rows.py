@@ -94,40 +94,44 @@ class FlatRows:
         Raises:
             ValueError: a group is empty, starts before 0 or is not covered by its block table.
         """
-        starts = np.array([group.start for group in groups], dtype=np.int64)
-        counts = np.array([len(group.token_ids) for group in groups], dtype=np.int64)
-        block_counts = -(-(starts + counts) // block_size)
-        tables = np.array([len(group.block_ids) for group in groups], dtype=np.int64)
-        bad = np.flatnonzero((counts < 1) | (starts < 0) | (tables < block_counts))
-        if bad.size:
-            at = int(bad[0])
-            raise ValueError(
-                f"row group {at}: {counts[at]} tokens from position {starts[at]} with "
-                f"{tables[at]} blocks of {block_size} tokens; expected at least one token and "
-                f"{block_counts[at]} blocks"
+        # Numbers of Python, and few arrays: after a pass over the weights, the first use of each
+        # function of NumPy costs more than a loop over the sequences of a step.
+        described: list[tuple[int, ...]] = []
+        used: list[int] = []
+        branches: list[tuple[RowGroupLike, int]] = []
+        num_rows = 0
+        for group in groups:
+            start, count = group.start, len(group.token_ids)
+            needed = -(-(start + count) // block_size)
+            if count < 1 or start < 0 or len(group.block_ids) < needed:
+                raise ValueError(
+                    f"row group {len(described)}: {count} tokens from position {start} with "
+                    f"{len(group.block_ids)} blocks of {block_size} tokens; expected at least one "
+                    f"token and {needed} blocks"
+                )
+            if group.ancestors or group.copied_block:
+                branches.append((group, num_rows))
+            written = start - len(group.ancestors)
+            described.append(
+                (start, count, group.prompt_tokens, num_rows, len(used), needed, written)
             )
-        used = [
-            np.asarray(group.block_ids, dtype=np.int64)[:count]
-            for group, count in zip(groups, block_counts, strict=True)
-        ]
-        first_rows = _exclusive_sum(counts)
-        branches = [at for at, group in enumerate(groups) if group.ancestors or group.copied_block]
-        written_starts = starts.copy()
-        for at in branches:
-            written_starts[at] -= len(groups[at].ancestors)
+            used.extend(group.block_ids[:needed])
+            num_rows += count
+        columns = np.array(described, dtype=np.int64).T.copy()
+        starts, counts, prompt_tokens, first_rows, first_blocks, block_counts, written = columns
         return cls(
             block_size=block_size,
             starts=starts,
             counts=counts,
-            prompt_tokens=np.array([group.prompt_tokens for group in groups], dtype=np.int64),
+            prompt_tokens=prompt_tokens,
             first_rows=first_rows,
-            positions=_consecutive(starts, counts),
-            blocks=np.concatenate(used),
-            first_blocks=_exclusive_sum(block_counts),
+            positions=starts if num_rows == len(groups) else _consecutive(starts, counts),
+            blocks=np.array(used, dtype=np.int64),
+            first_blocks=first_blocks,
             block_counts=block_counts,
-            written_starts=written_starts,
-            echoes=_echoes([(groups[at], int(first_rows[at])) for at in branches], block_size),
-            copied_blocks=_copies([groups[at] for at in branches], block_size),
+            written_starts=written,
+            echoes=_echoes(branches, block_size),
+            copied_blocks=_copies([group for group, _ in branches], block_size),
         )
 
     @property
@@ -135,9 +139,15 @@ class FlatRows:
         """Rows of the step."""
         return len(self.positions)
 
+    @property
+    def one_row_each(self) -> bool:
+        """Whether every sequence has a single row, as when all of them are decoded."""
+        return len(self.positions) == len(self.starts)
+
     def row_blocks(self) -> IntArray:
         """[R] block that each row is written to."""
-        first_blocks = np.repeat(self.first_blocks, self.counts)
+        each = self.one_row_each
+        first_blocks = self.first_blocks if each else np.repeat(self.first_blocks, self.counts)
         blocks: IntArray = self.blocks[first_blocks + self.positions // self.block_size]
         return blocks
 
@@ -154,7 +164,11 @@ class FlatRows:
 
     def opened_blocks(self, share: BlockShare) -> IntArray:
         """Blocks of a rank of which this step writes the first slot but not the last one."""
-        starts, ends = share.slots(self.written_starts), share.slots(self.starts + self.counts)
+        end_positions = self.starts + self.counts
+        next_blocks = -(-self.written_starts // share.block_size) * share.block_size
+        if not (next_blocks < end_positions).any():
+            return self.blocks[:0]  # as in most steps that decode
+        starts, ends = share.slots(self.written_starts), share.slots(end_positions)
         last_blocks = (ends - 1) // share.block_size
         opened = (last_blocks * share.block_size >= starts) & (ends % share.block_size != 0)
         blocks: IntArray = self.blocks[(self.first_blocks + last_blocks)[opened]]

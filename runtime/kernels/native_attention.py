@@ -7,6 +7,7 @@ share it; threads take items one after another. What is made once per step is ma
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -132,11 +133,11 @@ class NativeAttention(HeadKernel):
 
         Taken anew only when a step needs more than any before.
         """
-        ends = np.cumsum([-(-size // _ALIGNED) * _ALIGNED for size in sizes])
+        ends = list(accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes))
         if ends[-1] > len(self._memory):
-            self._memory = torch.empty(int(ends[-1]))
+            self._memory = torch.empty(ends[-1])
         begins, width = self._memory.data_ptr(), self._memory.itemsize
-        return [begins + width * int(at) for at in (0, *ends[:-1])]
+        return [begins + width * at for at in (0, *ends[:-1])]
 
     def _plan(self, rows: FlatRows) -> None:
         self._step = _Step.of(rows)
@@ -157,10 +158,14 @@ class _Step:
     @classmethod
     def of(cls, rows: FlatRows) -> "_Step":
         """Cut the rows of each sequence into items."""
-        per_sequence = -(-rows.counts // _ITEM_ROWS)
-        sequences = np.repeat(np.arange(len(per_sequence)), per_sequence)
-        before = np.cumsum(per_sequence) - per_sequence
-        first_rows = (np.arange(len(sequences)) - before[sequences]) * _ITEM_ROWS
+        sequences = np.arange(len(rows.counts))
+        if rows.one_row_each:
+            first_rows = np.zeros(len(sequences), dtype=np.int64)
+        else:
+            per_sequence = -(-rows.counts // _ITEM_ROWS)
+            before = np.cumsum(per_sequence) - per_sequence
+            sequences = np.repeat(sequences, per_sequence)
+            first_rows = (np.arange(len(sequences)) - before[sequences]) * _ITEM_ROWS
         arrays = (
             rows.starts,
             rows.counts,

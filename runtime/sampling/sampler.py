@@ -140,7 +140,10 @@ class Sampler:
 
 def _clear_faults(logits: Tensor) -> frozenset[int]:
     """Find rows that are not numbers, and zero them so that no later step has to bear them."""
-    # Comparisons with NaN are false, and amax and amin hand a NaN on.
+    # Comparisons with NaN are false, and what finds extremes hands a NaN on.
+    lowest, highest = torch.aminmax(logits)
+    if bool((highest <= LOGIT_LIMIT) & (lowest >= -LOGIT_LIMIT)):
+        return frozenset()
     healthy = (logits.amax(dim=-1) <= LOGIT_LIMIT) & (logits.amin(dim=-1) >= -LOGIT_LIMIT)
     faults = [row for row, ok in enumerate(healthy.tolist()) if not ok]
     if faults:
