@@ -37,6 +37,7 @@ class WorkerSample:
         prompt_tokens: that it computed, since its start.
         waiting_tokens: of prompts, that it has not computed yet.
         running: sequences in its batch.
+        receiving: sequences that have room, and whose prompts other workers compute.
         waiting: sequences that wait for room.
         full: part of its KV cache or of its batch that is in use, the larger one.
     """
@@ -47,6 +48,7 @@ class WorkerSample:
     prompt_tokens: int = 0
     waiting_tokens: int = 0
     running: int = 0
+    receiving: int = 0
     waiting: int = 0
     full: float = 0.0
 
@@ -141,6 +143,7 @@ class Observer:
             pools={role: self._pool(role) for role in roles},
             ttft_s=self._quantile([sample.ttft for sample in self._samples]),
             tpot_s=self._quantile([sample.gaps for sample in self._samples]),
+            starts_per_s=self._starts_per_s(),
             places=places,
         )
 
@@ -156,8 +159,15 @@ class Observer:
             queue_s=queued * self._token_s.get(role, 0.0),
             held=_mean(self._samples, role, lambda worker: worker.full),
             running=_mean(lately, role, lambda worker: worker.running),
+            receiving=_mean(lately, role, lambda worker: worker.receiving),
             waiting=_mean(lately, role, lambda worker: worker.waiting),
+            waited=_mean(self._samples, role, lambda worker: worker.waiting),
         )
+
+    def _starts_per_s(self) -> float:
+        seconds = sum(sample.seconds for sample in self._samples)
+        first_tokens = sum(int(sample.ttft.sum()) for sample in self._samples)
+        return first_tokens / seconds if seconds else 0.0
 
     def _learn_speed(self) -> None:
         """Seconds per token of prompts, from the window if any were computed in it."""

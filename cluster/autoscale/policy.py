@@ -66,7 +66,8 @@ class Tempo:
         interval_s: between two decisions.
         window_s: that latencies and loads are looked at over.
         quantile: of latencies, which is held against the objective.
-        calm_s: a pool shrinks to the most that it has needed for so long.
+        calm_s: a pool shrinks to the most that it has needed for so long; longer if it regretted
+            that lately.
         turns_per_hour: changes of direction that a pool makes at most in any hour; at least 2.
     """
 

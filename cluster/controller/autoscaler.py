@@ -98,6 +98,7 @@ def _sample(role: Role, epoch: int, load: gateway_pb2.Load) -> WorkerSample:
         prompt_tokens=load.prompt_tokens,
         waiting_tokens=load.waiting_tokens,
         running=load.running,
+        receiving=load.receiving,
         waiting=load.waiting,
         full=load.full,
     )

@@ -120,6 +120,7 @@ def _load(client: WorkerClient) -> pb.Load | None:
         return None  # it has not reported yet
     return pb.Load(
         running=stats.num_running,
+        receiving=stats.num_receiving,
         waiting=stats.num_waiting,
         waiting_tokens=stats.waiting_tokens,
         full=max(

@@ -139,6 +139,7 @@ def load_of(worker: SimulatedWorker) -> pb.Load:
     used = 1.0 - now.free_blocks / now.total_blocks
     return pb.Load(
         running=now.num_running,
+        receiving=now.num_receiving,
         waiting=now.num_waiting,
         waiting_tokens=now.waiting_tokens,
         full=max(used, now.num_running / worker.engine.config.max_num_seqs),

@@ -26,7 +26,7 @@ from twinflow.protos.twinflow.internal.v1 import worker_pb2 as twinflow_dot_inte
 from twinflow.protos.twinflow.v1 import admin_pb2 as twinflow_dot_v1_dot_admin__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"twinflow/internal/v1/gateway.proto\x12\x14twinflow.internal.v1\x1a!twinflow/internal/v1/worker.proto\x1a\x17twinflow/v1/admin.proto\"\x84\x01\n\x04\x44uty\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12(\n\x04role\x18\x04 \x01(\x0e\x32\x1a.twinflow.internal.v1.Role\x12\x0f\n\x07leaving\x18\x05 \x01(\x08\x12\x0e\n\x06moving\x18\x06 \x01(\x08\"M\n\x07Outcome\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1d.twinflow.internal.v1.Failure\"\xdd\x01\n\x0bSyncRequest\x12\x15\n\rtable_version\x18\x01 \x01(\x04\x12*\n\x06\x64uties\x18\x02 \x03(\x0b\x32\x1a.twinflow.internal.v1.Duty\x12\x0f\n\x07missing\x18\x03 \x03(\t\x12%\n\x07\x63luster\x18\x04 \x01(\x0b\x32\x14.twinflow.v1.Cluster\x12\"\n\x06\x65vents\x18\x05 \x03(\x0b\x32\x12.twinflow.v1.Event\x12/\n\x08outcomes\x18\x06 \x03(\x0b\x32\x1d.twinflow.internal.v1.Outcome\"r\n\x07\x43ontact\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\n\n\x02up\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12(\n\x04load\x18\x05 \x01(\x0b\x32\x1a.twinflow.internal.v1.Load\"{\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x16\n\x0ewaiting_tokens\x18\x03 \x01(\x04\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x01\x12\x14\n\x0c\x62usy_seconds\x18\x05 \x01(\x01\x12\x15\n\rprompt_tokens\x18\x06 \x01(\x04\":\n\rLatencyCounts\x12\r\n\x05width\x18\x01 \x01(\x01\x12\x0c\n\x04ttft\x18\x02 \x03(\x04\x12\x0c\n\x04gaps\x18\x03 \x03(\x04\"\x94\x02\n\x07\x43ommand\x12.\n\x05scale\x18\x01 \x01(\x0b\x32\x1d.twinflow.v1.ScalePoolRequestH\x00\x12.\n\x04\x66lip\x18\x02 \x01(\x0b\x32\x1e.twinflow.v1.FlipWorkerRequestH\x00\x12\x30\n\x05\x64rain\x18\x03 \x01(\x0b\x32\x1f.twinflow.v1.DrainWorkerRequestH\x00\x12\x35\n\x07restart\x18\x04 \x01(\x0b\x32\".twinflow.v1.RestartWorkersRequestH\x00\x12\x36\n\tautoscale\x18\x05 \x01(\x0b\x32!.twinflow.v1.AutoscalePoolRequestH\x00\x42\x08\n\x06\x63hange\"\xd8\x01\n\x0cSyncResponse\x12.\n\x07problem\x18\x01 \x01(\x0b\x32\x1d.twinflow.internal.v1.Failure\x12/\n\x08\x63ontacts\x18\x02 \x03(\x0b\x32\x1d.twinflow.internal.v1.Contact\x12/\n\x08\x63ommands\x18\x03 \x03(\x0b\x32\x1d.twinflow.internal.v1.Command\x12\x36\n\tlatencies\x18\x04 \x01(\x0b\x32#.twinflow.internal.v1.LatencyCounts2X\n\x07Gateway\x12M\n\x04Sync\x12!.twinflow.internal.v1.SyncRequest\x1a\".twinflow.internal.v1.SyncResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"twinflow/internal/v1/gateway.proto\x12\x14twinflow.internal.v1\x1a!twinflow/internal/v1/worker.proto\x1a\x17twinflow/v1/admin.proto\"\x84\x01\n\x04\x44uty\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12(\n\x04role\x18\x04 \x01(\x0e\x32\x1a.twinflow.internal.v1.Role\x12\x0f\n\x07leaving\x18\x05 \x01(\x08\x12\x0e\n\x06moving\x18\x06 \x01(\x08\"M\n\x07Outcome\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1d.twinflow.internal.v1.Failure\"\xdd\x01\n\x0bSyncRequest\x12\x15\n\rtable_version\x18\x01 \x01(\x04\x12*\n\x06\x64uties\x18\x02 \x03(\x0b\x32\x1a.twinflow.internal.v1.Duty\x12\x0f\n\x07missing\x18\x03 \x03(\t\x12%\n\x07\x63luster\x18\x04 \x01(\x0b\x32\x14.twinflow.v1.Cluster\x12\"\n\x06\x65vents\x18\x05 \x03(\x0b\x32\x12.twinflow.v1.Event\x12/\n\x08outcomes\x18\x06 \x03(\x0b\x32\x1d.twinflow.internal.v1.Outcome\"r\n\x07\x43ontact\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\n\n\x02up\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12(\n\x04load\x18\x05 \x01(\x0b\x32\x1a.twinflow.internal.v1.Load\"\x8e\x01\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x16\n\x0ewaiting_tokens\x18\x03 \x01(\x04\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x01\x12\x14\n\x0c\x62usy_seconds\x18\x05 \x01(\x01\x12\x15\n\rprompt_tokens\x18\x06 \x01(\x04\x12\x11\n\treceiving\x18\x07 \x01(\r\":\n\rLatencyCounts\x12\r\n\x05width\x18\x01 \x01(\x01\x12\x0c\n\x04ttft\x18\x02 \x03(\x04\x12\x0c\n\x04gaps\x18\x03 \x03(\x04\"\x94\x02\n\x07\x43ommand\x12.\n\x05scale\x18\x01 \x01(\x0b\x32\x1d.twinflow.v1.ScalePoolRequestH\x00\x12.\n\x04\x66lip\x18\x02 \x01(\x0b\x32\x1e.twinflow.v1.FlipWorkerRequestH\x00\x12\x30\n\x05\x64rain\x18\x03 \x01(\x0b\x32\x1f.twinflow.v1.DrainWorkerRequestH\x00\x12\x35\n\x07restart\x18\x04 \x01(\x0b\x32\".twinflow.v1.RestartWorkersRequestH\x00\x12\x36\n\tautoscale\x18\x05 \x01(\x0b\x32!.twinflow.v1.AutoscalePoolRequestH\x00\x42\x08\n\x06\x63hange\"\xd8\x01\n\x0cSyncResponse\x12.\n\x07problem\x18\x01 \x01(\x0b\x32\x1d.twinflow.internal.v1.Failure\x12/\n\x08\x63ontacts\x18\x02 \x03(\x0b\x32\x1d.twinflow.internal.v1.Contact\x12/\n\x08\x63ommands\x18\x03 \x03(\x0b\x32\x1d.twinflow.internal.v1.Command\x12\x36\n\tlatencies\x18\x04 \x01(\x0b\x32#.twinflow.internal.v1.LatencyCounts2X\n\x07Gateway\x12M\n\x04Sync\x12!.twinflow.internal.v1.SyncRequest\x1a\".twinflow.internal.v1.SyncResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,14 +41,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SYNCREQUEST']._serialized_end=556
   _globals['_CONTACT']._serialized_start=558
   _globals['_CONTACT']._serialized_end=672
-  _globals['_LOAD']._serialized_start=674
-  _globals['_LOAD']._serialized_end=797
-  _globals['_LATENCYCOUNTS']._serialized_start=799
-  _globals['_LATENCYCOUNTS']._serialized_end=857
-  _globals['_COMMAND']._serialized_start=860
-  _globals['_COMMAND']._serialized_end=1136
-  _globals['_SYNCRESPONSE']._serialized_start=1139
-  _globals['_SYNCRESPONSE']._serialized_end=1355
-  _globals['_GATEWAY']._serialized_start=1357
-  _globals['_GATEWAY']._serialized_end=1445
+  _globals['_LOAD']._serialized_start=675
+  _globals['_LOAD']._serialized_end=817
+  _globals['_LATENCYCOUNTS']._serialized_start=819
+  _globals['_LATENCYCOUNTS']._serialized_end=877
+  _globals['_COMMAND']._serialized_start=880
+  _globals['_COMMAND']._serialized_end=1156
+  _globals['_SYNCRESPONSE']._serialized_start=1159
+  _globals['_SYNCRESPONSE']._serialized_end=1375
+  _globals['_GATEWAY']._serialized_start=1377
+  _globals['_GATEWAY']._serialized_end=1465
 # @@protoc_insertion_point(module_scope)

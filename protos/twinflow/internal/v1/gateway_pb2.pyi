@@ -63,20 +63,22 @@ class Contact(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., up: _Optional[bool] = ..., problem: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "waiting", "waiting_tokens", "full", "busy_seconds", "prompt_tokens")
+    __slots__ = ("running", "waiting", "waiting_tokens", "full", "busy_seconds", "prompt_tokens", "receiving")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FULL_FIELD_NUMBER: _ClassVar[int]
     BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVING_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     waiting_tokens: int
     full: float
     busy_seconds: float
     prompt_tokens: int
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., full: _Optional[float] = ..., busy_seconds: _Optional[float] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+    receiving: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., full: _Optional[float] = ..., busy_seconds: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., receiving: _Optional[int] = ...) -> None: ...
 
 class LatencyCounts(_message.Message):
     __slots__ = ("width", "ttft", "gaps")
