@@ -227,8 +227,9 @@ class Dispatcher:
                     async with aclosing(self._attempt(journey, route)) as deltas:
                         async for delta in deltas:
                             self._queue.answered(spec)
-                            self._turnstile.leave(spec)
+                            # Paid first: whoever is next is chosen by what everybody has paid.
                             self._turnstile.generated(spec, len(delta.token_ids))
+                            self._turnstile.leave(spec)
                             self._history.deliver(story, delta)
                             yield delta
                     return

@@ -38,6 +38,7 @@ class Behaviour:
     """What a fake worker does with a submission; may be changed while it runs.
 
     Attributes:
+        gate: submissions wait for it before their first token.
         pause_after: tokens of a submission after which it waits until it is aborted.
         failure: every submission ends with this error.
         forgets_deadlines: a submission without tokens is not ended at its deadline.
@@ -45,6 +46,7 @@ class Behaviour:
         load: reported, beside what is live.
     """
 
+    gate: asyncio.Event | None = None
     pause_after: int | None = None
     failure: TwinflowError | None = None
     forgets_deadlines: bool = False
@@ -221,6 +223,8 @@ class _Session:
         tokens = [*submission.prompt_token_ids, *submission.output_token_ids]
         end = len(submission.prompt_token_ids) + submission.max_tokens
         first = len(tokens)
+        if behaviour.gate is not None:
+            await behaviour.gate.wait()
         while len(tokens) < end:
             if behaviour.pause_after is not None and len(tokens) - first >= behaviour.pause_after:
                 await asyncio.Event().wait()

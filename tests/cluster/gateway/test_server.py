@@ -137,6 +137,46 @@ async def test_controller_gateway_and_workers_prove_themselves(
         await gateway.stop(0.0)
 
 
+async def test_a_greedy_key_keeps_nobody_waiting(config: GatewayConfig) -> None:
+    """While both have something waiting they get the same in tokens, however that is cut."""
+    keys, count = ("greedy", "modest"), 20
+    prompts = {"greedy": [5] * 16, "modest": [6] * 4}
+    limits = {"max_queued_requests": 99, "max_key_queued_requests": count, "fair_tokens": 16}
+    gateway_config = msgspec.structs.replace(config, api_keys=keys, **limits)
+    worker, gate = FakeWorker("mixed-0", "mixed", **WORKERS), asyncio.Event()
+    worker.behaviour.gate = gate
+
+    async def ask(http: httpx.AsyncClient, key: str) -> httpx.Response:
+        body = BODY | {"prompt": prompts[key], "max_tokens": 1}
+        headers = {"authorization": f"Bearer {key}"}
+        return await http.post("/v1/completions", json=body, headers=headers)
+
+    async with started(gateway_config) as (gateway, http, _), running(worker) as (address,):
+        await gateway.follow([Duty(address)])
+        await until(lambda: gateway.dispatcher.available)
+        asked = []
+        for key in keys:
+            asked += [asyncio.create_task(ask(http, key)) for _ in range(count)]
+            await until(lambda: gateway.dispatcher.queue.num_requests == len(asked))  # noqa: B023
+            refused = await ask(http, key)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert "Too much of this API key waits" in refused.text
+        gate.set()
+        answers = await asyncio.gather(*asked)
+        gateway.dispatcher.check_integrity()
+    assert {answer.status_code for answer in answers} == {200}
+    sent = [list(submission.prompt_token_ids) for submission in worker.submissions]
+    order = [key for prompt in sent for key in keys if prompt == prompts[key]]  # not the probes
+    assert (order[0], order.count("greedy"), order.count("modest")) == ("greedy", count, count)
+    served, price = dict.fromkeys(keys, 0), {key: len(prompts[key]) + 2 for key in keys}
+    # The first one went before anybody else was there. The bound is that of the design.
+    for key in order[1:]:
+        served[key] += price[key]
+        assert abs(served["greedy"] - served["modest"]) <= 2 * max(16, 2 * 4), order
+        if served["modest"] == count * price["modest"]:
+            break
+
+
 async def test_workers_that_cannot_serve_together(config: GatewayConfig) -> None:
     one, other = FakeWorker("mixed-0"), FakeWorker("mixed-1", block_size=8)
     async with started(config) as (gateway, http, _), running(one, other) as addresses:
