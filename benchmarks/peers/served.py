@@ -234,14 +234,17 @@ def start(
             command, stdout=said, stderr=subprocess.STDOUT, env=environment, cwd=CHECKOUT
         )
     running = Running(Arm(server.name, url), process, 0.0)
-    while not _answers(url + server.ready):
-        late = time.monotonic() - began > timeout_s
-        if late or process.poll() is not None:
-            running.stop()
-            what = f"not ready after {timeout_s:.0f} s" if late else "ended before it was ready"
-            last = log.read_text("utf-8", errors="replace").strip().splitlines()[-3:]
-            raise PeerError(f"{server.name}: {what}; its last words: {' | '.join(last)}")
-        time.sleep(_POLL_S)
+    try:
+        while not _answers(url + server.ready):
+            late = time.monotonic() - began > timeout_s
+            if late or process.poll() is not None:
+                what = f"not ready after {timeout_s:.0f} s" if late else "ended before it was ready"
+                last = log.read_text("utf-8", errors="replace").strip().splitlines()[-3:]
+                raise PeerError(f"{server.name}: {what}; its last words: {' | '.join(last)}")
+            time.sleep(_POLL_S)
+    except BaseException:  # an interrupt too: who is started and not waited for is left to nobody
+        running.stop()
+        raise
     running.start_s = time.monotonic() - began
     return running
 
