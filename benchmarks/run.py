@@ -18,8 +18,12 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 # directory of SmolLM2-135M-Instruct, {traces} that of published traces.
 TABLES = {
     "race": (
-        "peers race {model} --arms twinflow vllm-eager vllm-float32 llama-q4_1 llama-bf16"
-        " transformers --batches 1 4 16 --prompts 128 512 --rounds 3 --tokens 16"
+        "peers race {model} --cores 0 1 --rounds 5 --batches 1 16 64 --prompts 128 512 1024"
+        " --tokens 16 --arms twinflow vllm vllm-float32 llama-q4_1 llama-bf16 transformers"
+    ),
+    "served": (
+        "peers serve {model} --cores 0 1 --rate 1.2 8 --requests 40 --repeats 5"
+        " --arms twinflow-mixed twinflow-1p1d vllm-float32 --slo ttft:1000 tpot:100"
     ),
     "latent": "latent --heads 2 16 --rounds 9",
     "rank-steps": "rank_steps --rounds 15",
