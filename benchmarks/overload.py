@@ -35,7 +35,7 @@ from benchmarks.load.slo import Objective
 from benchmarks.load.summary import Summary, summarise
 from benchmarks.load.workload import Workload
 from benchmarks.peers.child import PeerError
-from benchmarks.peers.served import Server, start
+from benchmarks.peers.served import TWINFLOW, Server, start
 from benchmarks.reporting import Report, machine_line, markdown_table, new_figure
 from twinflow.cluster.simulator.lengths import Lengths
 from twinflow.protos.errors import TwinflowError
@@ -241,11 +241,10 @@ def draw(runs: Sequence[Run]) -> Figure:
 
 def servers(args: argparse.Namespace) -> Iterator[Server]:
     """The server without a promise, and the one with."""
-    command = (sys.executable, "-m", "twinflow", "serve")
     own = ("--mixed", "1", "--launcher", "local", "--port", "{port}", "--grpc-port", "0")
     shared = ("--device", "cpu", "--threads-per-worker", str(args.threads))
     for name, promise in ((_WITHOUT, ()), (_WITH, ("--max-ttft-ms", str(args.ttft)))):
-        yield Server(name, command, (*own, *shared, *promise), ready="/ready")
+        yield Server(name, TWINFLOW, (*own, *shared, *promise), ready="/ready")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -57,7 +57,7 @@ class Server:
     ready: str = "/health"
 
 
-_TWINFLOW = (sys.executable, "-m", "twinflow", "serve")
+TWINFLOW = (sys.executable, "-m", "twinflow", "serve")
 _OWN_FLAGS = ("--port", "{port}", "--grpc-port", "{spare}", "--launcher", "local")
 
 
@@ -73,10 +73,10 @@ def _vllm(name: str, dtype: str, *flags: str) -> Server:
 SERVERS = {
     each.name: each
     for each in (
-        Server("twinflow-mixed", _TWINFLOW, (*_OWN_FLAGS, "--mixed", "1"), ready="/ready"),
+        Server("twinflow-mixed", TWINFLOW, (*_OWN_FLAGS, "--mixed", "1"), ready="/ready"),
         Server(
             "twinflow-1p1d",
-            _TWINFLOW,
+            TWINFLOW,
             (*_OWN_FLAGS, "--prefill", "1", "--decode", "1"),
             ready="/ready",
         ),

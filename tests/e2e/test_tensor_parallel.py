@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.checkpoints import write_checkpoint
-from tests.support.completions import CompletionsClient, for_each
+from tests.support.completions import CompletionsClient, for_each, read_stream
 from tests.support.deployments import QUIET_S, Deployment, serving, wait_until
 from tests.support.request_mixes import Ask, MixShape, random_asks
 from tests.support.served_models import TINY_CONTEXT, TINY_VOCAB
@@ -81,24 +81,13 @@ async def test_a_rank_of_the_only_worker_freezes(tiny_model: Path) -> None:
     (output,) = llm.generate([LONG.prompt], LONG.params, use_tqdm=False)
     with serving(tiny_model, *FLAGS, *ONE_WORKER, *ROOMY) as deployment:
         began, before = asyncio.Event(), deployment.workers
-        async with CompletionsClient(deployment) as client:
-            reading = asyncio.create_task(tokens_of(client, LONG, began))
-            await asyncio.wait_for(began.wait(), QUIET_S)
-            before[0].suspend()
-            await leaves_the_pool(deployment, "mixed-0")
-            assert await reading == output.outputs[0].token_ids
+        reading = asyncio.create_task(read_stream(deployment, LONG, began))
+        await asyncio.wait_for(began.wait(), QUIET_S)
+        before[0].suspend()
+        await leaves_the_pool(deployment, "mixed-0")
+        assert await reading == output.outputs[0].token_ids
         assert "mixed-0 is lost: " in deployment.log
         assert not {process.pid for process in before} & deployment.processes().keys()
-
-
-async def tokens_of(client: CompletionsClient, ask: Ask, began: asyncio.Event) -> tuple[int, ...]:
-    """Stream an answer; returns its tokens once it is complete."""
-    tokens: list[int] = []
-    async for event in client.events(ask):
-        assert "error" not in event, event
-        tokens += event["choices"][0]["token_ids"]
-        began.set()
-    return tuple(tokens)
 
 
 async def test_requests_of_a_worker_that_lost_a_rank_go_on_elsewhere(tiny_model: Path) -> None:
@@ -107,14 +96,13 @@ async def test_requests_of_a_worker_that_lost_a_rank_go_on_elsewhere(tiny_model:
     flags = (*FLAGS, *ROOMY, *ONE_WORKER, "--mixed", "2")
     with serving(tiny_model, *flags) as deployment:
         assert len(deployment.workers) == 4
-        async with CompletionsClient(deployment) as client:
-            begun = [asyncio.Event() for _ in range(4)]
-            reading = [asyncio.create_task(tokens_of(client, LONG, event)) for event in begun]
-            await asyncio.wait_for(asyncio.gather(*(event.wait() for event in begun)), QUIET_S)
-            deployment.workers[1].kill()
-            await leaves_the_pool(deployment, "mixed-0")
-            for tokens in await asyncio.gather(*reading):
-                assert tokens == output.outputs[0].token_ids
+        begun = [asyncio.Event() for _ in range(4)]
+        reading = [asyncio.create_task(read_stream(deployment, LONG, event)) for event in begun]
+        await asyncio.wait_for(asyncio.gather(*(event.wait() for event in begun)), QUIET_S)
+        deployment.workers[1].kill()
+        await leaves_the_pool(deployment, "mixed-0")
+        for tokens in await asyncio.gather(*reading):
+            assert tokens == output.outputs[0].token_ids
         assert "sequence moves to another worker" in deployment.log
         assert "mixed-0 is lost: " in deployment.log
 
