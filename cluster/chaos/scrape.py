@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from twinflow.cluster.chaos.history import Counters
+from twinflow.cluster.metrics_page import MetricsPage
 
 # Gauges that are zero when nothing runs, and counters of sequences that ended.
 _LOADS = (
@@ -22,38 +21,27 @@ _REFUSED_DIGESTS = "twinflow:handoff_digests_refused_total"
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """The samples of one scrape.
+    """One scrape.
 
     Attributes:
-        samples: value by name and labels, the model's name left out.
+        page: its samples.
     """
 
-    samples: dict[tuple[str, tuple[tuple[str, str], ...]], float]
+    page: MetricsPage
 
     @classmethod
     def parse(cls, text: str) -> "Scrape":
         """Read Prometheus' text format."""
-        samples = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                labels = {k: v for k, v in sample.labels.items() if k != "model_name"}
-                samples[sample.name, tuple(sorted(labels.items()))] = sample.value
-        return cls(samples)
+        return cls(MetricsPage.parse(text))
 
     def value(self, name: str, **labels: str) -> float:
         """The sum of the samples with this name and these labels among theirs."""
-        wanted = set(labels.items())
-        return sum(
-            value
-            for (sample, have), value in self.samples.items()
-            if sample == name and wanted <= set(have)
-        )
+        return self.page.total(name, **labels) or 0.0
 
     @property
     def workers(self) -> frozenset[str]:
         """Ids of the workers that have reported."""
-        labels = (dict(have) for (name, have) in self.samples if name == _TOTAL)
-        return frozenset(have["worker"] for have in labels)
+        return frozenset(sample.labels["worker"] for sample in self.page.samples.get(_TOTAL, ()))
 
     def held(self) -> dict[str, float]:
         """What requests hold now, by worker and kind; empty when nothing is held."""

@@ -1,6 +1,6 @@
 """A server's metrics at one moment, and what has happened between two.
 
-Reads Prometheus' text format; asks nobody and keeps no time of its own.
+Asks nobody and keeps no time of its own.
 """
 
 import math
@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
+from twinflow.cluster.metrics_page import MetricsPage
 
 UP, DRAINING = "twinflow:worker_up", "twinflow:worker_draining"
 
@@ -20,35 +19,26 @@ class Scrape:
 
     Attributes:
         at: when it was read, in seconds of any clock.
-        samples: by name.
+        page: what it says.
     """
 
     at: float
-    samples: Mapping[str, tuple[Sample, ...]]
+    page: MetricsPage
 
     @classmethod
-    def of(cls, page: str, at: float) -> "Scrape":
+    def of(cls, text: str, at: float) -> "Scrape":
         """Of a page in Prometheus' text format."""
-        found: dict[str, list[Sample]] = {}
-        for family in text_string_to_metric_families(page):
-            for sample in family.samples:
-                found.setdefault(sample.name, []).append(sample)
-        return cls(at, {name: tuple(samples) for name, samples in found.items()})
+        return cls(at, MetricsPage.parse(text))
 
     def total(self, name: str, **labels: str) -> float | None:
-        """The sum of all samples with these labels; None if there are none."""
-        values = [
-            sample.value
-            for sample in self.samples.get(name, ())
-            if labels.items() <= sample.labels.items()
-        ]
-        return math.fsum(values) if values else None
+        """See `MetricsPage.total`."""
+        return self.page.total(name, **labels)
 
     def by_worker(self, names: Iterable[str]) -> dict[tuple[str, str], dict[str, float]]:
         """Values of metrics that workers have, by role and worker, in order."""
         found: dict[tuple[str, str], dict[str, float]] = {}
         for name in names:
-            for sample in self.samples.get(name, ()):
+            for sample in self.page.samples.get(name, ()):
                 if "worker" in sample.labels:
                     worker = (sample.labels.get("role", ""), sample.labels["worker"])
                     found.setdefault(worker, {})[name] = sample.value
@@ -81,7 +71,7 @@ class Between:
         above the last bound count as that bound.
         """
         bucket = f"{name}_bucket"
-        written = {sample.labels["le"] for sample in self.last.samples.get(bucket, ())}
+        written = {sample.labels["le"] for sample in self.last.page.samples.get(bucket, ())}
         counts = sorted((float(le), self.grown(bucket, le=le) or 0.0) for le in written)
         rank = share * counts[-1][1] if counts else 0.0
         if not rank:

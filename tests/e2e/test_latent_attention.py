@@ -60,4 +60,4 @@ def test_tpla_says_what_it_costs_and_depends_on_no_company(expected: list[Contin
         assert found.prompt_token_ids == exact.prompt_token_ids
         assert found.token_ids[0] == exact.token_ids[0], "prompts are computed exactly"
     assert metrics.finished == 2 * len(PROMPTS)
-    assert any(name.startswith("twinflow:tpla_") for name, _ in metrics.samples)
+    assert any(name.startswith("twinflow:tpla_") for name in metrics.page.samples)
